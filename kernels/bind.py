@@ -1,0 +1,121 @@
+"""A template and the scalars it is bound to make a kernel, kept in Numba's disk cache.
+
+Numba finds a cached kernel by its file's time stamp, its name and its bytecode. A function that closes over
+another compiled function never hits that cache; a copy of the template whose *globals* hold the scalars does,
+if its name says everything that the bytecode does not: which scalars, their source, the options they were
+compiled with. This module makes such copies and such names, and is the only metaprogramming here.
+"""
+
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+@cache
+def _kernel_sources() -> str:
+    """A digest of this package's own source: an edit of the maths or of a template drops what it made."""
+    digest = hashlib.sha256()
+    for path in sorted(HERE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """A digest of all that decides what a definition's function computes.
+
+    Its bytecode and constants, and whatever it refers to: other functions, followed in the same way,
+    and the values of globals and closure cells. Comments, names and line numbers do not count.
+    """
+    digest = hashlib.sha256()
+    seen: set[int] = set()
+
+    def add(text: object) -> None:
+        digest.update(repr(text).encode() + b"\0")
+
+    def follow(value: object) -> None:
+        value = getattr(value, "py_func", value)
+        if isinstance(value, types.FunctionType):
+            if id(value) not in seen:
+                seen.add(id(value))
+                follow_function(value)
+        elif isinstance(value, types.ModuleType):
+            add(value.__name__)
+        elif isinstance(value, np.ndarray):
+            add((value.dtype.str, value.shape, value.tobytes()))
+        elif isinstance(value, list | tuple):
+            add(type(value).__name__)
+            for item in value:
+                follow(item)
+        elif isinstance(value, type | types.BuiltinFunctionType | np.ufunc):
+            add(f"{getattr(value, '__module__', '')}.{value.__name__}")
+        else:
+            add(value)
+
+    def follow_code(code: types.CodeType, scope: Mapping[str, Any]) -> None:
+        add((code.co_code, code.co_names, code.co_varnames, code.co_argcount))
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                follow_code(constant, scope)
+            else:
+                add(constant)
+        for name in code.co_names:
+            if name in scope:
+                # The library's own functions are covered by the digest of its source.
+                if getattr(scope[name], "__module__", "").startswith(__package__):
+                    add(name)
+                else:
+                    follow(scope[name])
+
+    def follow_function(function: types.FunctionType) -> None:
+        add((function.__defaults__, function.__kwdefaults__))
+        follow_code(function.__code__, function.__globals__)
+        for cell in function.__closure__ or ():
+            follow(cell.cell_contents)
+
+    follow(function)
+    return digest.hexdigest()
+
+
+def bind(
+    template: Callable[..., Any],
+    scope: Mapping[str, Any],
+    name: str,
+    identity: object,
+    decorate: Callable[[Callable[..., Any]], Any],
+) -> Any:
+    """A copy of `template` whose globals hold `scope`, compiled by `decorate`.
+
+    Parameters
+    ----------
+    template : function
+        It refers to what is bound as to globals.
+    scope : mapping
+        Names that the template uses, and their objects.
+    name : str
+        Stands in the cache's file name, for people.
+    identity : object
+        All that the kernel depends on beyond the template and this package's source: its ``repr`` goes
+        into the name's digest, so that two different kernels never share a cache entry.
+    decorate : callable
+        For instance ``numba.njit(cache=True)``.
+    """
+    digest = hashlib.sha256(f"{_kernel_sources()} {identity!r}".encode()).hexdigest()[:16]
+    assert inspect.isfunction(template)
+    copy = types.FunctionType(
+        template.__code__,
+        {**template.__globals__, **scope},
+        template.__name__,
+        template.__defaults__,
+        template.__closure__,
+    )
+    copy.__qualname__ = f"{template.__name__}_{name}_{digest}"
+    copy.__module__ = template.__module__
+    return decorate(copy)

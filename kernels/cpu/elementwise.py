@@ -1,0 +1,266 @@
+"""Elementwise losses: each term depends on one element of two or three arrays.
+
+`loop` is the template: a run of contiguous elements of one dtype. `compile_block` binds it to a loss's scalar
+functions and gives the C function that `drive` calls for each block. What a call does not ask for (a third
+operand, weights, an upstream gradient, an output) is None in `loop`, and gone when compiled.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cfunc, njit, types
+from numba.core.compiler import Compiler
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from ..bind import bind, fingerprint
+from .target import LOOP, SCALAR, DistinctArrays, derivatives
+
+
+class Scalars(NamedTuple):
+    """A loss's functions of one element, and what they take.
+
+    `value`, and `slopes` that replace derived ones (by operand), take the operands, then the options.
+    An entry of `options` is None for a number given at run time, else the bool it is compiled with.
+    `domains` has, per operand, the closed interval it must lie in and whether NaN may pass, or None; `absent`
+    has the numbers that stand for operands which the call does not give.
+    """
+
+    name: str
+    arity: int
+    value: Callable[..., Any]
+    slopes: tuple[tuple[int, Callable[..., Any]], ...] = ()
+    options: tuple[bool | None, ...] = ()
+    domains: tuple[tuple[float, float, bool] | None, ...] = (None, None, None)
+    absent: tuple[float | None, ...] = ()
+
+
+class Request(NamedTuple):
+    """What one kernel computes. Arrays are passed in this order: operands, weights, upstream, outputs."""
+
+    weighted: bool = False  # an array multiplies each term
+    upstream: bool = False  # an array multiplies each gradient
+    terms: bool = False  # the terms are an output, and not summed
+    wrt: tuple[int, ...] = ()  # operands to differentiate: an output each
+    in_place: tuple[bool, ...] = ()  # per entry of `wrt`: the gradient overwrites its operand
+    curvature: bool = False  # the second derivative by the one operand in `wrt` is the last output
+
+
+# Bound by `compile_block`; named here for readers and checkers.
+T: Any = np.float32
+value: Any = None
+at0: Any = None
+at1: Any = None
+at2: Any = None
+valid: Any = None
+options: Any = None
+unpack: Any = None
+run: Any = None
+
+# Elements that are summed in the arithmetic dtype, before the sum goes on in float64. A float64 sum in the
+# loop itself would halve the vectors (Huber, in cache: 0.56 against 0.3 ns an element).
+RUN = 1024
+
+
+def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid):
+    """One run: read operands `x t u`, weights `w`, upstream `c`; write `terms`, gradients, curvature.
+
+    `numbers` points to the gradient's scale and then the options. The number of elements outside of the
+    loss's domain is added to `invalid`. Returns the sum of the terms.
+    """
+    zero = T(0)
+    scale = T(numbers[0])
+    o = options(numbers, zero)
+    total = zero
+    outside = 0
+    for i in range(x.size):
+        xi, ti = x[i], t[i]
+        ui = zero if u is None else u[i]
+        if g0 is None:
+            v = value(xi, ti, ui, o)
+        else:
+            v, d0, h0 = at0(xi, ti, ui, o)
+        ok = valid(xi, ti, ui)
+        f = scale
+        keep = True
+        if w is not None:
+            # A zero weight gives exactly zero, also where the loss is NaN or infinite.
+            wi = w[i]
+            keep = wi != zero
+            ok = ok | (wi == zero)
+            v = v * wi if keep else zero
+            f = f * wi
+        if c is not None:
+            f = f * c[i]
+        if g0 is not None:
+            g0[i] = d0 * f if keep else zero
+        if g1 is not None:
+            d1 = at1(xi, ti, ui, o)[1]
+            g1[i] = d1 * f if keep else zero
+        if g2 is not None:
+            d2 = at2(xi, ti, ui, o)[1]
+            g2[i] = d2 * f if keep else zero
+        if h is not None:
+            h[i] = h0 * f if keep else zero
+        if not ok:
+            outside += 1
+        if terms is not None:
+            terms[i] = v
+        else:
+            total += v
+    invalid[0] += outside
+    return total
+
+
+def entry(pointers, numbers, n, invalid):
+    total = 0.0
+    for start in range(0, n, RUN):
+        x, t, u, w, c, terms, g0, g1, g2, h = unpack(pointers, start, min(RUN, n - start))
+        total += run(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid)
+    return total
+
+
+SIGNATURE = types.float64(
+    types.CPointer(types.int64), types.CPointer(types.float64), types.int64, types.CPointer(types.int64)
+)
+
+
+def _slots(arity: int, request: Request) -> list[int | None]:
+    """For each array argument of `loop`: which pointer it is, or None."""
+    count = 0
+
+    def take(present: bool) -> int | None:
+        nonlocal count
+        if not present:
+            return None
+        count += 1
+        return count - 1
+
+    operands = [take(k < arity) for k in range(3)]
+    weights, upstream = take(request.weighted), take(request.upstream)
+    terms = take(request.terms)
+    in_place = request.in_place or (False,) * len(request.wrt)
+    gradients = [
+        operands[k] if same else take(True) for k, same in zip(request.wrt, in_place, strict=True)
+    ]
+    gradients += [None] * (3 - len(gradients))
+    return [*operands, weights, upstream, terms, *gradients, take(request.curvature)]
+
+
+def _unpacker(slots: list[int | None], dtype: types.Type) -> Any:
+    """An intrinsic: `n` elements behind each pointer, as the arrays (or Nones) that `loop` takes."""
+    array = types.Array(dtype, 1, "C")
+
+    @intrinsic
+    def unpack(typingctx, pointers, start, n):
+        result = types.Tuple([types.none if s is None else array for s in slots])
+
+        def codegen(context, builder, sig, args):
+            size = context.get_constant(types.intp, dtype.bitwidth // 8)
+            made = {}
+            for slot in sorted({s for s in slots if s is not None}):
+                base = builder.load(builder.gep(args[0], [context.get_constant(types.intp, slot)]))
+                pointer = builder.inttoptr(base, context.get_data_type(dtype).as_pointer())
+                made[slot] = context.make_array(array)(context, builder)
+                populate_array(
+                    made[slot],
+                    data=builder.gep(pointer, [args[1]]),
+                    shape=[args[2]],
+                    strides=[size],
+                    itemsize=size,
+                    meminfo=None,
+                )
+            out = [context.get_dummy_value() if s is None else made[s]._getvalue() for s in slots]
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return result(pointers, types.intp, types.intp), codegen
+
+    return unpack
+
+
+def _checker(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
+    """Whether an element's operands lie in their domains."""
+
+    def inside(domain):
+        if domain is None:
+            return njit(**SCALAR)(lambda x: True)
+        low, high, nan = T(domain[0]), T(domain[1]), domain[2]
+        if nan:
+            return njit(**SCALAR)(lambda x: (not (x < low)) & (not (x > high)))
+        return njit(**SCALAR)(lambda x: (x >= low) & (x <= high))
+
+    first, second, third = map(inside, domains)
+    return njit(**SCALAR)(lambda x, t, u: first(x) & second(t) & third(u))
+
+
+def lift(scalars: Scalars, variable: int | None) -> Any:
+    """The compiled function ``(x, t, u, options) -> value, slope, curvature`` in one operand.
+
+    With no variable: the value alone.
+    """
+    jets = derivatives()
+    definition = jets.jit(scalars.value)
+    constant, parts = jets.seed(scalars.arity, None, scalars.absent), jets.parts
+
+    @njit(**SCALAR)
+    def value(x, t, u, o):
+        return parts(definition(*(constant(x, t, u) + o)), x)[0]
+
+    if variable is None:
+        return value
+    seed = jets.seed(scalars.arity, variable, scalars.absent)
+    override = dict(scalars.slopes).get(variable)
+    if override is None:
+
+        @njit(**SCALAR)
+        def derived(x, t, u, o):
+            return parts(definition(*(seed(x, t, u) + o)), x)
+
+        return derived
+    slope = jets.jit(override)
+
+    @njit(**SCALAR)
+    def stated(x, t, u, o):
+        d = parts(slope(*(seed(x, t, u) + o)), x)
+        return value(x, t, u, o), d[0], d[1]
+
+    return stated
+
+
+def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
+    """The kernel of one loss for one request and arithmetic dtype, as a C function over one block."""
+    T = dtype.type
+    identity = (
+        scalars.name,
+        scalars.arity,
+        fingerprint(scalars.value),
+        [(k, fingerprint(f)) for k, f in scalars.slopes],
+        scalars.options,
+        scalars.domains,
+        scalars.absent,
+        tuple(request),
+        dtype.name,
+    )
+    jets = derivatives()
+    dtype_ = types.float32 if dtype == np.float32 else types.float64
+    slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
+    slopes += [None] * (3 - len(slopes))
+    # With distinct arrays LLVM may assume that no store changes a later load; an array that is read and
+    # overwritten is one pointer, whose every element is read first, and needs no such promise.
+    pipeline = Compiler if any(request.in_place) else DistinctArrays
+    inner = njit(pipeline_class=pipeline, forceinline=True, **LOOP)
+    scope = dict(
+        T=T,
+        value=lift(scalars, None),
+        at0=slopes[0],
+        at1=slopes[1],
+        at2=slopes[2],
+        valid=_checker(scalars.domains, T),
+        options=jets.options(scalars.options, start=1),
+    )
+    outer = dict(
+        unpack=_unpacker(_slots(scalars.arity, request), dtype_),
+        run=bind(loop, scope, scalars.name, identity, inner),
+    )
+    return bind(entry, outer, scalars.name, identity, cfunc(SIGNATURE, cache=True, **LOOP))

@@ -1,0 +1,48 @@
+"""Numba's CPU target: compile flags, and the parts that `kernels.jets` installs its rules with."""
+
+from functools import cache, partial
+from types import SimpleNamespace
+
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.compiler import Compiler
+from numba.core.imputils import lower_cast
+from numba.extending import intrinsic, models, overload, register_model
+
+from .. import jets
+
+# Scalars keep IEEE semantics but for fused multiply-add and the sign of zero: reassociation would cancel the
+# rounding tricks of `kernels.math`, and `nnan`/`ninf` would delete the handling of NaN and infinity. Flags
+# travel with the instruction, so both sets hold after inlining.
+SCALAR = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
+# A loop over elements may also reassociate: that is what lets its sum vectorise.
+LOOP = dict(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+class DistinctArrays(Compiler):
+    """Compile a function whose array arguments never share memory.
+
+    LLVM then needs no checks at run time before it vectorises a loop. Numba has the flag, and no option
+    that sets it.
+    """
+
+    def define_pipelines(self):  # type: ignore[no-untyped-def]
+        self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+@cache
+def derivatives() -> SimpleNamespace:
+    """The jets, installed for the CPU when the first kernel is made."""
+    return jets.install(
+        SimpleNamespace(
+            types=types,
+            cgutils=cgutils,
+            intrinsic=intrinsic,
+            models=models,
+            register_model=register_model,
+            lower_cast=lower_cast,
+            overload=partial(overload, jit_options=SCALAR),
+            jit=njit(**SCALAR),
+        )
+    )

@@ -1,0 +1,514 @@
+"""Derivatives of a loss from its value, by a Numba type.
+
+A :class:`Jet` carries value, first and second derivative with respect to one variable through ordinary
+Python arithmetic, branches included; a :class:`Const` is an array element or an option that is not
+differentiated. A definition's function is compiled as it stands. Literals take the type of the Jet or Const
+that they meet, so float32 stays float32. LLVM removes whatever a kernel does not use of a Jet.
+
+The rules are written once, here, and installed into a target's type system by :func:`install`: the same
+text serves the CPU and CUDA. Conventions at kinks are PyTorch's: the slope of ``abs`` at zero is zero, and
+``maximum(a, b)`` takes the slope of its first argument at a tie, as ``clamp`` does.
+"""
+
+import builtins
+import math as _libm
+import operator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import math as nm
+
+# Functions of one variable: value, first and second derivative, in terms of a Const.
+
+
+def _exp(x):
+    y = nm.exp(x)
+    return y, y, y
+
+
+def _log(x):
+    r = 1 / x
+    return nm.log(x), r, -r * r
+
+
+def _log1p(x):
+    r = 1 / (1 + x)
+    return nm.log1p(x), r, -r * r
+
+
+def _expm1(x):
+    y = nm.expm1(x)
+    e = nm.exp(x)
+    return y, e, e
+
+
+def _sqrt(x):
+    y = nm.sqrt(x)
+    d = 0.5 / y
+    return y, d, -d / (2 * x)
+
+
+def _sigmoid(x):
+    # 1 - y cancels for large x; sigmoid(-x) is the same number without the cancellation.
+    y = nm.sigmoid(x)
+    z = nm.sigmoid(-x)
+    return y, y * z, y * z * (z - y)
+
+
+def _softplus(x):
+    y = nm.sigmoid(x)
+    return nm.softplus(x), y, y * nm.sigmoid(-x)
+
+
+def _log_sigmoid(x):
+    z = nm.sigmoid(-x)
+    return nm.log_sigmoid(x), z, -z * nm.sigmoid(x)
+
+
+def _tanh(x):
+    y = nm.tanh(x)
+    d = 1 - y * y
+    return y, d, -2 * y * d
+
+
+def _sin(x):
+    y = nm.sin(x)
+    return y, nm.cos(x), -y
+
+
+def _cos(x):
+    y = nm.cos(x)
+    return y, -nm.sin(x), -y
+
+
+def _arctan(x):
+    d = 1 / (1 + x * x)
+    return nm.arctan(x), d, -2 * x * d * d
+
+
+def _erf(x):
+    d = 1.1283791670955126 * nm.exp(-x * x)
+    return nm.erf(x), d, -2 * x * d
+
+
+def _square(x):
+    return x * x, 2 * x, 0 * x + 2
+
+
+# Every spelling of a function that a definition may use, and its rule.
+UNARY = {
+    _exp: (nm.exp, np.exp, _libm.exp),
+    _log: (nm.log, np.log, _libm.log),
+    _log1p: (nm.log1p, np.log1p, _libm.log1p),
+    _expm1: (nm.expm1, np.expm1, _libm.expm1),
+    _sqrt: (nm.sqrt, np.sqrt, _libm.sqrt),
+    _sigmoid: (nm.sigmoid,),
+    _softplus: (nm.softplus,),
+    _log_sigmoid: (nm.log_sigmoid,),
+    _tanh: (nm.tanh, np.tanh, _libm.tanh),
+    _sin: (nm.sin, np.sin, _libm.sin),
+    _cos: (nm.cos, np.cos, _libm.cos),
+    _arctan: (nm.arctan, np.arctan, _libm.atan),
+    _erf: (nm.erf, _libm.erf),
+    _square: (nm.square, np.square),
+}
+
+
+def install(target: Any) -> SimpleNamespace:
+    """Teach one target the two types.
+
+    Parameters
+    ----------
+    target : object with ``types, cgutils, intrinsic, models, register_model, overload, lower_cast, jit``
+        the parts of the target's Numba: its type classes, and its extension decorators.
+
+    Returns
+    -------
+    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``options``, ``parts`` (what kernels call) and
+    ``jit`` (compiles a definition's function for this target).
+    """
+    types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
+    overload = target.overload
+
+    class Dual(types.Type):  # type: ignore[misc, name-defined]
+        fields: tuple[str, ...] = ()
+
+        def __init__(self, T):
+            self.T = T
+            super().__init__(f"{type(self).__name__}({T})")
+
+        @property
+        def key(self):
+            return self.T
+
+        def can_convert_from(self, typingctx, other):
+            if isinstance(other, types.Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+                return typingctx.can_convert(types.int64, types.float64)  # safe, and worse than exact
+            return None
+
+        def unify(self, typingctx, other):
+            if isinstance(other, types.Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+                return self
+            return None
+
+    class Jet(Dual):
+        """Value, first and second derivative."""
+
+        fields = ("v", "d", "h")
+
+    class Const(Dual):
+        """A number that is not differentiated, and gives its type to literals."""
+
+        fields = ("v",)
+
+    for kind in (Jet, Const):
+
+        @target.register_model(kind)
+        class Model(target.models.StructModel):
+            def __init__(self, manager, fe_type):
+                super().__init__(manager, fe_type, [(f, fe_type.T) for f in fe_type.fields])
+
+    # ---- building and taking apart, at the level of LLVM -----------------------------------------
+    def get(context, builder, type_, value, field):
+        return getattr(cgutils.create_struct_proxy(type_)(context, builder, value=value), field)
+
+    def build(context, builder, type_, *values):
+        proxy = cgutils.create_struct_proxy(type_)(context, builder)
+        zero = context.get_constant(type_.T, 0)
+        for field, value in zip(type_.fields, (*values, zero, zero), strict=False):
+            setattr(proxy, field, value)
+        return proxy._getvalue()
+
+    def number(context, builder, type_, value, T):
+        """The plain value of a Jet, a Const or a number, in the arithmetic type."""
+        if isinstance(type_, Dual):
+            return get(context, builder, type_, value, "v")
+        return context.cast(builder, value, type_, T)
+
+    @target.lower_cast(types.Number, Const)
+    @target.lower_cast(types.Number, Jet)
+    @target.lower_cast(Const, Jet)
+    def to_dual(context, builder, fromty, toty, value):
+        return build(context, builder, toty, number(context, builder, fromty, value, toty.T))
+
+    @intrinsic
+    def jet(typingctx, v, d, h):
+        def codegen(context, builder, sig, args):
+            return build(context, builder, sig.return_type, *args)
+
+        return Jet(v)(v, d, h), codegen
+
+    @intrinsic
+    def const(typingctx, v):
+        def codegen(context, builder, sig, args):
+            return build(context, builder, sig.return_type, *args)
+
+        return Const(v)(v), codegen
+
+    @intrinsic
+    def val(typingctx, x, like):
+        """The plain value of `x`, in the arithmetic type of `like` (or of `x`, a Jet or Const itself)."""
+        T = x.T if isinstance(x, Dual) else like.T
+
+        def codegen(context, builder, sig, args):
+            return number(context, builder, sig.args[0], args[0], sig.return_type)
+
+        return T(x, like), codegen
+
+    def getter(field):
+        @intrinsic
+        def getfield(typingctx, x):
+            def codegen(context, builder, sig, args):
+                return get(context, builder, sig.args[0], args[0], field)
+
+            return x.T(x), codegen
+
+        return getfield
+
+    V, D, H = map(getter, "vdh")
+
+    @intrinsic
+    def choose(typingctx, condition, a, b):
+        """`a` where the condition holds, else `b`, without a branch."""
+        duals = [x for x in (a, b) if isinstance(x, Dual)]
+        result = next((x for x in duals if isinstance(x, Jet)), duals[0])
+
+        def codegen(context, builder, sig, args):
+            a, b = (context.cast(builder, x, t, result) for x, t in zip(args[1:], sig.args[1:], strict=True))
+            c = context.cast(builder, args[0], sig.args[0], types.boolean)
+            return build(
+                context,
+                builder,
+                result,
+                *(
+                    builder.select(c, get(context, builder, result, a, f), get(context, builder, result, b, f))
+                    for f in result.fields
+                ),
+            )
+
+        return result(condition, a, b), codegen
+
+    # ---- arithmetic -------------------------------------------------------------------------------
+    def kind_of(t):
+        if isinstance(t, Jet):
+            return "j"
+        if isinstance(t, Const):
+            return "c"
+        return "n" if isinstance(t, types.Number | types.Boolean) else ""
+
+    def binary(spellings, jj, jc, cj, cc):
+        """Rules for two Jets, Jet and constant, constant and Jet, two constants, for every spelling."""
+        rules = {"jj": jj, "jc": jc, "jn": jc, "cj": cj, "nj": cj, "cc": cc, "cn": cc, "nc": cc}
+        for f in spellings:
+            overload(f)(lambda a, b: rules.get(kind_of(a) + kind_of(b)))
+
+    binary(
+        (operator.add, operator.iadd, np.add),
+        lambda a, b: jet(V(a) + V(b), D(a) + D(b), H(a) + H(b)),
+        lambda a, b: jet(V(a) + val(b, a), D(a), H(a)),
+        lambda a, b: jet(val(a, b) + V(b), D(b), H(b)),
+        lambda a, b: const(val(a, b) + val(b, a)),
+    )
+    binary(
+        (operator.sub, operator.isub, np.subtract),
+        lambda a, b: jet(V(a) - V(b), D(a) - D(b), H(a) - H(b)),
+        lambda a, b: jet(V(a) - val(b, a), D(a), H(a)),
+        lambda a, b: jet(val(a, b) - V(b), -D(b), -H(b)),
+        lambda a, b: const(val(a, b) - val(b, a)),
+    )
+
+    def times(a, b):
+        cross = D(a) * D(b)
+        return jet(V(a) * V(b), V(a) * D(b) + D(a) * V(b), V(a) * H(b) + H(a) * V(b) + (cross + cross))
+
+    binary(
+        (operator.mul, operator.imul, np.multiply),
+        times,
+        lambda a, b: jet(V(a) * val(b, a), D(a) * val(b, a), H(a) * val(b, a)),
+        lambda a, b: jet(val(a, b) * V(b), val(a, b) * D(b), val(a, b) * H(b)),
+        lambda a, b: const(val(a, b) * val(b, a)),
+    )
+
+    # From q b = a: q' = (a' - q b') / b and q'' = (a'' - 2 q' b' - q b'') / b.
+    def over(a, b):
+        q = V(a) / V(b)
+        d = (D(a) - q * D(b)) / V(b)
+        cross = d * D(b)
+        return jet(q, d, (H(a) - (cross + cross) - q * H(b)) / V(b))
+
+    def over_jet(a, b):
+        q = val(a, b) / V(b)
+        d = -q * D(b) / V(b)
+        cross = d * D(b)
+        return jet(q, d, -((cross + cross) + q * H(b)) / V(b))
+
+    binary(
+        (operator.truediv, operator.itruediv, np.divide, np.true_divide),
+        over,
+        lambda a, b: jet(V(a) / val(b, a), D(a) / val(b, a), H(a) / val(b, a)),
+        over_jet,
+        lambda a, b: const(val(a, b) / val(b, a)),
+    )
+
+    @jit
+    def powered(a, p):
+        """a ** p for a constant p: the slopes stay right at a = 0 for p = 1 and 2, where 0 ** 0 is 1."""
+        n, x = V(p), V(a)
+        p1, p2 = V(p - 1), V(p - 2)
+        d1 = n * nm.power(x, p1)
+        d2 = V(0 * p) if n * p1 == V(0 * p) else n * p1 * nm.power(x, p2)
+        return jet(nm.power(x, n), d1 * D(a), d2 * D(a) * D(a) + d1 * H(a))
+
+    def power_jet_exponent(a, b):
+        return nm.exp(b * nm.log(a))
+
+    def power_literal(exponent):
+        """Small whole exponents as products: exact, and no power function in the kernel."""
+        return {
+            0: lambda a, b: 0 * a + 1,
+            1: lambda a, b: a + 0,
+            2: lambda a, b: a * a,
+            3: lambda a, b: a * a * a,
+            4: lambda a, b: (a * a) * (a * a),
+            -1: lambda a, b: 1 / a,
+            -2: lambda a, b: 1 / (a * a),
+        }.get(exponent)
+
+    def power_rule(a, b):
+        kinds = kind_of(a) + kind_of(b)
+        if isinstance(b, types.IntegerLiteral) and kinds in ("jn", "cn"):
+            rule = power_literal(b.literal_value)
+            if rule is not None:
+                return rule
+        if kinds in ("jc", "jn"):
+            return lambda a, b: powered(a, const(val(b, a)))
+        if kinds in ("jj", "cj", "nj"):
+            return power_jet_exponent
+        if kinds in ("cc", "cn", "nc"):
+            return lambda a, b: const(nm.power(val(a, b), val(b, a)))
+        return None
+
+    for f in (operator.pow, operator.ipow, np.power, _libm.pow, nm.power):
+        overload(f, prefer_literal=True)(power_rule)
+
+    def meet(a, b):
+        """Whether these are two operands of which one at least is a Jet or a Const."""
+        return kind_of(a) + kind_of(b) not in ("", "n", "nn", "j", "c")
+
+    def comparison(compare):
+        def rule(a, b):
+            return (lambda a, b: compare(val(a, b), val(b, a))) if meet(a, b) else None
+
+        overload(compare)(rule)
+
+    for f in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+        comparison(f)
+
+    overload(bool)(lambda a: (lambda a: V(a) != V(0 * a)) if isinstance(a, Dual) else None)
+
+    def negative(a):
+        return {"j": lambda a: jet(-V(a), -D(a), -H(a)), "c": lambda a: const(-V(a))}.get(kind_of(a))
+
+    for f in (operator.neg, np.negative):
+        overload(f)(negative)
+    overload(operator.pos)(lambda a: (lambda a: a + 0) if isinstance(a, Dual) else None)
+
+    def absolute(a):
+        def of_jet(a):
+            s = val(nm.sign(V(a)), a)
+            return jet(abs(V(a)), s * D(a), s * H(a))
+
+        return {"j": of_jet, "c": lambda a: const(abs(V(a)))}.get(kind_of(a))
+
+    for f in (builtins.abs, np.abs, _libm.fabs, np.fabs):
+        overload(f)(absolute)
+
+    for f in (nm.sign, np.sign):
+        overload(f)(lambda a: (lambda a: const(nm.sign(V(a)))) if isinstance(a, Dual) else None)
+
+    for f in (nm.isnan, np.isnan, _libm.isnan):
+        overload(f)(lambda a: (lambda a: V(a) != V(a)) if isinstance(a, Dual) else None)
+
+    def unary(derivatives, spellings):
+        at, function = jit(derivatives), spellings[0]
+
+        def of_jet(a):
+            y, d1, d2 = at(const(V(a)))
+            return jet(V(y), V(d1) * D(a), V(d2) * (D(a) * D(a)) + V(d1) * H(a))
+
+        def of_const(a):
+            return const(function(V(a)))
+
+        for f in spellings:
+            overload(f)(lambda a: {"j": of_jet, "c": of_const}.get(kind_of(a)))
+
+    for derivatives, spellings in UNARY.items():
+        unary(derivatives, spellings)
+
+    # ---- choices ----------------------------------------------------------------------------------
+    def extreme(spellings, first):
+        def rule(a, b):
+            if not meet(a, b):
+                return None
+            # A NaN is taken wherever it stands, as NumPy's maximum does.
+            return lambda a, b: choose(
+                first(val(a, b), val(b, a)) | (val(a, b) != val(a, b)), a, b
+            )
+
+        for f in spellings:
+            overload(f)(rule)
+
+    extreme((builtins.max, nm.maximum, np.maximum), operator.ge)
+    extreme((builtins.min, nm.minimum, np.minimum), operator.le)
+
+    def where(condition, a, b):
+        if isinstance(condition, types.Boolean | types.Number) and meet(a, b):
+            return lambda condition, a, b: choose(condition, a, b)
+        return None
+
+    for f in (nm.where, np.where):
+        overload(f)(where)
+
+    def xlogy(a, b):
+        return (lambda a, b: nm.where(a == 0, 0, a * nm.log(b))) if meet(a, b) else None
+
+    overload(nm.xlogy)(xlogy)
+
+    # ---- what kernels call ------------------------------------------------------------------------
+    def seed(arity, variable, absent=()):
+        """An intrinsic: the operands of one element as the definition's arguments.
+
+        The one numbered `variable` (None: none) becomes a Jet with slope one, the others Consts; the numbers
+        in `absent` stand for further operands.
+        """
+
+        @intrinsic
+        def seeded(typingctx, x, t, u):
+            operands = (x, t, u)[:arity]
+            kinds = [(Jet if k == variable else Const)(T) for k, T in enumerate(operands)]
+            result = types.Tuple(kinds + [Const(x)] * len(absent))
+
+            def codegen(context, builder, sig, args):
+                values = [*args[:arity], *(context.get_constant(x, number) for number in absent)]
+                return context.make_tuple(
+                    builder,
+                    sig.return_type,
+                    [
+                        build(context, builder, type_, value, context.get_constant(type_.T, 1))
+                        if isinstance(type_, Jet)
+                        else build(context, builder, type_, value)
+                        for type_, value in zip(sig.return_type, values, strict=True)
+                    ],
+                )
+
+            return result(x, t, u), codegen
+
+        return seeded
+
+    def options(values, start=0):
+        """An intrinsic: a pointer to float64 as a definition's options.
+
+        An entry of `values` that is None is read from the next number, the first at index `start`; any other
+        is a bool known when the kernel is compiled, so that its branches cost nothing.
+        """
+
+        @intrinsic
+        def unpack(typingctx, pointer, like):
+            result = types.Tuple([types.boolean if v is not None else Const(like) for v in values])
+
+            def codegen(context, builder, sig, args):
+                out, k = [], start
+                for value, type_ in zip(values, sig.return_type, strict=True):
+                    if value is not None:
+                        out.append(context.get_constant(types.boolean, value))
+                        continue
+                    address = builder.gep(args[0], [context.get_constant(types.intp, k)])
+                    x = context.cast(builder, builder.load(address), types.float64, type_.T)
+                    out.append(build(context, builder, type_, x))
+                    k += 1
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(pointer, like), codegen
+
+        return unpack
+
+    @intrinsic
+    def parts(typingctx, y, like):
+        """Value, slope and curvature as plain numbers; those of a constant are zero."""
+        if not isinstance(y, Dual | types.Number | types.Boolean):
+            return None
+
+        def codegen(context, builder, sig, args):
+            y_type, T = sig.args[0], like
+            if isinstance(y_type, Jet):
+                out = [get(context, builder, y_type, args[0], f) for f in "vdh"]
+            else:
+                zero = context.get_constant(T, 0)
+                out = [number(context, builder, y_type, args[0], T), zero, zero]
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return types.UniTuple(like, 3)(y, like), codegen
+
+    return SimpleNamespace(Jet=Jet, Const=Const, seed=seed, options=options, parts=parts, jit=jit)

@@ -1,0 +1,525 @@
+"""Scalar mathematics for losses: plain NumPy when called from Python, SIMD polynomials inside Numba.
+
+Every public function is ordinary Python, so a loss can be read and run undecorated. In code compiled for
+the CPU, floats take the implementations below, one text for float32 and float64: branch-free, free of
+libm, in the argument's own precision, so LLVM vectorises the loop around them. `sin`, `cos`, `arctan`,
+`erf` and the float64 `power` call libm and do not vectorise. An integer counts as float64, beside a float
+as that float. Other targets and types bring overloads of the same public names.
+
+Errors in ulp: all 2**32 inputs for float32, samples for float64 (tests/test_math.py measures both):
+@@ULP@@
+"""
+
+import math as libm
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+# `reassoc` would cancel rounding constants and two-part constants, `nsz` would lose -0.0, `nnan` and
+# `ninf` would delete the handling of special values. Flags travel with the instruction, so a caller's loop
+# may be compiled with more.
+STRICT = {"forceinline": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+# Public functions, as plain Python.
+
+
+def exp(x):
+    """e**x."""
+    return np.exp(x)
+
+
+def expm1(x):
+    """e**x - 1, accurate near 0."""
+    return np.expm1(x)
+
+
+def log(x):
+    """Natural logarithm."""
+    return np.log(x)
+
+
+def log1p(x):
+    """log(1 + x), accurate near 0."""
+    return np.log1p(x)
+
+
+def sigmoid(x):
+    """1 / (1 + e**-x)."""
+    return np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))
+
+
+def softplus(x):
+    """log(1 + e**x)."""
+    return np.logaddexp(0, x)
+
+
+def log_sigmoid(x):
+    """log(sigmoid(x))."""
+    return -np.logaddexp(0, -x)
+
+
+def tanh(x):
+    """Hyperbolic tangent."""
+    return np.tanh(x)
+
+
+def sqrt(x):
+    """Square root."""
+    return np.sqrt(x)
+
+
+def sin(x):
+    """Sine of radians."""
+    return np.sin(x)
+
+
+def cos(x):
+    """Cosine of radians."""
+    return np.cos(x)
+
+
+def arctan(x):
+    """Inverse tangent in radians."""
+    return np.arctan(x)
+
+
+def erf(x):
+    """Error function."""
+    return np.vectorize(libm.erf, otypes=[np.result_type(x, np.float16)])(x)[()]
+
+
+def power(x, y):
+    """x**y."""
+    return np.power(x, y)
+
+
+def xlogy(x, y):
+    """x * log(y), and 0 where x is 0 unless y is NaN."""
+    y = np.where((x == 0) & (y == y), 1, y)
+    return x * np.log(y)
+
+
+def maximum(x, y):
+    """The larger, NaN if either is."""
+    return np.maximum(x, y)
+
+
+def minimum(x, y):
+    """The smaller, NaN if either is."""
+    return np.minimum(x, y)
+
+
+def where(c, a, b):
+    """a where c holds, else b; both are evaluated."""
+    return np.where(c, a, b)[()]
+
+
+def sign(x):
+    """-1, 0 or 1; NaN for NaN."""
+    return np.sign(x)
+
+
+def square(x):
+    """x * x."""
+    return np.square(x)
+
+
+def isnan(x):
+    """Whether x is not a number."""
+    return np.isnan(x)
+
+
+# CPU only: instructions that Numba does not offer.
+
+
+@intrinsic
+def bits(context, x):
+    """The bits of a float as an integer of its width."""
+    kind = {types.float32: types.int32, types.float64: types.int64}[x]
+    return kind(x), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(s.return_type))
+
+
+@intrinsic
+def unbits(context, i):
+    """The float that has the bits of an integer."""
+    kind = {types.int32: types.float32, types.int64: types.float64}[i]
+    return kind(i), lambda c, b, s, a: b.bitcast(a[0], c.get_value_type(s.return_type))
+
+
+@intrinsic
+def select(context, c, a, b):
+    """a if c else b, as one instruction: a conditional expression may stay a branch, which stops SIMD."""
+    return a(types.boolean, a, a), lambda c, b, s, a: b.select(*a)
+
+
+@intrinsic
+def copysign(context, x, s):
+    """The magnitude of x with the sign of s."""
+
+    def emit(context, builder, signature, args):
+        kind = args[0].type
+        function = builder.module.declare_intrinsic("llvm.copysign", [kind], ir.FunctionType(kind, [kind] * 2))
+        return builder.call(function, args)
+
+    return x(x, x), emit
+
+
+@intrinsic
+def polynomial(context, x, coefficients):
+    """Lowest coefficient first. Even and odd terms apart, which halves the chain of waiting instructions;
+    unrolled here, so that it never becomes a loop."""
+
+    def emit(context, builder, signature, args):
+        x, terms = args[0], cgutils.unpack_tuple(builder, args[1])
+        muladd = builder.module.declare_intrinsic("llvm.fmuladd", [x.type], ir.FunctionType(x.type, [x.type] * 3))
+        square = builder.fmul(x, x, flags=["contract"])
+
+        def horner(terms):
+            y = terms[-1]
+            for c in terms[-2::-1]:
+                y = builder.call(muladd, [y, square, c])
+            return y
+
+        return builder.call(muladd, [horner(terms[1::2]), x, horner(terms[0::2])])
+
+    return x(x, coefficients), emit
+
+
+# CPU only: the vectorisable functions.
+
+
+@dataclass(frozen=True)
+class Format:
+    """What the functions need to know of a floating-point format.
+
+    The polynomials are minimax fits (Remez exchange in 50 digits, the error relative to the function), with
+    p in e**r = 1 + r + r**2 * p(r) for |r| <= log(2) / 2, and log(1 + m) = m + m**2 * p(m) for |m| <= 1/3
+    (`log_near_1`) and for 0 <= m <= 1 (`log1p_unit`).
+    """
+
+    float: type
+    int: type
+    mantissa: int  # bits of it that are stored
+    bias: int  # of the exponent
+    exp_range: tuple  # beyond it e**x is 0 or infinity
+    log2: tuple  # log(2) as a part with trailing zeros, so that its multiples are exact, and the rest
+    tanh_one: float  # from here on tanh rounds to 1
+    exp: tuple
+    log_near_1: tuple
+    log1p_unit: tuple
+
+
+SINGLE = Format(
+    float=np.float32,
+    int=np.int32,
+    mantissa=23,
+    bias=127,
+    exp_range=(-104.0, 89.0),
+    log2=(0.693359375, -2.12194440e-4),
+    tanh_one=9.1,
+    exp=(0.49999997, 0.16666543, 0.041667197, 0.008366523, 0.0013882632),
+    log_near_1=(
+        -0.5, 0.3333321, -0.24999718, 0.20010747, -0.16682296, 0.14001162, -0.121672854, 0.14004746, -0.12948395,
+    ),
+    log1p_unit=(
+        -0.4999993, 0.33330512, -0.2495859, 0.19695409, -0.1535542, 0.10680596, -0.05766484, 0.020204796,
+        -0.0033185189,
+    ),
+)  # fmt: skip
+
+DOUBLE = Format(
+    float=np.float64,
+    int=np.int64,
+    mantissa=52,
+    bias=1023,
+    exp_range=(-746.0, 710.0),
+    log2=(0.6931471803691238, 1.9082149292705877e-10),
+    tanh_one=19.1,
+    exp=(
+        0.5, 0.16666666666666677, 0.04166666666666651, 0.00833333333332169, 0.0013888888888962296,
+        0.00019841269885971345, 2.4801587172742277e-05, 2.7557244368149675e-06, 2.7557402424566143e-07,
+        2.5108981168331867e-08, 2.0875410259634685e-09,
+    ),
+    log_near_1=(
+        -0.5, 0.33333333333333154, -0.2499999999999916, 0.2000000000007733, -0.166666666668805,
+        0.14285714274088898, -0.12499999975928111, 0.11111111974931052, -0.10000001476728809,
+        0.0909087230650719, -0.08333278644977546, 0.07693272775087809, -0.07144145460816281,
+        0.06650579180711537, -0.06230301409915583, 0.06052327993003525, -0.05749336364864732,
+        0.04173107760054338, -0.03830635304412397, 0.0850374380540825, -0.08347773396003029,
+    ),
+    log1p_unit=(
+        -0.499999999999999, 0.3333333333331395, -0.2499999999863207, 0.19999999950442024,
+        -0.16666665578836448, 0.14285698377671385, -0.12499835237003475, 0.11109850182160444,
+        -0.09992647084683713, 0.09057474567499363, -0.08212642658559383, 0.07341419040360118,
+        -0.06310946897068136, 0.05039076273496697, -0.0358774513083914, 0.021808492721490092,
+        -0.010808106117528048, 0.0041399228245214865, -0.001139673701080806, 0.0001994528534410973,
+        -1.6599414115693205e-05,
+    ),
+)  # fmt: skip
+
+
+def implement(format):
+    """The vectorisable functions of one format, by public name."""
+    F, I = format.float, format.int
+    mantissa, bias = format.mantissa, format.bias
+    ZERO, HALF, ONE = F(0), F(0.5), F(1)
+    INF, NAN = F(np.inf), F(np.nan)
+    NORMAL = F(2.0 ** (1 - bias))  # the smallest that is not subnormal
+    TINY = F(2.0 ** (-mantissa - 2))  # below it x + x**2 / 2 rounds to x
+    UPSCALE = F(2.0**mantissa)
+    FIELD = I(-1 << mantissa)  # sign and exponent
+    EXPM1_LOW = F(libm.log(TINY))
+    EXP_LOW, EXP_HIGH = (F(v) for v in format.exp_range)
+    LOG2_E = F(1 / libm.log(2))
+    LOG2_HIGH, LOG2_LOW = (F(v) for v in format.log2)
+    TANH_ONE = F(format.tanh_one)
+    EXP = tuple(F(v) for v in format.exp)
+    LOG_NEAR_1 = tuple(F(v) for v in format.log_near_1)
+    LOG1P_UNIT = tuple(F(v) for v in format.log1p_unit)
+    # Adding 1.5 * 2**mantissa + b leaves round(v) + b in the low bits of the sum: an integer conversion for
+    # one addition. b biases the integer to be an exponent field: doubled, to be halved; or for 2**(n - 1).
+    SHIFT_TWICE = F(1.5 * 2.0**mantissa + 2 * bias)
+    SHIFT_HALF = F(1.5 * 2.0**mantissa + bias - 1)
+    TWO_THIRDS = I(np.array(2 / 3, F).view(I))
+    FOUR = I(np.array(4, F).view(I))
+    # A 64-bit integer converts in SIMD only with AVX-512; its upper half does everywhere.
+    UPPER = I(I(0).itemsize * 8 - 32)
+    LOG2_SCALED = F(libm.log(2) / 2.0 ** (mantissa - int(UPPER)))
+    UPSCALED = F(-mantissa * 2.0 ** (mantissa - int(UPPER)))
+
+    table = {}
+
+    def define(function):
+        table[function.__name__] = njit(**STRICT)(function)
+        return table[function.__name__]
+
+    @njit(**STRICT)
+    def exp_in_range(x):
+        t = x * LOG2_E + SHIFT_TWICE
+        n = t - SHIFT_TWICE
+        r = x - n * LOG2_HIGH - n * LOG2_LOW
+        y = (polynomial(r, EXP) * (r * r) + r) + ONE
+        # 2**n as two factors: it may be beyond the largest, or below the smallest, when y * 2**n is not.
+        i = bits(t)
+        a = I(I(i << I(mantissa - 1)) & FIELD)
+        b = I(I(i << I(mantissa)) - a)
+        return y * unbits(a) * unbits(b)
+
+    @define
+    def exp(x):
+        x = select(x < EXP_LOW, EXP_LOW, x)
+        return exp_in_range(select(x > EXP_HIGH, EXP_HIGH, x))
+
+    @njit(**STRICT)
+    def exp_minus_abs(x):
+        x = -abs(x)
+        return exp_in_range(select(x < EXP_LOW, EXP_LOW, x))
+
+    @njit(**STRICT)
+    def half_expm1(x):
+        """(e**x - 1) / 2 for x from log(TINY) up: half, because 2**n itself overflows too early."""
+        t = x * LOG2_E + SHIFT_HALF
+        n = t - SHIFT_HALF
+        r = x - n * LOG2_HIGH - n * LOG2_LOW
+        p = polynomial(r, EXP) * (r * r) + r
+        s = unbits(I(bits(t) << I(mantissa)))
+        return p * s + (s - HALF)
+
+    @define
+    def expm1(x):
+        a = select(x < EXPM1_LOW, EXPM1_LOW, x)
+        y = half_expm1(select(a > EXP_HIGH, EXP_HIGH, a))
+        return select(abs(x) < TINY, x, y + y)  # also for -0.0, and subnormals that half would round
+
+    @njit(**STRICT)
+    def log_sum(e, m):
+        """e * log(2) + log(1 + m), with e scaled as the upper bits of an exponent field."""
+        return e * LOG2_SCALED + (polynomial(m, LOG_NEAR_1) * (m * m) + m)
+
+    @define
+    def log(x):
+        low = x < NORMAL
+        i = bits(select(low, x * UPSCALE, x))
+        e = I(I(i - TWO_THIRDS) & FIELD)
+        m = unbits(I(i - e)) - ONE
+        y = log_sum(F(np.int32(e >> UPPER)) + select(low, UPSCALED, ZERO), m)
+        y = select(x < INF, y, x)
+        return select(x > ZERO, y, select(x == ZERO, -INF, NAN))
+
+    @define
+    def log1p(x):
+        # With 1 + x = 2**k * (1 + m), m = 2**-k * x + (2**-k - 1) is exact where it matters, and k is only
+        # nearly right when 1 + x rounds. 2**-k may be subnormal, 2**(2 - k) is not.
+        e = I(I(bits(x + ONE) - TWO_THIRDS) & FIELD)
+        m = unbits(I(bits(x) - e)) + (unbits(I(FOUR - e)) * F(0.25) - ONE)
+        y = copysign(log_sum(F(np.int32(e >> UPPER)), m), x)  # -0.0
+        y = select(x < INF, y, x)
+        return select(x > -ONE, y, select(x == -ONE, -INF, NAN))
+
+    @define
+    def sigmoid(x):
+        z = exp_minus_abs(x)
+        return select(x < ZERO, z, ONE) / (ONE + z)
+
+    @njit(**STRICT)
+    def softplus_minus_abs(x):
+        z = exp_minus_abs(x)
+        return polynomial(z, LOG1P_UNIT) * (z * z) + z
+
+    @define
+    def softplus(x):
+        return select(x < ZERO, ZERO, x) + softplus_minus_abs(x)
+
+    @define
+    def log_sigmoid(x):
+        return select(x > ZERO, ZERO, x) - softplus_minus_abs(x)
+
+    @define
+    def tanh(x):
+        a = abs(x)
+        h = half_expm1(F(2) * select(a > TANH_ONE, TANH_ONE, a))
+        return copysign(h / (h + ONE), x)
+
+    @define
+    def xlogy(x, y):
+        return select(x == ZERO, select(y == y, ZERO, y), x * log(y))
+
+    @define
+    def sign(x):
+        return select(x > ZERO, ONE, select(x < ZERO, -ONE, select(x == ZERO, ZERO, x)))
+
+    return table
+
+
+# CPU only: what needs no constants, and so no format.
+
+
+@njit(**STRICT)
+def _maximum(x, y):
+    return select(x != x, x, select(x > y, x, y))
+
+
+@njit(**STRICT)
+def _minimum(x, y):
+    return select(x != x, x, select(x < y, x, y))
+
+
+@njit(**STRICT)
+def _square(x):
+    return x * x
+
+
+@njit(**STRICT)
+def _isnan(x):
+    return x != x
+
+
+@njit(**STRICT)
+def _sqrt(x):
+    return libm.sqrt(x)
+
+
+@njit(**STRICT)
+def _sin(x):
+    return libm.sin(x)
+
+
+@njit(**STRICT)
+def _cos(x):
+    return libm.cos(x)
+
+
+@njit(**STRICT)
+def _arctan(x):
+    return libm.atan(x)
+
+
+@njit(**STRICT)
+def _erf(x):
+    return libm.erf(x)
+
+
+@njit(**STRICT)
+def _power(x, y):
+    return x**y
+
+
+def vectorised_power(exp, log):
+    """float32 power from float64 exp and log: nearly always correctly rounded, and no libm."""
+    ONE, HALF, INF, NAN = (np.float64(v) for v in (1, 0.5, np.inf, np.nan))
+
+    @njit(**STRICT)
+    def power(x, y):
+        base, y = np.float64(x), np.float64(y)
+        size = abs(base)
+        r = exp(y * log(size))
+        r = select((y == 0) | (base == ONE) | ((size == ONE) & (abs(y) == INF)), ONE, r)
+        whole = libm.floor(y) == y
+        half = y * HALF
+        odd = whole & (libm.floor(half) != half)
+        r = select(odd, copysign(r, base), r)
+        return np.float32(select((base < 0) & (size < INF) & ~whole, NAN, r))
+
+    return power
+
+
+COMMON = dict(
+    maximum=_maximum, minimum=_minimum, square=_square, isnan=_isnan,
+    sqrt=_sqrt, sin=_sin, cos=_cos, arctan=_arctan, erf=_erf, power=_power,
+)  # fmt: skip
+CPU = {types.float32: COMMON | implement(SINGLE), types.float64: COMMON | implement(DOUBLE)}
+CPU[types.float32]["power"] = vectorised_power(CPU[types.float64]["exp"], CPU[types.float64]["log"])
+
+
+# Registration with Numba.
+
+
+def common_float(*args):
+    """The type to compute in, or None where an argument is no plain number."""
+    if not all(isinstance(a, types.Float | types.Integer | types.Boolean) for a in args):
+        return None
+    floats = [a for a in args if isinstance(a, types.Float)]
+    widest = max(floats, key=lambda a: a.bitwidth, default=types.float64)
+    return widest if widest in CPU else None
+
+
+def register(function):
+    """Let compiled code that calls a public function find its implementation."""
+    name = function.__name__
+
+    def unary(x):
+        kind = common_float(x)
+        if kind is None:
+            return None
+        at = CPU[kind][name]
+        return lambda x: at(kind(x))
+
+    def binary(x, y):
+        kind = common_float(x, y)
+        if kind is None:
+            return None
+        at = CPU[kind][name]
+        return lambda x, y: at(kind(x), kind(y))
+
+    choose = unary if function.__code__.co_argcount == 1 else binary
+    overload(function, jit_options=STRICT, target="cpu")(choose)
+
+
+for _function in (
+    exp, expm1, log, log1p, sigmoid, softplus, log_sigmoid, tanh, sqrt, sin, cos, arctan, erf, power, xlogy,
+    maximum, minimum, sign, square, isnan,
+):  # fmt: skip
+    register(_function)
+
+
+@overload(where, jit_options=STRICT, target="cpu")
+def _where(c, a, b):
+    kind = common_float(a, b)
+    if kind is None or not isinstance(c, types.Boolean):
+        return None
+    return lambda c, a, b: select(c, kind(a), kind(b))

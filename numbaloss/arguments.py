@@ -1,0 +1,236 @@
+"""What a loss takes: kinds of options and of operands, each with its check, its samples and its bad examples.
+
+A definition states its arguments with these; the checks that users meet, the sampling that tests and
+benchmarks do and the errors that tests provoke all come from here.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a loss.
+
+    Attributes
+    ----------
+    default : object
+    check : callable
+        ``check(loss, name, value)`` returns the value in canonical form, or raises a TypeError or
+        ValueError that names both.
+    samples : tuple
+        Values worth testing, the bounds of the domain among them.
+    bad : tuple of (value, exception type, part of the message)
+    array : bool
+        Whether it is an array (class or element weights), not a setting.
+    call_only : bool
+        Whether only the function, and the call of the class, take it: the constructor does not.
+    """
+
+    default: Any
+    check: Callable[[str, str, Any], Any]
+    samples: tuple[Any, ...] = ()
+    bad: tuple[tuple[Any, type[Exception], str], ...] = ()
+    array: bool = False
+    call_only: bool = False
+    annotation: str = "Any"
+
+
+def _number(loss: str, name: str, value: Any) -> float:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, numbers.Real | np.floating | np.integer) or isinstance(value, bool | np.bool_):
+        raise TypeError(f"{loss}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _bounded(
+    default: float, wanted: str, holds: Callable[[float], bool], samples: tuple[float, ...], bad: tuple[float, ...]
+) -> Any:
+    def check(loss: str, name: str, value: Any) -> float:
+        x = _number(loss, name, value)
+        if not holds(x):
+            raise ValueError(f"{loss}: {name} must be {wanted}, got {x}")
+        return x
+
+    examples = tuple((b, ValueError, wanted) for b in (*bad, math.nan))
+    return Option(
+        default, check, (default, *samples), (*examples, ("1", TypeError, "number")), annotation="float"
+    )
+
+
+def positive(default: float) -> Any:
+    """A number above zero."""
+    return _bounded(default, "> 0", lambda x: x > 0, (0.25, 2.0), (0.0, -1.0))
+
+
+def non_negative(default: float) -> Any:
+    """A number, zero or above."""
+    return _bounded(default, ">= 0", lambda x: x >= 0, (0.0, 0.25, 2.0), (-1.0,))
+
+
+def real(default: float) -> Any:
+    """Any number but NaN."""
+    return _bounded(default, "a number", lambda x: not math.isnan(x), (0.0, 0.7, -0.3), ())
+
+
+def between(default: float, low: float, high: float) -> Any:
+    """A number in a closed interval."""
+    return _bounded(
+        default,
+        f"in [{low:g}, {high:g}]",
+        lambda x: low <= x <= high,
+        (low, (low + high) / 2, high),
+        (low - 1, high + 1),
+    )
+
+
+def flag(default: bool) -> Any:
+    """True or False."""
+
+    def check(loss: str, name: str, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+            raise TypeError(f"{loss}: {name} must be True or False, got {value!r}")
+        return bool(value)
+
+    return Option(default, check, (False, True), (("yes", TypeError, "True or False"),), annotation="bool")
+
+
+def choice(default: Any, allowed: Sequence[Any], annotation: str = "Any") -> Any:
+    """One of a few values."""
+
+    def check(loss: str, name: str, value: Any) -> Any:
+        for a in allowed:
+            if type(value) is type(a) and value == a:
+                return a
+        for a in allowed:  # 2.0 for 2
+            if isinstance(value, numbers.Real) and isinstance(a, numbers.Real) and value == a:
+                return a
+        wanted = ", ".join(map(repr, allowed))
+        raise ValueError(f"{loss}: {name} must be one of {wanted}, got {value!r}")
+
+    return Option(default, check, tuple(allowed), (("nonsense", ValueError, "one of"),), annotation=annotation)
+
+
+def reduction(*more: str) -> Any:
+    """How the terms are reduced: ``'none'``, ``'mean'`` (the default) or ``'sum'``, and what a loss adds."""
+    return choice("mean", (*REDUCTIONS, *more), annotation="str")
+
+
+def weights(*, call_only: bool = False) -> Any:
+    """An optional array that multiplies terms or classes."""
+    return Option(None, lambda loss, name, value: value, array=True, call_only=call_only, annotation="Array | None")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An array that a loss takes.
+
+    Attributes
+    ----------
+    low, high : float
+        The closed interval its elements must lie in; an element outside is a ValueError.
+    nan : bool
+        Whether NaN may stand there (it gives NaN), or counts as outside.
+    draw : callable
+        ``draw(rng, shape)``: float64 samples from the domain, its bounds among them.
+    broadcast : bool
+        Whether it may have a smaller shape that broadcasts to the input's.
+    absent : float or None
+        The number that stands for it when it is not given; None where it must be given.
+    model : bool
+        Whether a model produces it, so that it is differentiated by default.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    nan: bool = True
+    draw: Callable[[np.random.Generator, Any], np.ndarray] = field(
+        default=lambda rng, shape: rng.normal(0, 2, shape), repr=False
+    )
+    broadcast: bool = False
+    absent: float | None = None
+    model: bool = False
+
+    @property
+    def domain(self) -> tuple[float, float, bool] | None:
+        """What a kernel checks, if anything."""
+        if self.low == -math.inf and self.high == math.inf and self.nan:
+            return None
+        return self.low, self.high, self.nan
+
+
+def _with_bounds(rng: np.random.Generator, x: np.ndarray, bounds: Iterable[float]) -> np.ndarray:
+    """About one element in eight replaced by one of the bounds."""
+    bounds = np.asarray(list(bounds))
+    return np.where(rng.random(np.shape(x)) < 0.125, rng.choice(bounds, np.shape(x)), x)
+
+
+def scores(**kwargs: Any) -> Operand:
+    """Any real numbers."""
+    return Operand(model=True, **kwargs)
+
+
+def like_scores(**kwargs: Any) -> Operand:
+    """Any real numbers, not differentiated by default."""
+    return Operand(**kwargs)
+
+
+def probabilities(*, model: bool = False) -> Operand:
+    """Numbers in [0, 1]."""
+    return Operand(
+        0.0,
+        1.0,
+        nan=False,
+        model=model,
+        draw=lambda rng, shape: rng.uniform(0.01, 0.99, shape)
+        if model
+        else _with_bounds(rng, rng.random(shape), (0.0, 1.0)),
+    )
+
+
+def soft_labels() -> Operand:
+    """Targets in [0, 1] by custom, not by a check."""
+    return Operand(draw=lambda rng, shape: _with_bounds(rng, rng.random(shape), (0.0, 1.0)))
+
+
+def signs() -> Operand:
+    """Labels -1 or 1."""
+    return Operand(draw=lambda rng, shape: rng.choice([-1.0, 1.0], shape))
+
+
+def counts() -> Operand:
+    """Numbers of events."""
+    return Operand(draw=lambda rng, shape: rng.poisson(3.0, shape).astype(float))
+
+
+def rates() -> Operand:
+    """Positive or any real numbers, as an option says: samples are positive."""
+    return Operand(model=True, draw=lambda rng, shape: rng.uniform(0.05, 4.0, shape))
+
+
+def variances() -> Operand:
+    """Numbers >= 0, of the input's shape or one that broadcasts to it."""
+    return Operand(
+        0.0,
+        nan=True,
+        broadcast=True,
+        draw=lambda rng, shape: _with_bounds(rng, rng.uniform(0.2, 3.0, shape), (0.0,)),
+    )
+
+
+def positive_weights() -> Operand:
+    """Factors >= 0 that broadcast to the input's shape; 1 where not given."""
+    return Operand(broadcast=True, absent=1.0, draw=lambda rng, shape: rng.uniform(0.2, 3.0, shape))
+
+
+def log_probabilities() -> Operand:
+    """Logarithms of probabilities."""
+    return Operand(model=True, draw=lambda rng, shape: np.log(rng.uniform(0.01, 1.0, shape)))

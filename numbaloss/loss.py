@@ -1,0 +1,357 @@
+"""What every loss is: arguments declared once, and from them a function and a class.
+
+A definition is a subclass of :class:`Loss` (through a family, such as ``ElementwiseLoss``). Its annotated
+fields are its options, in the order in which both PyTorch's function and class take them. From the class
+come the function (``HuberLoss.function`` is ``huber_loss``), its signature and documentation, and the binding
+of a call's arguments, which is worked out once for each way of calling and then remembered.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, dataclass_transform
+
+import numpy as np
+
+from . import arguments
+from .arguments import Operand, Option
+
+VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
+
+# Every built-in loss by its function's name, in order of definition.
+registry: dict[str, "LossFunction"] = {}
+
+COMMON = ("sample_weight", "normalizer")
+GRADIENT = ("wrt", "out", "grad_output")
+MISSING = object()
+
+COMMON_DOC = """
+sample_weight : array, optional
+    Broadcasts to the shape that ``reduction='none'`` gives and multiplies each term. With ``'mean'`` the
+    divisor is the sum of the weights. A zero weight contributes exactly zero to value and gradient, even
+    where its inputs are NaN or infinite.
+normalizer : float, optional
+    What ``'mean'`` divides by in place of its own count: the size of the whole batch, when gradients are
+    accumulated over micro-batches.
+"""
+
+GRADIENT_DOC = """
+wrt : str or tuple of str, optional
+    The arguments to differentiate. A name gives an array, a tuple gives a tuple in that order.
+    Default: {default}.
+out : array or tuple of arrays, optional
+    Receives the gradient. It may be the very argument it is the gradient of, which it then overwrites.
+grad_output : float or array, optional
+    Upstream gradient: a number, or an array of the value's shape for ``reduction='none'``. Also the place
+    for a loss scale.
+"""
+
+
+class Recipe(NamedTuple):
+    """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
+
+    names: tuple[str, ...]  # in the order given
+    plain: bool  # the operands first, by position; then options that are no arrays; nothing else
+    plans: dict[Any, Any]  # by the values of the options: what a family works out for them
+
+
+class LossFunction:
+    """A loss as a function: ``loss(input, target, ...)`` gives its value.
+
+    The same arguments give the gradient, value and gradient in one pass, and, where the loss has it, the
+    curvature. :attr:`Class` is the class form, with the options in its constructor.
+    """
+
+    def __init__(self, definition: "type[Loss]", name: str) -> None:
+        self.Class = definition
+        self.__name__ = self.__qualname__ = name
+        self.__module__ = definition.__module__
+        self.__doc__ = definition._document(VALUE)
+        self.__signature__ = definition._signature(VALUE)
+        self._recipes: dict[Any, Recipe] = {}
+
+    def __repr__(self) -> str:
+        return f"<loss function {self.__name__}{self.__signature__}>"
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.Class, "function")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(VALUE, args, kwargs)
+
+    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
+        """Value and gradient in one pass."""
+        return self._run(VALUE_AND_GRAD, args, kwargs)
+
+    def grad(self, *args: Any, **kwargs: Any) -> Any:
+        """The gradient alone."""
+        return self._run(GRAD, args, kwargs)
+
+    def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
+        """Value, gradient and the diagonal of the Hessian, in one pass."""
+        return self._run(VALUE_GRAD_HESS, args, kwargs)
+
+    @property
+    def scalar(self) -> Any:
+        """The compiled function of one element, to call in ``@njit`` functions and CUDA kernels."""
+        return self.Class._scalar()
+
+    @property
+    def jit(self) -> Any:
+        """A compiled function over whole arrays, to call in ``@njit`` functions."""
+        return self.Class._jit()
+
+    def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        recipe = self._recipes.get((mode, len(args), *kwargs))
+        if recipe is None:
+            recipe = self._recipe(mode, len(args), tuple(kwargs))
+        return self.Class._evaluate(mode, recipe, args, kwargs)
+
+    def _recipe(self, mode: str, count: int, keywords: tuple[str, ...]) -> Recipe:
+        """Work out a way of calling, as Python would; errors are Python's."""
+        parameters = self.Class._signature(mode).parameters
+        positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        name = self.__name__
+        if count > len(positional):
+            raise TypeError(
+                f"{name}() takes at most {len(positional)} positional arguments but {count} were given"
+            )
+        names = (*positional[:count], *keywords)
+        for k in keywords:
+            if k not in parameters:
+                hint = " (it is for the gradient)" if k in GRADIENT else ""
+                raise TypeError(f"{name}() got an unexpected keyword argument {k!r}{hint}")
+            if k in positional[:count]:
+                raise TypeError(f"{name}() got multiple values for argument {k!r}")
+        missing = [n for n, p in parameters.items() if p.default is p.empty and n not in names]
+        if missing:
+            raise TypeError(f"{name}() missing required argument{'s'[: len(missing) > 1]}: {', '.join(missing)}")
+        required = tuple(self.Class._required)
+        fields = self.Class.fields
+        plain = names[: len(required)] == required and all(
+            n in fields and not fields[n].array for n in names[len(required) :]
+        )
+        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain and count >= len(required), {})
+        return recipe
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+@dataclass_transform(
+    field_specifiers=(
+        arguments.positive,
+        arguments.non_negative,
+        arguments.real,
+        arguments.between,
+        arguments.flag,
+        arguments.choice,
+        arguments.reduction,
+        arguments.weights,
+    )
+)
+class Loss:
+    """The base of all losses: options as fields, arrays in the call.
+
+    Attributes
+    ----------
+    fields : dict
+        The options by name, in order.
+    operands : dict
+        The arrays by name, in order.
+    function : LossFunction
+        The same loss as a function.
+    """
+
+    fields: ClassVar[dict[str, Option]] = {}
+    operands: ClassVar[dict[str, Operand]] = {}
+    function: ClassVar[LossFunction]
+    # Operands that a call must give: those that are no fields.
+    _required: ClassVar[tuple[str, ...]] = ()
+    _keyword_only: ClassVar[bool] = False
+
+    def __init_subclass__(cls, function: str | None = None, keyword_only: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._keyword_only = keyword_only or cls._keyword_only
+        own = {n: cls.__dict__.get(n) for n in inspect.get_annotations(cls)}
+        wrong = [n for n, option in own.items() if not isinstance(option, Option) and not _is_classvar(cls, n)]
+        if wrong:
+            raise TypeError(
+                f"{cls.__name__}.{wrong[0]}: state an option as a kind, such as numbaloss.arguments.positive(1.0)"
+            )
+        cls.fields = {**cls.fields, **{n: o for n, o in own.items() if isinstance(o, Option)}}
+        for n, option in own.items():
+            if isinstance(option, Option):
+                delattr(cls, n)
+        if not cls._complete():
+            return
+        cls._prepare()
+        cls.function = LossFunction(cls, function or _snake(cls.__name__))
+        if cls.__module__.split(".")[0] == __package__:
+            registry[cls.function.__name__] = cls.function
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        names = [n for n, f in self.fields.items() if not f.call_only]
+        if len(args) > (0 if self._keyword_only else len(names)):
+            raise TypeError(f"{name}() takes {len(names)} options, got {len(args)} positional arguments")
+        given = dict(zip(names, args, strict=False))
+        for k in kwargs:
+            if k not in names:
+                raise TypeError(f"{name}() got an unexpected keyword argument {k!r}")
+            if k in given:
+                raise TypeError(f"{name}() got multiple values for argument {k!r}")
+        given.update(kwargs)
+        self._options = {
+            n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default for n in names
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("_options", {})
+        if name in options:
+            return options[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._options.items())})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss's value."""
+        return self._run(VALUE, args, kwargs)
+
+    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
+        """Value and gradient in one pass."""
+        return self._run(VALUE_AND_GRAD, args, kwargs)
+
+    def grad(self, *args: Any, **kwargs: Any) -> Any:
+        """The gradient alone."""
+        return self._run(GRAD, args, kwargs)
+
+    def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
+        """Value, gradient and the diagonal of the Hessian, in one pass."""
+        return self._run(VALUE_GRAD_HESS, args, kwargs)
+
+    def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > len(self._required):
+            raise TypeError(
+                f"{type(self).__name__}: takes {len(self._required)} arrays by position but {len(args)} were given; "
+                "options go to the constructor"
+            )
+        return self.function._run(mode, args, {**self._options, **kwargs})
+
+    # ---- what a family provides --------------------------------------------------------------------
+    @classmethod
+    def _complete(cls) -> bool:
+        """Whether the class defines a loss, and is not a family."""
+        return False
+
+    @classmethod
+    def _prepare(cls) -> None:
+        """Read the definition: set `operands` and `_required`."""
+
+    @classmethod
+    def _evaluate(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise TypeError(f"{cls.__name__} is a family of losses; define `value` in a subclass")
+
+    @classmethod
+    def _differentiable(cls) -> tuple[str, ...]:
+        """Names that `wrt` may hold."""
+        return tuple(cls.operands)
+
+    @classmethod
+    def _scalar(cls) -> Any:
+        raise AttributeError(f"{cls.function.__name__} has no function of one element")
+
+    @classmethod
+    def _jit(cls) -> Any:
+        raise AttributeError(f"{cls.function.__name__} has no compiled function over arrays")
+
+    # ---- derived -----------------------------------------------------------------------------------
+    @classmethod
+    def _default_wrt(cls) -> Any:
+        names = tuple(n for n in cls._required if cls.operands[n].model) or cls._required[:1]
+        return names[0] if len(names) == 1 else names
+
+    @classmethod
+    def _signature(cls, mode: str) -> inspect.Signature:
+        P = inspect.Parameter
+        kind = P.KEYWORD_ONLY if cls._keyword_only and cls._function_keyword_only else P.POSITIONAL_OR_KEYWORD
+        parameters = [P(n, P.POSITIONAL_OR_KEYWORD, annotation="Array") for n in cls._required]
+        parameters += [P(n, kind, default=f.default, annotation=f.annotation) for n, f in cls.fields.items()]
+        extra = {"sample_weight": "Array | None", "normalizer": "float | None"}
+        if mode != VALUE:
+            extra |= {
+                "wrt": "str | tuple[str, ...] | None",
+                "out": "Any",
+                "grad_output": "float | Array | None",
+            }
+        parameters += [P(n, P.KEYWORD_ONLY, default=None, annotation=a) for n, a in extra.items()]
+        return inspect.Signature(parameters)
+
+    _function_keyword_only: ClassVar[bool] = False
+
+    @classmethod
+    def _document(cls, mode: str) -> str:
+        text = inspect.cleandoc(cls.__doc__ or cls.__name__)
+        text += "\n\nBeyond PyTorch's arguments\n--------------------------" + COMMON_DOC.rstrip()
+        if mode != VALUE:
+            text += GRADIENT_DOC.format(default=repr(cls._default_wrt())).rstrip()
+        return text + "\n"
+
+
+def _is_classvar(cls: type, name: str) -> bool:
+    return "ClassVar" in str(inspect.get_annotations(cls)[name])
+
+
+def call_arguments(recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name."""
+    return dict(zip(recipe.names, (*args, *kwargs.values()), strict=True))
+
+
+def resolve_wrt(cls: type[Loss], wrt: Any) -> tuple[tuple[str, ...], bool]:
+    """The names to differentiate, and whether a single one was asked for."""
+    if wrt is None:
+        wrt = cls._default_wrt()
+    single = isinstance(wrt, str)
+    names = (wrt,) if single else tuple(wrt) if isinstance(wrt, tuple | list) else None
+    name = cls.function.__name__
+    allowed = cls._differentiable()
+    if not names or not all(isinstance(n, str) for n in names):
+        raise TypeError(f"{name}: wrt must be a name or a tuple of names, got {wrt!r}")
+    for n in names:
+        if n not in allowed:
+            raise ValueError(f"{name}: wrt must be among {', '.join(map(repr, allowed))}, got {n!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name}: wrt names an argument twice: {wrt!r}")
+    return names, single
+
+
+def resolve_normalizer(name: str, value: Any) -> float | None:
+    """The number that stands for the mean's count, if one is given."""
+    if value is None:
+        return None
+    x = arguments._number(name, "normalizer", value)
+    if not x > 0:
+        raise ValueError(f"{name}: normalizer must be > 0, got {x}")
+    return x
+
+
+def iterate(functions: Mapping[str, LossFunction] = registry) -> Iterator[LossFunction]:
+    """The built-in losses."""
+    yield from functions.values()
+
+
+def upstream(name: str, value: Any, shape: tuple[int, ...], reduction: str) -> tuple[float, np.ndarray | None]:
+    """`grad_output` as a factor, and an array where one factor does not do."""
+    if value is None:
+        return 1.0, None
+    if np.ndim(value) == 0:
+        return arguments._number(name, "grad_output", value if not hasattr(value, "item") else value.item()), None
+    if reduction != "none":
+        raise ValueError(f"{name}: grad_output must be a number with reduction={reduction!r}, got an array")
+    if not isinstance(value, np.ndarray) or value.shape != shape:
+        raise ValueError(
+            f"{name}: grad_output must have the value's shape {shape}, got {getattr(value, 'shape', value)!r}"
+        )
+    return 1.0, value

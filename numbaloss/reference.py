@@ -1,0 +1,549 @@
+"""Every loss as on paper: a slow float64 NumPy oracle, to read and to test against.
+
+One function a loss, under its public name and with its public signature (``options`` of
+`linear_cross_entropy` is accepted and means nothing here). Arrays are converted to float64 first, labels
+stay integers, and no argument is checked: that is the library's work. Speed is no aim.
+
+Two rules hold for all of them, and are stated once, in `weighted` and `reduce`:
+
+* what has a weight of exactly zero contributes exactly zero, even where it is NaN or infinite;
+* ``'mean'`` divides by ``normalizer`` or by what the terms count for, and 0 / 0 is NaN.
+
+An elementwise loss is stated by its terms alone; `elementwise` adds the rest:
+
+>>> @elementwise
+... def log_cosh(input, target, scale=1.0):
+...     return np.log(np.cosh((input - target) / scale))
+>>> float(log_cosh([0.0, 1.0], [0.0, 1.0], reduction="sum"))
+0.0
+"""
+
+import functools
+import inspect
+
+import numpy as np
+
+LARGEST_BCE_LOG = 100.0  # PyTorch clamps the logarithms of binary_cross_entropy at minus this
+COSINE_EPS = 1e-12  # added to each squared norm
+DISTANCE_EPS = 1e-6  # added to each coordinate's difference by PyTorch's PairwiseDistance
+
+
+def as_float(value):
+    """Return the argument as a float64 array."""
+    return np.asarray(value, dtype=np.float64)
+
+
+def as_index(value):
+    """Return class labels or lengths as an int64 array."""
+    return np.asarray(value).astype(np.int64)
+
+
+def weighted(weight, value):
+    """Return ``weight * value``, exactly zero where the weight is, whatever the value."""
+    return np.where(np.equal(weight, 0.0), 0.0, np.multiply(weight, value))
+
+
+def reduce(terms, reduction, sample_weight=None, normalizer=None, counts=1.0):
+    """Weight and reduce the terms of a loss.
+
+    ``counts`` is what each term counts for in the divisor of ``'mean'``, before its sample weight: one,
+    or its class weight, or zero where it is ignored. ``'batchmean'`` takes the terms of one row together
+    as one; a 0-d input has no rows, and is not divided.
+    """
+    sample_weight = 1.0 if sample_weight is None else as_float(sample_weight)
+    sample_weight = np.broadcast_to(sample_weight, np.shape(terms))
+    terms = weighted(sample_weight, terms)
+    if reduction == "none":
+        return terms
+    total = np.sum(terms)
+    if reduction == "sum":
+        return total
+    assert reduction in ("mean", "batchmean"), reduction
+    if normalizer is not None:
+        return np.divide(total, normalizer)
+    count = np.sum(weighted(sample_weight, np.broadcast_to(counts, terms.shape)))
+    if reduction == "batchmean":
+        count = np.multiply(count, np.divide(terms.shape[0], terms.size)) if terms.ndim else 1.0
+    return np.divide(total, count)
+
+
+def elementwise(terms=None, *, options=None, mean_divides_by_weight=False):
+    """Make a loss of a function that gives the loss of each element.
+
+    The loss takes the function's own arguments, then ``reduction``. Where PyTorch has another order, or
+    a ``weight``, ``options`` names all that follows the arrays, in its order. ``'mean'`` divides by the
+    number of elements, or by the sum of ``weight`` where ``mean_divides_by_weight``.
+    """
+    if terms is None:
+        return functools.partial(
+            elementwise, options=options, mean_divides_by_weight=mean_divides_by_weight
+        )
+    own = inspect.signature(terms).parameters
+    arrays = [name for name, parameter in own.items() if parameter.default is inspect.Parameter.empty]
+    if options is None:
+        options = [*(name for name in own if name not in arrays), "reduction"]
+    else:
+        options = options.split()
+    defaults = {name: own[name].default for name in own} | {"reduction": "mean", "weight": None}
+    keyword_only = dict.fromkeys(("sample_weight", "normalizer"))
+    signature = inspect.Signature(
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in arrays]
+        + [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults[name])
+            for name in options
+        ]
+        + [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in keyword_only.items()
+        ]
+    )
+
+    @functools.wraps(terms)
+    def loss(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        own_values = {
+            name: as_float(given[name]) if name in arrays else given[name] for name in own
+        }
+        weight = given.get("weight")
+        weight = 1.0 if weight is None else as_float(weight)
+        with np.errstate(all="ignore"):
+            return reduce(
+                weighted(weight, terms(**own_values)),
+                given["reduction"],
+                given["sample_weight"],
+                given["normalizer"],
+                counts=weight if mean_divides_by_weight else 1.0,
+            )
+
+    loss.__signature__ = signature
+    return loss
+
+
+# Elementwise
+
+
+@elementwise(options="reduction weight", mean_divides_by_weight=True)
+def l1_loss(input, target):
+    """Absolute error; ``'mean'`` divides by the sum of ``weight``."""
+    return abs(input - target)
+
+
+@elementwise(options="reduction weight", mean_divides_by_weight=True)
+def mse_loss(input, target):
+    """Squared error; ``'mean'`` divides by the sum of ``weight``."""
+    return (input - target) ** 2
+
+
+@elementwise(options="reduction beta")
+def smooth_l1_loss(input, target, beta=1.0):
+    """Absolute error, quadratic below ``beta``; with ``beta`` 0 the absolute error."""
+    r = abs(input - target)
+    return np.where(r < beta, 0.5 * r * r / beta, r - 0.5 * beta)
+
+
+@elementwise(options="reduction delta weight")
+def huber_loss(input, target, delta=1.0):
+    """Quadratic within ``delta`` of the target, linear beyond; ``'mean'`` divides by the count."""
+    r = abs(input - target)
+    return np.where(r <= delta, 0.5 * r * r, delta * (r - 0.5 * delta))
+
+
+@elementwise(options="weight reduction")
+def binary_cross_entropy(input, target):
+    """Cross entropy of probabilities, each logarithm at least -100."""
+    log_p = np.maximum(np.log(input), -LARGEST_BCE_LOG)
+    log_q = np.maximum(np.log1p(-input), -LARGEST_BCE_LOG)
+    return -(target * log_p + (1 - target) * log_q)
+
+
+@elementwise(options="weight reduction pos_weight")
+def binary_cross_entropy_with_logits(input, target, pos_weight=None):
+    """Cross entropy of logits; ``pos_weight`` multiplies what a positive target contributes.
+
+    ``-(pos_weight y log s(x) + (1 - y) log(1 - s(x)))`` with ``-log s(x)`` in its stable form, and
+    ``log(1 - s(x)) = log s(x) - x``.
+    """
+    pos_weight = 1.0 if pos_weight is None else as_float(pos_weight)
+    minus_log_sigmoid = np.maximum(-input, 0) + np.log1p(np.exp(-abs(input)))
+    return (1 - target) * input + (1 + (pos_weight - 1) * target) * minus_log_sigmoid
+
+
+@elementwise(options="reduction log_target")
+def kl_div(input, target, log_target=False):
+    """``p (log p - input)``, where 0 times an infinity is 0 (PyTorch: NaN, but for ``0 log 0``)."""
+    p, log_p = (np.exp(target), target) if log_target else (target, np.log(target))
+    return np.where((p == 0) & ~np.isnan(input), 0.0, p * (log_p - input))
+
+
+@elementwise(options="log_input full eps reduction")
+def poisson_nll_loss(input, target, log_input=True, full=False, eps=1e-8):
+    """Poisson's negative log likelihood; ``full`` adds Stirling's term where the target exceeds 1."""
+    loss = np.exp(input) - target * input if log_input else input - target * np.log(input + eps)
+    stirling = target * np.log(target) - target + 0.5 * np.log(2 * np.pi * target)
+    return loss + np.where(full & (target > 1), stirling, 0.0)
+
+
+@elementwise
+def gaussian_nll_loss(input, target, var, full=False, eps=1e-6):
+    """Gaussian negative log likelihood with the variance at least ``eps``.
+
+    ``var`` is a number, has the input's shape, lacks its last axis, or has 1 on one of its axes.
+    """
+    if var.ndim and var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = var[..., np.newaxis]
+    var = np.maximum(var, eps)
+    return 0.5 * (np.log(var) + (input - target) ** 2 / var) + full * 0.5 * np.log(2 * np.pi)
+
+
+@elementwise
+def soft_margin_loss(input, target):
+    """``log(1 + exp(-target input))``, finite for every finite input (PyTorch overflows)."""
+    return np.logaddexp(0, -target * input)
+
+
+@elementwise
+def hinge_embedding_loss(input, target, margin=1.0):
+    """The input where the target is 1, its hinge where -1, and both added for any other target."""
+    return np.where(target != -1, input, 0) + np.where(target != 1, np.maximum(0, margin - input), 0)
+
+
+@elementwise
+def margin_ranking_loss(input1, input2, target, margin=0.0):
+    """The amount by which the pair misses the order that ``target`` asks for, with a margin."""
+    return np.maximum(0, -target * (input1 - input2) + margin)
+
+
+# Scores of classes
+
+
+def classes_last(scores):
+    """Move the class axis of (C), (N, C) or (N, C, d1, ...) to the end."""
+    return np.moveaxis(scores, min(1, scores.ndim - 1), -1)
+
+
+def minus_log_softmax(scores):
+    """``(m - x) + log sum exp(x - m)``: the difference first, so that large scores lose nothing."""
+    largest = scores.max(axis=-1, keepdims=True)
+    return (largest - scores) + np.log(np.exp(scores - largest).sum(axis=-1, keepdims=True))
+
+
+def class_weights(weight, classes):
+    """Return the class weights, ones by default."""
+    return np.ones(classes) if weight is None else as_float(weight)
+
+
+def read_labels(target, ignore_index, classes):
+    """Return which labels count, and the labels with 0 in place of those that do not."""
+    label = as_index(target)
+    counted = label != ignore_index
+    label = np.where(counted, label, 0)
+    assert np.all((label >= 0) & (label < classes)), "class index out of range"
+    return counted, label
+
+
+@np.errstate(all="ignore")
+def cross_entropy(
+    input,
+    target,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    *,
+    sample_weight=None,
+    normalizer=None,
+):
+    """``-sum_c w_c q_c log softmax(input)_c``, q the target distribution smoothed towards 1 / C.
+
+    A target of the input's shape is q itself, and each row counts 1; else it is class indices, and a row
+    counts w of its class. Ignored rows are not read, and 0 times an infinity is 0 (PyTorch: NaN).
+    """
+    scores = classes_last(as_float(input))
+    classes = scores.shape[-1]
+    w = class_weights(weight, classes)
+    if np.shape(target) == np.shape(input):
+        q = classes_last(as_float(target))
+        counted, counts = True, 1.0
+    else:
+        counted, label = read_labels(target, ignore_index, classes)
+        q = np.eye(classes)[label]
+        counts = np.where(counted, w[label], 0.0)
+    q = (1 - label_smoothing) * q + label_smoothing / classes
+    loss = weighted(w * q, minus_log_softmax(scores)).sum(axis=-1)
+    return reduce(np.where(counted, loss, 0.0), reduction, sample_weight, normalizer, counts)
+
+
+@np.errstate(all="ignore")
+def nll_loss(
+    input, target, weight=None, ignore_index=-100, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """Minus the input of the target class, times the class's weight."""
+    log_p = classes_last(as_float(input))
+    counted, label = read_labels(target, ignore_index, log_p.shape[-1])
+    counts = np.where(counted, class_weights(weight, log_p.shape[-1])[label], 0.0)
+    loss = -np.take_along_axis(log_p, label[..., np.newaxis], axis=-1)[..., 0]
+    return reduce(weighted(counts, loss), reduction, sample_weight, normalizer, counts)
+
+
+@np.errstate(all="ignore")
+def linear_cross_entropy(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    reduction="mean",
+    ignore_index=None,
+    label_smoothing=0.0,
+    options=None,
+    sample_weight=None,
+    normalizer=None,
+):
+    """Cross entropy of the scores ``input @ linear_weight.T + linear_bias``.
+
+    Shapes: input (F) or (N, F), linear_weight (C, F) or (C, d1, ..., F), linear_bias that without F.
+    """
+    scores = np.tensordot(as_float(input), as_float(linear_weight), axes=(-1, -1))
+    if linear_bias is not None:
+        scores = scores + as_float(linear_bias)
+    return cross_entropy(
+        scores,
+        target,
+        weight,
+        -100 if ignore_index is None else ignore_index,
+        reduction,
+        label_smoothing,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+    )
+
+
+@np.errstate(all="ignore")
+def multi_margin_loss(
+    input, target, p=1, margin=1.0, weight=None, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """``w_y / C sum_{c != y} max(0, margin - x_y + x_c) ** p``; ``'mean'`` divides by the rows."""
+    scores = np.atleast_2d(as_float(input))
+    classes = scores.shape[-1]
+    w = class_weights(weight, classes)
+    terms = []
+    for x, y in zip(scores, np.atleast_1d(as_index(target)), strict=True):
+        others = np.arange(classes) != y
+        hinge = np.maximum(0, margin - x[y] + x[others])
+        terms.append(weighted(w[y], np.sum(hinge**p) / classes))
+    return reduce(as_float(terms).reshape(np.shape(target)), reduction, sample_weight, normalizer)
+
+
+@np.errstate(all="ignore")
+def multilabel_margin_loss(input, target, reduction="mean", *, sample_weight=None, normalizer=None):
+    """``1 / C sum_{y in Y} sum_{c not in Y} max(0, 1 - x_y + x_c)``, Y the labels before the first -1.
+
+    A label that is given twice counts twice.
+    """
+    scores = np.atleast_2d(as_float(input))
+    classes = scores.shape[-1]
+    terms = []
+    for x, labels in zip(scores, np.atleast_2d(as_index(target)), strict=True):
+        end = np.append(labels, -1).tolist().index(-1)
+        labels = labels[:end]
+        others = np.setdiff1d(np.arange(classes), labels)
+        terms.append(np.maximum(0, 1 - x[labels][:, np.newaxis] + x[others]).sum() / classes)
+    return reduce(as_float(terms).reshape(np.shape(input)[:-1]), reduction, sample_weight, normalizer)
+
+
+@np.errstate(all="ignore")
+def multilabel_soft_margin_loss(
+    input, target, weight=None, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """``-1 / C sum_c w_c (y_c log s(x_c) + (1 - y_c) log s(-x_c))``, s the sigmoid."""
+    x, y = as_float(input), as_float(target)
+    loss = y * np.logaddexp(0, -x) + (1 - y) * np.logaddexp(0, x)
+    weight = 1.0 if weight is None else as_float(weight)
+    return reduce(weighted(weight, loss).sum(axis=-1) / x.shape[-1], reduction, sample_weight, normalizer)
+
+
+# Vectors
+
+
+def cosine(x1, x2):
+    """``x1 . x2 / sqrt((|x1|^2 + eps) (|x2|^2 + eps))``, scaled so that no square overflows."""
+
+    def unit(x):
+        scale = np.maximum(1.0, abs(x).max(axis=-1, keepdims=True, initial=0.0))
+        x = x / scale
+        return x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + COSINE_EPS / scale / scale)
+
+    return (unit(x1) * unit(x2)).sum(axis=-1)
+
+
+@np.errstate(all="ignore")
+def cosine_embedding_loss(
+    input1, input2, target, margin=0.0, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """``1 - cos`` where the target is 1, ``max(0, cos - margin)`` where -1, and 0 for any other."""
+    cos = cosine(as_float(input1), as_float(input2))
+    target = as_float(target)
+    loss = np.where(target == 1, 1 - cos, np.where(target == -1, np.maximum(0, cos - margin), 0.0))
+    return reduce(loss, reduction, sample_weight, normalizer)
+
+
+def euclidean(x1, x2):
+    """As PyTorch's ``PairwiseDistance()``: the length of the difference, eps added to each coordinate."""
+    return np.linalg.norm(x1 - x2 + DISTANCE_EPS, axis=-1)
+
+
+DISTANCES = {
+    "euclidean": euclidean,
+    "sqeuclidean": lambda x1, x2: ((x1 - x2) ** 2).sum(axis=-1),
+    "cosine": lambda x1, x2: 1 - cosine(x1, x2),
+    "manhattan": lambda x1, x2: abs(x1 - x2).sum(axis=-1),
+}
+
+
+@np.errstate(all="ignore")
+def triplet_margin_with_distance_loss(
+    anchor,
+    positive,
+    negative,
+    *,
+    distance_function=None,
+    margin=1.0,
+    swap=False,
+    reduction="mean",
+    sample_weight=None,
+    normalizer=None,
+):
+    """``max(0, margin + d(anchor, positive) - d(anchor, negative))``.
+
+    With ``swap`` the negative's distance is the smaller of those to the anchor and to the positive.
+    ``distance_function`` is a name in `DISTANCES`, or takes two arrays (N, D) and returns (N).
+    """
+    distance = DISTANCES.get(distance_function or "euclidean", distance_function)
+    anchor, positive, negative = as_float(anchor), as_float(positive), as_float(negative)
+    to_negative = distance(anchor, negative)
+    if swap:
+        to_negative = np.minimum(to_negative, distance(positive, negative))
+    loss = np.maximum(0, margin + distance(anchor, positive) - to_negative)
+    return reduce(loss, reduction, sample_weight, normalizer)
+
+
+@np.errstate(all="ignore")
+def triplet_margin_loss(
+    anchor,
+    positive,
+    negative,
+    margin=1.0,
+    p=2,
+    eps=DISTANCE_EPS,
+    swap=False,
+    reduction="mean",
+    *,
+    sample_weight=None,
+    normalizer=None,
+):
+    """The triplet loss of the p-norm, ``eps`` added to each coordinate's difference."""
+    return triplet_margin_with_distance_loss(
+        anchor,
+        positive,
+        negative,
+        distance_function=lambda x1, x2: np.linalg.norm(x1 - x2 + eps, ord=p, axis=-1),
+        margin=margin,
+        swap=swap,
+        reduction=reduction,
+        sample_weight=sample_weight,
+        normalizer=normalizer,
+    )
+
+
+# Sequences
+
+
+def ctc_of_sequence(log_p, labels, blank):
+    """Minus the log probability of all alignments of ``labels`` with the frames ``log_p`` (T, C).
+
+    ``alpha[s]`` is the log probability of the frames so far, ending at symbol s of the labels with a
+    blank before, between and after them (Graves et al. 2006).
+    """
+    symbols = [blank]
+    for label in labels:
+        symbols += [label, blank]
+    if len(log_p) == 0:
+        return np.inf if len(labels) else 0.0
+    alpha = np.full(len(symbols), -np.inf)
+    alpha[:2] = log_p[0, symbols[:2]]
+    for frame in log_p[1:]:
+        before = alpha.copy()
+        for s, symbol in enumerate(symbols):
+            paths = [before[s]]
+            if s >= 1:
+                paths.append(before[s - 1])
+            if s >= 2 and symbol != symbols[s - 2]:
+                paths.append(before[s - 2])
+            alpha[s] = np.logaddexp.reduce(paths) + frame[symbol]
+    return -np.logaddexp.reduce(alpha[-2:])
+
+
+@np.errstate(all="ignore")
+def ctc_loss(
+    log_probs,
+    targets,
+    input_lengths,
+    target_lengths,
+    blank=0,
+    reduction="mean",
+    zero_infinity=False,
+    *,
+    sample_weight=None,
+    normalizer=None,
+):
+    """Connectionist temporal classification; ``'mean'`` first divides each sample by its target length.
+
+    Shapes: log_probs (T, N, C) or (T, C); targets (N, S), or all samples' joined end to end.
+    """
+    log_probs, targets = as_float(log_probs), as_index(targets)
+    unbatched = log_probs.ndim == 2
+    if unbatched:
+        log_probs = log_probs[:, np.newaxis]
+    input_lengths = np.atleast_1d(as_index(input_lengths))
+    target_lengths = np.atleast_1d(as_index(target_lengths))
+    starts = np.cumsum(target_lengths) - target_lengths
+    terms = np.zeros(len(input_lengths))
+    for n, (frames, length) in enumerate(zip(input_lengths, target_lengths, strict=True)):
+        labels = targets[n, :length] if targets.ndim == 2 else targets[starts[n] : starts[n] + length]
+        terms[n] = ctc_of_sequence(log_probs[:frames, n], labels.tolist(), blank)
+    if zero_infinity:
+        terms[np.isposinf(terms)] = 0.0
+    if reduction == "mean":
+        terms = terms / np.maximum(target_lengths, 1)
+    return reduce(terms[0] if unbatched else terms, reduction, sample_weight, normalizer)
+
+
+# Gradients
+
+
+def gradient(loss_function, arguments, wrt, grad_output=None, step=1e-6):
+    """Differentiate ``sum(loss * grad_output)`` with respect to one argument, by central differences.
+
+    ``arguments`` maps every argument of the loss to its value, and ``wrt`` names one of them. The step
+    is relative above 1. The result has the argument's shape; away from kinks of the loss it is good to
+    about nine digits.
+    """
+    at = np.array(arguments[wrt], dtype=np.float64)
+    grad_output = 1.0 if grad_output is None else as_float(grad_output)
+
+    def value_with(index, x):
+        moved = at.copy()
+        moved[index] = x
+        return loss_function(**{**arguments, wrt: moved})
+
+    slopes = np.zeros(at.shape)
+    with np.errstate(all="ignore"):
+        for index in np.ndindex(at.shape):
+            width = step * max(1.0, abs(at[index]))
+            above, below = at[index] + width, at[index] - width
+            difference = value_with(index, above) - value_with(index, below)
+            slopes[index] = np.sum(difference * grad_output) / (above - below)
+    return slopes
