@@ -119,3 +119,13 @@ def bind(
     copy.__qualname__ = f"{template.__name__}_{name}_{digest}"
     copy.__module__ = template.__module__
     return decorate(copy)
+
+
+def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
+    """A copy of a function of as many positional parameters, with these names and trailing defaults."""
+    code = function.__code__
+    assert code.co_argcount == len(names), (function, names)
+    renamed = code.replace(co_varnames=names + code.co_varnames[len(names) :])
+    copy = types.FunctionType(renamed, function.__globals__, function.__name__, defaults, function.__closure__)
+    copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
+    return copy

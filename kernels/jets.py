@@ -121,7 +121,7 @@ def install(target: Any) -> SimpleNamespace:
 
     Parameters
     ----------
-    target : object with ``types, cgutils, intrinsic, models, register_model, overload, lower_cast, jit``
+    target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload, lower_cast, jit``
         the parts of the target's Numba: its type classes, and its extension decorators.
 
     Returns
@@ -417,8 +417,15 @@ def install(target: Any) -> SimpleNamespace:
                 first(val(a, b), val(b, a)) | (val(a, b) != val(a, b)), a, b
             )
 
+        def rule_of_three(a, b, c):
+            if any(isinstance(t, Dual) for t in (a, b, c)):
+                return lambda a, b, c: function(function(a, b), c)
+            return None
+
+        function = spellings[0]
         for f in spellings:
             overload(f)(rule)
+        overload(function)(rule_of_three)
 
     extreme((builtins.max, nm.maximum, np.maximum), operator.ge)
     extreme((builtins.min, nm.minimum, np.minimum), operator.le)
@@ -471,7 +478,8 @@ def install(target: Any) -> SimpleNamespace:
         """An intrinsic: a pointer to float64 as a definition's options.
 
         An entry of `values` that is None is read from the next number, the first at index `start`; any other
-        is a bool known when the kernel is compiled, so that its branches cost nothing.
+        is a bool known when the kernel is compiled, so that its branches cost nothing. As a number, a bool
+        is 0 or 1: a Const tells true from false in an ``if``.
         """
 
         @intrinsic
@@ -498,7 +506,7 @@ def install(target: Any) -> SimpleNamespace:
     def parts(typingctx, y, like):
         """Value, slope and curvature as plain numbers; those of a constant are zero."""
         if not isinstance(y, Dual | types.Number | types.Boolean):
-            return None
+            raise target.TypingError(f"value must return one number, not {y}")
 
         def codegen(context, builder, sig, args):
             y_type, T = sig.args[0], like

@@ -158,12 +158,24 @@ def select(context, c, a, b):
 
 
 @intrinsic
+def square_root(context, x):
+    """Square root; through libm's name it would also call libm, for errno."""
+
+    def emit(context, builder, signature, args):
+        return builder.call(builder.module.declare_intrinsic("llvm.sqrt", [args[0].type]), args)
+
+    return x(x), emit
+
+
+@intrinsic
 def copysign(context, x, s):
     """The magnitude of x with the sign of s."""
 
     def emit(context, builder, signature, args):
         kind = args[0].type
-        function = builder.module.declare_intrinsic("llvm.copysign", [kind], ir.FunctionType(kind, [kind] * 2))
+        function = builder.module.declare_intrinsic(
+            "llvm.copysign", [kind], ir.FunctionType(kind, [kind] * 2)
+        )
         return builder.call(function, args)
 
     return x(x, x), emit
@@ -171,21 +183,16 @@ def copysign(context, x, s):
 
 @intrinsic
 def polynomial(context, x, coefficients):
-    """Lowest coefficient first. Even and odd terms apart, which halves the chain of waiting instructions;
-    unrolled here, so that it never becomes a loop."""
+    """Horner's scheme, lowest coefficient first, unrolled here so that it never becomes a loop."""
 
     def emit(context, builder, signature, args):
         x, terms = args[0], cgutils.unpack_tuple(builder, args[1])
-        muladd = builder.module.declare_intrinsic("llvm.fmuladd", [x.type], ir.FunctionType(x.type, [x.type] * 3))
-        square = builder.fmul(x, x, flags=["contract"])
-
-        def horner(terms):
-            y = terms[-1]
-            for c in terms[-2::-1]:
-                y = builder.call(muladd, [y, square, c])
-            return y
-
-        return builder.call(muladd, [horner(terms[1::2]), x, horner(terms[0::2])])
+        kind = x.type
+        muladd = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        y = terms[-1]
+        for c in terms[-2::-1]:
+            y = builder.call(muladd, [y, x, c])
+        return y
 
     return x(x, coefficients), emit
 
@@ -222,13 +229,13 @@ SINGLE = Format(
     exp_range=(-104.0, 89.0),
     log2=(0.693359375, -2.12194440e-4),
     tanh_one=9.1,
-    exp=(0.49999997, 0.16666543, 0.041667197, 0.008366523, 0.0013882632),
+    exp=(0.49999997, 0.16666546, 0.041667443, 0.008366258, 0.0013869802),
     log_near_1=(
-        -0.5, 0.3333321, -0.24999718, 0.20010747, -0.16682296, 0.14001162, -0.121672854, 0.14004746, -0.12948395,
+        -0.5, 0.33333218, -0.249998, 0.2001031, -0.1668038, 0.14007194, -0.12185671, 0.13978662, -0.1288569,
     ),
     log1p_unit=(
-        -0.4999993, 0.33330512, -0.2495859, 0.19695409, -0.1535542, 0.10680596, -0.05766484, 0.020204796,
-        -0.0033185189,
+        -0.49999934, 0.3333055, -0.24958937, 0.19696973, -0.1535943, 0.10686697, -0.057719324, 0.020231139,
+        -0.0033238358,
     ),
 )  # fmt: skip
 
@@ -253,27 +260,27 @@ DOUBLE = Format(
         0.04173107760054338, -0.03830635304412397, 0.0850374380540825, -0.08347773396003029,
     ),
     log1p_unit=(
-        -0.499999999999999, 0.3333333333331395, -0.2499999999863207, 0.19999999950442024,
-        -0.16666665578836448, 0.14285698377671385, -0.12499835237003475, 0.11109850182160444,
-        -0.09992647084683713, 0.09057474567499363, -0.08212642658559383, 0.07341419040360118,
-        -0.06310946897068136, 0.05039076273496697, -0.0358774513083914, 0.021808492721490092,
-        -0.010808106117528048, 0.0041399228245214865, -0.001139673701080806, 0.0001994528534410973,
-        -1.6599414115693205e-05,
+        -0.499999999999999, 0.33333333333313436, -0.24999999998598327, 0.19999999949314698,
+        -0.16666665556165403, 0.14285698076253747, -0.12499832424692282, 0.11109831010539878,
+        -0.09992548884121524, 0.09057089170969324, -0.08211468292156439, 0.07338617523649069,
+        -0.06305694619487366, 0.05031341803658523, -0.03578847552467246, 0.02172945655376512,
+        -0.010754981058620166, 0.004113800887041367, -0.0011308100953480288, 0.00019759780989781072,
+        -1.6418936892652805e-05,
     ),
 )  # fmt: skip
 
 
 def implement(format):
     """The vectorisable functions of one format, by public name."""
-    F, I = format.float, format.int
+    F, Z = format.float, format.int  # reals, integers
     mantissa, bias = format.mantissa, format.bias
     ZERO, HALF, ONE = F(0), F(0.5), F(1)
     INF, NAN = F(np.inf), F(np.nan)
     NORMAL = F(2.0 ** (1 - bias))  # the smallest that is not subnormal
     TINY = F(2.0 ** (-mantissa - 2))  # below it x + x**2 / 2 rounds to x
     UPSCALE = F(2.0**mantissa)
-    FIELD = I(-1 << mantissa)  # sign and exponent
-    EXPM1_LOW = F(libm.log(TINY))
+    FIELD = Z(-1 << mantissa)  # sign and exponent
+    EXPM1_LOW = F(libm.log(TINY / 2))
     EXP_LOW, EXP_HIGH = (F(v) for v in format.exp_range)
     LOG2_E = F(1 / libm.log(2))
     LOG2_HIGH, LOG2_LOW = (F(v) for v in format.log2)
@@ -285,12 +292,12 @@ def implement(format):
     # one addition. b biases the integer to be an exponent field: doubled, to be halved; or for 2**(n - 1).
     SHIFT_TWICE = F(1.5 * 2.0**mantissa + 2 * bias)
     SHIFT_HALF = F(1.5 * 2.0**mantissa + bias - 1)
-    TWO_THIRDS = I(np.array(2 / 3, F).view(I))
-    FOUR = I(np.array(4, F).view(I))
+    TWO_THIRDS = Z(np.array(2 / 3, F).view(Z))
+    FOUR = Z(np.array(4, F).view(Z))
     # A 64-bit integer converts in SIMD only with AVX-512; its upper half does everywhere.
-    UPPER = I(I(0).itemsize * 8 - 32)
+    UPPER = Z(Z(0).itemsize * 8 - 32)
     LOG2_SCALED = F(libm.log(2) / 2.0 ** (mantissa - int(UPPER)))
-    UPSCALED = F(-mantissa * 2.0 ** (mantissa - int(UPPER)))
+    UPSCALE_BITS = Z(mantissa << mantissa)
 
     table = {}
 
@@ -303,11 +310,11 @@ def implement(format):
         t = x * LOG2_E + SHIFT_TWICE
         n = t - SHIFT_TWICE
         r = x - n * LOG2_HIGH - n * LOG2_LOW
-        y = (polynomial(r, EXP) * (r * r) + r) + ONE
+        y = (polynomial(r, EXP) * r + ONE) * r + ONE
         # 2**n as two factors: it may be beyond the largest, or below the smallest, when y * 2**n is not.
         i = bits(t)
-        a = I(I(i << I(mantissa - 1)) & FIELD)
-        b = I(I(i << I(mantissa)) - a)
+        a = Z(Z(i << Z(mantissa - 1)) & FIELD)
+        b = Z(Z(i << Z(mantissa)) - a)
         return y * unbits(a) * unbits(b)
 
     @define
@@ -327,7 +334,7 @@ def implement(format):
         n = t - SHIFT_HALF
         r = x - n * LOG2_HIGH - n * LOG2_LOW
         p = polynomial(r, EXP) * (r * r) + r
-        s = unbits(I(bits(t) << I(mantissa)))
+        s = unbits(Z(bits(t) << Z(mantissa)))
         return p * s + (s - HALF)
 
     @define
@@ -344,10 +351,10 @@ def implement(format):
     @define
     def log(x):
         low = x < NORMAL
-        i = bits(select(low, x * UPSCALE, x))
-        e = I(I(i - TWO_THIRDS) & FIELD)
-        m = unbits(I(i - e)) - ONE
-        y = log_sum(F(np.int32(e >> UPPER)) + select(low, UPSCALED, ZERO), m)
+        i = select(low, Z(bits(x * UPSCALE) - UPSCALE_BITS), bits(x))
+        e = Z(Z(i - TWO_THIRDS) & FIELD)
+        m = unbits(Z(i - e)) - ONE
+        y = log_sum(F(np.int32(e >> UPPER)), m)
         y = select(x < INF, y, x)
         return select(x > ZERO, y, select(x == ZERO, -INF, NAN))
 
@@ -355,8 +362,8 @@ def implement(format):
     def log1p(x):
         # With 1 + x = 2**k * (1 + m), m = 2**-k * x + (2**-k - 1) is exact where it matters, and k is only
         # nearly right when 1 + x rounds. 2**-k may be subnormal, 2**(2 - k) is not.
-        e = I(I(bits(x + ONE) - TWO_THIRDS) & FIELD)
-        m = unbits(I(bits(x) - e)) + (unbits(I(FOUR - e)) * F(0.25) - ONE)
+        e = Z(Z(bits(x + ONE) - TWO_THIRDS) & FIELD)
+        m = unbits(Z(bits(x) - e)) + (unbits(Z(FOUR - e)) * F(0.25) - ONE)
         y = copysign(log_sum(F(np.int32(e >> UPPER)), m), x)  # -0.0
         y = select(x < INF, y, x)
         return select(x > -ONE, y, select(x == -ONE, -INF, NAN))
@@ -421,7 +428,7 @@ def _isnan(x):
 
 @njit(**STRICT)
 def _sqrt(x):
-    return libm.sqrt(x)
+    return square_root(x)
 
 
 @njit(**STRICT)
@@ -459,19 +466,19 @@ def vectorised_power(exp, log):
         size = abs(base)
         r = exp(y * log(size))
         r = select((y == 0) | (base == ONE) | ((size == ONE) & (abs(y) == INF)), ONE, r)
-        whole = libm.floor(y) == y
+        whole = np.floor(y) == y
         half = y * HALF
-        odd = whole & (libm.floor(half) != half)
+        odd = whole & (np.floor(half) != half)
         r = select(odd, copysign(r, base), r)
         return np.float32(select((base < 0) & (size < INF) & ~whole, NAN, r))
 
     return power
 
 
-COMMON = dict(
-    maximum=_maximum, minimum=_minimum, square=_square, isnan=_isnan,
-    sqrt=_sqrt, sin=_sin, cos=_cos, arctan=_arctan, erf=_erf, power=_power,
-)  # fmt: skip
+COMMON = {
+    "maximum": _maximum, "minimum": _minimum, "square": _square, "isnan": _isnan, "sqrt": _sqrt,
+    "sin": _sin, "cos": _cos, "arctan": _arctan, "erf": _erf, "power": _power,
+}  # fmt: skip
 CPU = {types.float32: COMMON | implement(SINGLE), types.float64: COMMON | implement(DOUBLE)}
 CPU[types.float32]["power"] = vectorised_power(CPU[types.float64]["exp"], CPU[types.float64]["log"])
 

@@ -4,6 +4,7 @@
 >>> value, gradient = nl.huber_loss.value_and_grad(np.array([0.5, 3.0]), np.zeros(2), delta=1.0)
 """
 
+from . import arguments
 from .binary import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -16,6 +17,7 @@ from .binary import (
     kl_div,
     soft_margin_loss,
 )
+from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
 from .loss import Loss

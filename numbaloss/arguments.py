@@ -129,6 +129,17 @@ def weights(*, call_only: bool = False) -> Any:
     return Option(None, lambda loss, name, value: value, array=True, call_only=call_only, annotation="Array | None")
 
 
+def as_option(where: str, stated: Any) -> Option:
+    """An option as a definition states it: a kind, or just a number or bool."""
+    if isinstance(stated, Option):
+        return stated
+    if isinstance(stated, bool):
+        return flag(stated)
+    if isinstance(stated, int | float):
+        return real(float(stated))
+    raise TypeError(f"{where}: state an option as a number, a bool or a kind of numbaloss.arguments, got {stated!r}")
+
+
 @dataclass(frozen=True)
 class Operand:
     """An array that a loss takes.

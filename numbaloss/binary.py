@@ -20,7 +20,8 @@ class BCELoss(ElementwiseLoss, function="binary_cross_entropy"):
 
     .. math:: \ell = -\left(y \log x + (1 - y) \log(1 - x)\right)
 
-    The logarithms are clamped at -100, and the denominator of the input's gradient at 1e-12, as in PyTorch.
+    The logarithms are clamped at -100, and the denominator of the input's gradient at 1e-12; the gradient by
+    the target is not clamped. All as in PyTorch.
     Prefer ``binary_cross_entropy_with_logits`` where the scores are at hand: it loses no digits.
 
     Parameters
@@ -59,6 +60,9 @@ class BCELoss(ElementwiseLoss, function="binary_cross_entropy"):
     # Stated, because PyTorch bounds the denominator and not the logarithms: at 0 and 1 it is finite.
     def slope_input(input, target):
         return (input - target) / math.maximum((1 - input) * input, 1e-12)
+
+    def slope_target(input, target):
+        return math.log1p(-input) - math.log(input)
 
 
 class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_logits"):

@@ -1,10 +1,14 @@
 """The elementwise family: each term depends on one element of two or three arrays."""
 
 import inspect
+import linecache
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numba.core.errors import NumbaError
 
 from . import dispatch
 from .arguments import Operand, like_scores, scores
@@ -41,16 +45,65 @@ class Plan:
         self.statics = tuple(
             options[n] if isinstance(options[n], bool) else None for n in cls._option_names
         )
+        self.outputs = 0 if mode == VALUE else 2 if mode == VALUE_GRAD_HESS else len(wrt)
+        # Where the operands are, for the gradients; the curvature lies over none.
+        self.positions = tuple(map(cls._arrays.index, wrt)) if "weight" not in wrt else ()
+        self.checked = any(cls.operands[n].domain for n in cls._arrays)
         self.kernels: dict[Any, Any] = {}
-        # The kernels of the quick path by dtype: those of the simplest request.
-        self.quick: dict[np.dtype, int] = {}
+        # The quick path's kernels by dtype and outputs in place; 0 where it does not serve.
+        self.quick: dict[Any, int] = {}
 
-    def kernel(self, request: Request, dtype: np.dtype, arity: int) -> Any:
+    def kernel(self, request: Request, dtype: np.dtype, arity: int) -> int:
+        """The address of the kernel that serves a request."""
         key = request, dtype, arity
         if key not in self.kernels:
             scalars = self.cls._scalars(self.statics, arity)
-            self.kernels[key] = self.cls._compile(scalars, request, dtype)
+            try:
+                self.kernels[key] = cpu.compile_block(scalars, request, dtype)
+            except NumbaError as error:
+                raise _at_users_line(scalars, error) from error
         return self.kernels[key].address
+
+    def prepare_quick(self, dtype: np.dtype, in_place: tuple[bool, ...], arity: int) -> int:
+        if dtype not in (FLOAT32, FLOAT64) or len(self.positions) < len(self.wrt):
+            address = 0
+        else:
+            overwritten = in_place[: len(self.wrt)]
+            request = Request(
+                wrt=self.positions,
+                in_place=overwritten if any(overwritten) else (),
+                curvature=self.mode == VALUE_GRAD_HESS,
+            )
+            address = self.kernel(request, dtype, arity)
+        self.quick[(dtype, in_place)] = address
+        return address
+
+    def may_write(self, outputs: Any, operands: tuple[np.ndarray, ...]) -> tuple[bool, ...] | None:
+        """Which outputs are their operands; None unless each is plainly that, or memory of its own."""
+        if outputs.__class__ is not tuple or len(outputs) != self.outputs or not self.positions:
+            return None
+        first = operands[0]
+        in_place = []
+        for k, o in enumerate(outputs):
+            if (
+                o.__class__ is not np.ndarray
+                or o.dtype is not first.dtype
+                or o.shape != first.shape
+                or not o.flags.carray
+            ):
+                return None
+            own = self.positions[k] if k < len(self.positions) else -1
+            same = own >= 0 and o is operands[own]
+            if same and self.checked:
+                return None
+            for j, a in enumerate(operands):
+                if not (same and j == own) and np.may_share_memory(o, a):
+                    return None
+            for other in outputs[:k]:
+                if np.may_share_memory(o, other):
+                    return None
+            in_place.append(same)
+        return tuple(in_place)
 
 
 class Call(NamedTuple):
@@ -87,7 +140,7 @@ class ElementwiseLoss(Loss):
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
     _slopes: ClassVar[dict[str, Callable[..., Any]]] = {}
     _plans: ClassVar[dict[Any, Plan]] = {}
-    _compile: ClassVar[Callable[..., Any]] = staticmethod(cpu.compile_block)
+    _compiled: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def _complete(cls) -> bool:
@@ -113,7 +166,7 @@ class ElementwiseLoss(Loss):
         cls._required = tuple(n for n in arrays if n not in cls.fields)
         cls._option_names = tuple(options)
         cls._slopes = {n: _plain(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
-        cls._plans = {}
+        cls._plans, cls._compiled = {}, {}
 
     @classmethod
     def _differentiable(cls) -> tuple[str, ...]:
@@ -134,6 +187,29 @@ class ElementwiseLoss(Loss):
         )
 
     @classmethod
+    def _scalar(cls) -> Any:
+        from .kernels.cpu.inside import compile_scalar
+
+        if "scalar" not in cls._compiled:
+            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+            names = (*cls._required, *cls._option_names)
+            defaults = tuple(cls.fields[n].default for n in cls._option_names)
+            cls._compiled["scalar"] = compile_scalar(scalars, names, defaults)
+        return cls._compiled["scalar"]
+
+    @classmethod
+    def _jit(cls) -> Any:
+        from .kernels.cpu.inside import compile_whole
+
+        if "jit" not in cls._compiled:
+            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+            options = [n for n, f in cls.fields.items() if not f.array]
+            defaults = (*(cls.fields[n].default for n in options), None)
+            names = (*cls._required, *options, "out")
+            cls._compiled["jit"] = compile_whole(scalars, names, defaults, cls._option_names)
+        return cls._compiled["jit"]
+
+    @classmethod
     def _plan(cls, mode: str, call: dict[str, Any]) -> Plan:
         """Check a call's options and `wrt`, and find what was worked out for them before."""
         name = cls.function.__name__
@@ -142,6 +218,7 @@ class ElementwiseLoss(Loss):
             for n, f in cls.fields.items()
             if not f.array
         }
+        cls._check_options(options)
         wrt, single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
         if mode == VALUE_GRAD_HESS and not single:
             raise ValueError(f"{name}: value_grad_hess takes one name in wrt, got {wrt!r}")
@@ -153,7 +230,7 @@ class ElementwiseLoss(Loss):
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod
     def _evaluate(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if recipe.plain and len(cls._required) == 2:
+        if recipe.plain:
             result = cls._evaluate_quick(mode, recipe, args, kwargs)
             if result is not MISSING:
                 return result
@@ -164,61 +241,66 @@ class ElementwiseLoss(Loss):
     def _evaluate_quick(
         cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The commonest call, two plain arrays and a reduced value, with nothing that it does not need.
+        """The commonest call, plain arrays and a reduced value, with nothing that it does not need.
 
         Returns MISSING where the call is not of that kind; whatever is wrong with it is found there.
         """
+        count = len(cls._required)
+        operands = args[:count]
+        settings = (*args[count:], *[kwargs[k] for k in recipe.keys]) if recipe.keys else args[count:]
         try:
-            plan = recipe.plans.get((*args[2:], *kwargs.values()) if kwargs else args[2:])
-        except TypeError:
+            plan = recipe.plans.get(settings)
+        except TypeError:  # not hashable, so not right
             return MISSING
         if plan is None:
-            plan = cls._plan(mode, call_arguments(recipe, args, kwargs))
-            recipe.plans[(*args[2:], *kwargs.values())] = plan
-        x, t = args[0], args[1]
-        if x.__class__ is not np.ndarray or t.__class__ is not np.ndarray:
+            plan = recipe.plans[settings] = cls._plan(mode, call_arguments(recipe, args, kwargs))
+        if plan.reduction == "none":
             return MISSING
-        dtype = x.dtype
-        function = plan.quick.get(dtype)
+        x = operands[0]
+        if x.__class__ is not np.ndarray:
+            return MISSING
+        dtype, shape, n = x.dtype, x.shape, x.size
+        for a in operands:
+            if (
+                a.__class__ is not np.ndarray
+                or a.dtype is not dtype
+                or a.shape != shape
+                or not a.flags.carray
+            ):
+                return MISSING
+        out = kwargs.get("out")
+        in_place: tuple[bool, ...] = ()
+        outputs: Any = ()
+        if mode != VALUE:
+            if out is None:
+                outputs = [np.empty(shape, dtype) for _ in range(plan.outputs)]
+            else:
+                outputs = (out,) if plan.outputs == 1 and plan.single else out
+                in_place = plan.may_write(outputs, operands)
+                if in_place is None:
+                    return MISSING
+        function = plan.quick.get((dtype, in_place))
         if function is None:
-            if plan.reduction == "none" or not plan.single or dtype not in (FLOAT32, FLOAT64):
-                return MISSING
-            request = Request(wrt=tuple(map(cls._arrays.index, plan.wrt)), curvature=mode == VALUE_GRAD_HESS)
-            if mode != VALUE and plan.wrt != cls._arrays[:1]:
-                return MISSING
-            function = plan.quick[dtype] = plan.kernel(request, dtype, 2)
-        n = x.size
-        shape = x.shape
-        if dtype is not t.dtype or shape != t.shape or not n or not (x.flags.carray and t.flags.carray):
+            function = plan.prepare_quick(dtype, in_place, count)
+        if not function or not n:
             return MISSING
+        arrays = (*operands, *outputs)
+        if any(in_place):
+            arrays = (*operands, *[o for o, same in zip(outputs, in_place, strict=True) if not same])
+        if len(shape) != 1:
+            arrays = tuple([a.reshape(-1) for a in arrays])
         scale = 1.0
         if plan.reduction != "sum":
-            scale = 1.0 / n if plan.reduction == "mean" else cls._mean_scale(plan.reduction, shape)
-        arrays: tuple[np.ndarray, ...]
-        if mode == VALUE:
-            arrays = (x, t)
-        elif mode == VALUE_GRAD_HESS:
-            arrays = (x, t, np.empty(shape, dtype), np.empty(shape, dtype))
-        else:
-            arrays = (x, t, np.empty(shape, dtype))
-        flat = arrays if len(shape) == 1 else tuple([a.reshape(-1) for a in arrays])
-        total, invalid = dispatch.run_direct(function, flat, (scale, *plan.padded))
+            scale = 1.0 / (n if plan.reduction == "mean" else shape[0] if shape else 1)
+        total, invalid = dispatch.run_direct(function, arrays, (scale, *plan.padded))
         if invalid:
-            cls._refuse_domain({cls._arrays[0]: x, cls._arrays[1]: t}, None)
-        if mode == GRAD:
-            return arrays[2]
-        value = dtype.type(total * scale)
-        return value if mode == VALUE else (value, *arrays[2:])
-
-    @classmethod
-    def _mean_scale(cls, reduction: str, shape: tuple[int, ...]) -> float:
-        """What a sum is multiplied by for a kind of mean, without weights."""
-        n = 1
-        for extent in shape:
-            n *= extent
-        if reduction == "batchmean":
-            n = shape[0] if shape else 1
-        return 1.0 / n if n else np.nan
+            cls._refuse_domain(dict(zip(cls._required, operands, strict=True)), None)
+        if mode == VALUE:
+            return dtype.type(total * scale)
+        if mode == VALUE_GRAD_HESS:
+            return dtype.type(total * scale), *outputs
+        gradient = outputs[0] if plan.single else tuple(outputs)
+        return gradient if mode == GRAD else (dtype.type(total * scale), gradient)
 
     @classmethod
     def _evaluate_call(cls, plan: Plan, call: dict[str, Any]) -> Any:
@@ -355,7 +437,7 @@ class ElementwiseLoss(Loss):
     @classmethod
     def _broadcast(cls, name: str, argument: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """A smaller operand, with the axes it needs to broadcast to the terms' shape."""
-        if not _broadcasts(array.shape, shape):
+        if not broadcasts(array.shape, shape):
             raise ValueError(f"{name}: {argument} of shape {array.shape} does not broadcast to {shape}")
         return array
 
@@ -373,7 +455,7 @@ class ElementwiseLoss(Loss):
         given = []
         for n in ("weight", "sample_weight"):
             w = arrays.get(n)
-            if w is not None and not _broadcasts(w.shape, shape):
+            if w is not None and not broadcasts(w.shape, shape):
                 raise ValueError(f"{name}: {n} of shape {w.shape} does not broadcast to {shape}")
             given.append(w)
         weight, sample_weight = given
@@ -515,12 +597,33 @@ class ElementwiseLoss(Loss):
         raise AssertionError("a kernel found an element out of its domain that NumPy does not find")
 
 
+def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
+    """Numba's error as one that leads to the line of the definition."""
+    functions = [scalars.value, *(f for _, f in scalars.slopes)]
+    file, line = functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno
+    text = str(error)
+    for found in re.finditer(r'File "([^"]+)", line (\d+)', text):
+        for f in functions:
+            if Path(found[1]).name == Path(f.__code__.co_filename).name:
+                file, line = f.__code__.co_filename, int(found[2])
+    ours = ("During", "Failed in", "Overload", "Rejected", "File ", "- ", "->", "^", "[", "Known sig", " * ")
+    lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
+    reasons = [x for x in lines if x and not x.startswith(ours) and "resolving callee" not in x]
+    source = linecache.getline(file, line).strip()
+    return TypeError(
+        f"{scalars.name}: cannot be compiled and differentiated as it stands\n"
+        f'  File "{file}", line {line}\n    {source}\n'
+        f"{reasons[0] if reasons else text}\n"
+        "A loss's value may use arithmetic, if, abs, min, max and the functions of numbaloss.math."
+    )
+
+
 def _plain(cls: type, name: str) -> Callable[..., Any]:
     """A function stated in the class body, as a function."""
     return getattr(inspect.getattr_static(cls, name), "__func__", inspect.getattr_static(cls, name))
 
 
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(
         a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False)
     )

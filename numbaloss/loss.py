@@ -8,6 +8,7 @@ of a call's arguments, which is worked out once for each way of calling and then
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
@@ -51,7 +52,8 @@ class Recipe(NamedTuple):
     """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
 
     names: tuple[str, ...]  # in the order given
-    plain: bool  # the operands first, by position; then options that are no arrays; nothing else
+    plain: bool  # the operands first, by position; then options that are no arrays, `wrt`, `out`; nothing else
+    keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
     plans: dict[Any, Any]  # by the values of the options: what a family works out for them
 
 
@@ -74,6 +76,9 @@ class LossFunction:
         return f"<loss function {self.__name__}{self.__signature__}>"
 
     def __reduce__(self) -> Any:
+        module = sys.modules.get(self.__module__)
+        if getattr(module, self.__name__, None) is self:
+            return self.__name__  # a global of its module, as functions are
         return getattr, (self.Class, "function")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,9 +134,11 @@ class LossFunction:
         required = tuple(self.Class._required)
         fields = self.Class.fields
         plain = names[: len(required)] == required and all(
-            n in fields and not fields[n].array for n in names[len(required) :]
+            n in ("wrt", "out") or (n in fields and not fields[n].array) for n in names[len(required) :]
         )
-        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain and count >= len(required), {})
+        plain = plain and count >= len(required)
+        keys = tuple(k for k in keywords if k != "out")
+        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain, keys, {})
         return recipe
 
 
@@ -174,16 +181,14 @@ class Loss:
     def __init_subclass__(cls, function: str | None = None, keyword_only: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._keyword_only = keyword_only or cls._keyword_only
-        own = {n: cls.__dict__.get(n) for n in inspect.get_annotations(cls)}
-        wrong = [n for n, option in own.items() if not isinstance(option, Option) and not _is_classvar(cls, n)]
-        if wrong:
-            raise TypeError(
-                f"{cls.__name__}.{wrong[0]}: state an option as a kind, such as numbaloss.arguments.positive(1.0)"
-            )
-        cls.fields = {**cls.fields, **{n: o for n, o in own.items() if isinstance(o, Option)}}
-        for n, option in own.items():
-            if isinstance(option, Option):
-                delattr(cls, n)
+        own = {
+            n: arguments.as_option(f"{cls.__name__}.{n}", cls.__dict__.get(n))
+            for n, annotation in inspect.get_annotations(cls).items()
+            if "ClassVar" not in str(annotation)
+        }
+        cls.fields = {**cls.fields, **own}
+        for n in own:
+            delattr(cls, n)  # an instance finds its own value, in `_options`
         if not cls._complete():
             return
         cls._prepare()
@@ -206,6 +211,10 @@ class Loss:
         self._options = {
             n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default for n in names
         }
+        self._check_options(self._options)
+
+    def __reduce__(self) -> Any:
+        return _restore, (self.function, self._options)
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})
@@ -239,6 +248,14 @@ class Loss:
                 "options go to the constructor"
             )
         return self.function._run(mode, args, {**self._options, **kwargs})
+
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> None:
+        """What the definition's own ``check`` says of options that are each right by themselves."""
+        check = inspect.getattr_static(cls, "check", None)
+        if check is not None:
+            check = getattr(check, "__func__", check)
+            check(**{n: options[n] for n in inspect.signature(check).parameters})
 
     # ---- what a family provides --------------------------------------------------------------------
     @classmethod
@@ -300,8 +317,8 @@ class Loss:
         return text + "\n"
 
 
-def _is_classvar(cls: type, name: str) -> bool:
-    return "ClassVar" in str(inspect.get_annotations(cls)[name])
+def _restore(function: LossFunction, options: dict[str, Any]) -> Loss:
+    return function.Class(**options)
 
 
 def call_arguments(recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,9 +75,7 @@ def elementwise(terms=None, *, options=None, mean_divides_by_weight=False):
     number of elements, or by the sum of ``weight`` where ``mean_divides_by_weight``.
     """
     if terms is None:
-        return functools.partial(
-            elementwise, options=options, mean_divides_by_weight=mean_divides_by_weight
-        )
+        return functools.partial(elementwise, options=options, mean_divides_by_weight=mean_divides_by_weight)
     own = inspect.signature(terms).parameters
     arrays = [name for name, parameter in own.items() if parameter.default is inspect.Parameter.empty]
     if options is None:
@@ -103,9 +101,7 @@ def elementwise(terms=None, *, options=None, mean_divides_by_weight=False):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        own_values = {
-            name: as_float(given[name]) if name in arrays else given[name] for name in own
-        }
+        own_values = {name: as_float(given[name]) if name in arrays else given[name] for name in own}
         weight = given.get("weight")
         weight = 1.0 if weight is None else as_float(weight)
         with np.errstate(all="ignore"):
@@ -325,7 +321,10 @@ def linear_cross_entropy(
 def multi_margin_loss(
     input, target, p=1, margin=1.0, weight=None, reduction="mean", *, sample_weight=None, normalizer=None
 ):
-    """``w_y / C sum_{c != y} max(0, margin - x_y + x_c) ** p``; ``'mean'`` divides by the rows."""
+    """``w_y / C sum_{c != y} max(0, margin - x_y + x_c) ** p``; ``'mean'`` divides by the rows.
+
+    A NaN score makes its row NaN (PyTorch: its hinge 0).
+    """
     scores = np.atleast_2d(as_float(input))
     classes = scores.shape[-1]
     w = class_weights(weight, classes)
@@ -341,7 +340,7 @@ def multi_margin_loss(
 def multilabel_margin_loss(input, target, reduction="mean", *, sample_weight=None, normalizer=None):
     """``1 / C sum_{y in Y} sum_{c not in Y} max(0, 1 - x_y + x_c)``, Y the labels before the first -1.
 
-    A label that is given twice counts twice.
+    A label that is given twice counts twice. A NaN score in a hinge makes its row NaN (PyTorch: 0).
     """
     scores = np.atleast_2d(as_float(input))
     classes = scores.shape[-1]
@@ -542,8 +541,7 @@ def gradient(loss_function, arguments, wrt, grad_output=None, step=1e-6):
     slopes = np.zeros(at.shape)
     with np.errstate(all="ignore"):
         for index in np.ndindex(at.shape):
-            width = step * max(1.0, abs(at[index]))
-            above, below = at[index] + width, at[index] - width
-            difference = value_with(index, above) - value_with(index, below)
-            slopes[index] = np.sum(difference * grad_output) / (above - below)
+            width = step * max(1.0, abs(at[index])) if np.isfinite(at[index]) else step
+            difference = value_with(index, at[index] + width) - value_with(index, at[index] - width)
+            slopes[index] = np.sum(difference * grad_output) / (2 * width)
     return slopes

@@ -179,7 +179,7 @@ def _unpacker(slots: list[int | None], dtype: types.Type) -> Any:
     return unpack
 
 
-def _checker(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
+def checker(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
     """Whether an element's operands lie in their domains."""
 
     def inside(domain):
@@ -256,7 +256,7 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
         at0=slopes[0],
         at1=slopes[1],
         at2=slopes[2],
-        valid=_checker(scalars.domains, T),
+        valid=checker(scalars.domains, T),
         options=jets.options(scalars.options, start=1),
     )
     outer = dict(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.compiler import Compiler
+from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -37,6 +38,7 @@ def derivatives() -> SimpleNamespace:
     return jets.install(
         SimpleNamespace(
             types=types,
+            TypingError=TypingError,
             cgutils=cgutils,
             intrinsic=intrinsic,
             models=models,

@@ -1,0 +1,63 @@
+"""Losses of the user's own: a function becomes what the built-in ones are, by the same mechanism."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from . import arguments
+from .elementwise import ElementwiseLoss
+from .loss import LossFunction
+
+
+def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
+    """Make a loss of a function that gives one term.
+
+    Parameters
+    ----------
+    value : function
+        ``value(input, target, <options>)``: two or three arguments without defaults, which stand for one
+        element of each array, then options with defaults (a number, a bool, or a kind of
+        ``numbaloss.arguments``). Ordinary arithmetic, ``if``, ``abs``, ``min``, ``max`` and the functions of
+        ``numbaloss.math`` (or their NumPy namesakes). The derivatives are derived.
+
+    Returns
+    -------
+    LossFunction
+        With all that a built-in loss has: ``value_and_grad``, ``grad``, ``value_grad_hess``, ``wrt``, ``out``,
+        weights, reductions, every dtype, ``scalar`` and ``jit``, the disk cache, and its class as ``Class``.
+
+    Raises
+    ------
+    TypeError
+        If the parameters are not of this form; at the first call, with the line, if the function cannot be
+        compiled or differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> @nl.elementwise_loss
+    ... def log_cosh(input, target, scale=1.0):
+    ...     d = abs((input - target) / scale)
+    ...     return d + nl.math.log1p(nl.math.exp(-2 * d)) - 0.6931471805599453
+    >>> float(round(log_cosh(np.array([0.0, 1.0]), np.zeros(2), scale=0.5), 6))
+    0.662501
+    """
+    if not inspect.isfunction(value):
+        raise TypeError(f"elementwise_loss wants a function, got {value!r}")
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(value).parameters.items():
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise TypeError(f"{value.__name__}: {name} must be an ordinary parameter, not {parameter}")
+        if parameter.default is not parameter.empty:
+            fields[name] = parameter.default
+    body = {
+        "__doc__": value.__doc__,
+        "__module__": value.__module__,
+        "__qualname__": f"{value.__qualname__}.Class",
+        "__annotations__": {**{n: Any for n in fields}, "reduction": str},
+        "reduction": arguments.reduction(),
+        "value": value,
+        **fields,
+    }
+    name = "".join(part.capitalize() for part in value.__name__.split("_"))
+    return type(name, (ElementwiseLoss,), body, function=value.__name__).function
