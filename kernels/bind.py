@@ -126,6 +126,8 @@ def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[
     code = function.__code__
     assert code.co_argcount == len(names), (function, names)
     renamed = code.replace(co_varnames=names + code.co_varnames[len(names) :])
-    copy = types.FunctionType(renamed, function.__globals__, function.__name__, defaults, function.__closure__)
+    copy = types.FunctionType(
+        renamed, function.__globals__, function.__name__, defaults, function.__closure__
+    )
     copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
     return copy

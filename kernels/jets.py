@@ -121,8 +121,8 @@ def install(target: Any) -> SimpleNamespace:
 
     Parameters
     ----------
-    target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload, lower_cast, jit``
-        the parts of the target's Numba: its type classes, and its extension decorators.
+    target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload,
+        lower_cast, jit``: the parts of the target's Numba, its type classes and its extension decorators.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def install(target: Any) -> SimpleNamespace:
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
 
-    class Dual(types.Type):  # type: ignore[misc, name-defined]
+    class Dual(types.Type):  # type: ignore[name-defined]
         fields: tuple[str, ...] = ()
 
         def __init__(self, T):
@@ -243,7 +243,9 @@ def install(target: Any) -> SimpleNamespace:
                 builder,
                 result,
                 *(
-                    builder.select(c, get(context, builder, result, a, f), get(context, builder, result, b, f))
+                    builder.select(
+                        c, get(context, builder, result, a, f), get(context, builder, result, b, f)
+                    )
                     for f in result.fields
                 ),
             )
@@ -251,6 +253,10 @@ def install(target: Any) -> SimpleNamespace:
         return result(condition, a, b), codegen
 
     # ---- arithmetic -------------------------------------------------------------------------------
+    def teach(spellings: tuple[Any, ...], rule: Any, **options: Any) -> None:
+        for f in spellings:
+            overload(f, **options)(rule)
+
     def kind_of(t):
         if isinstance(t, Jet):
             return "j"
@@ -261,8 +267,7 @@ def install(target: Any) -> SimpleNamespace:
     def binary(spellings, jj, jc, cj, cc):
         """Rules for two Jets, Jet and constant, constant and Jet, two constants, for every spelling."""
         rules = {"jj": jj, "jc": jc, "jn": jc, "cj": cj, "nj": cj, "cc": cc, "cn": cc, "nc": cc}
-        for f in spellings:
-            overload(f)(lambda a, b: rules.get(kind_of(a) + kind_of(b)))
+        teach(spellings, lambda a, b: rules.get(kind_of(a) + kind_of(b)))
 
     binary(
         (operator.add, operator.iadd, np.add),
@@ -350,8 +355,7 @@ def install(target: Any) -> SimpleNamespace:
             return lambda a, b: const(nm.power(val(a, b), val(b, a)))
         return None
 
-    for f in (operator.pow, operator.ipow, np.power, _libm.pow, nm.power):
-        overload(f, prefer_literal=True)(power_rule)
+    teach((operator.pow, operator.ipow, np.power, _libm.pow, nm.power), power_rule, prefer_literal=True)
 
     def meet(a, b):
         """Whether these are two operands of which one at least is a Jet or a Const."""
@@ -371,8 +375,7 @@ def install(target: Any) -> SimpleNamespace:
     def negative(a):
         return {"j": lambda a: jet(-V(a), -D(a), -H(a)), "c": lambda a: const(-V(a))}.get(kind_of(a))
 
-    for f in (operator.neg, np.negative):
-        overload(f)(negative)
+    teach((operator.neg, np.negative), negative)
     overload(operator.pos)(lambda a: (lambda a: a + 0) if isinstance(a, Dual) else None)
 
     def absolute(a):
@@ -382,14 +385,15 @@ def install(target: Any) -> SimpleNamespace:
 
         return {"j": of_jet, "c": lambda a: const(abs(V(a)))}.get(kind_of(a))
 
-    for f in (builtins.abs, np.abs, _libm.fabs, np.fabs):
-        overload(f)(absolute)
-
-    for f in (nm.sign, np.sign):
-        overload(f)(lambda a: (lambda a: const(nm.sign(V(a)))) if isinstance(a, Dual) else None)
-
-    for f in (nm.isnan, np.isnan, _libm.isnan):
-        overload(f)(lambda a: (lambda a: V(a) != V(a)) if isinstance(a, Dual) else None)
+    teach((builtins.abs, np.abs, _libm.fabs, np.fabs), absolute)
+    teach(
+        (nm.sign, np.sign),
+        lambda a: (lambda a: const(nm.sign(V(a)))) if isinstance(a, Dual) else None,
+    )
+    teach(
+        (nm.isnan, np.isnan, _libm.isnan),
+        lambda a: (lambda a: V(a) != V(a)) if isinstance(a, Dual) else None,
+    )
 
     def unary(derivatives, spellings):
         at, function = jit(derivatives), spellings[0]
@@ -401,8 +405,7 @@ def install(target: Any) -> SimpleNamespace:
         def of_const(a):
             return const(function(V(a)))
 
-        for f in spellings:
-            overload(f)(lambda a: {"j": of_jet, "c": of_const}.get(kind_of(a)))
+        teach(spellings, lambda a: {"j": of_jet, "c": of_const}.get(kind_of(a)))
 
     for derivatives, spellings in UNARY.items():
         unary(derivatives, spellings)
@@ -413,9 +416,7 @@ def install(target: Any) -> SimpleNamespace:
             if not meet(a, b):
                 return None
             # A NaN is taken wherever it stands, as NumPy's maximum does.
-            return lambda a, b: choose(
-                first(val(a, b), val(b, a)) | (val(a, b) != val(a, b)), a, b
-            )
+            return lambda a, b: choose(first(val(a, b), val(b, a)) | (val(a, b) != val(a, b)), a, b)
 
         def rule_of_three(a, b, c):
             if any(isinstance(t, Dual) for t in (a, b, c)):
@@ -423,9 +424,8 @@ def install(target: Any) -> SimpleNamespace:
             return None
 
         function = spellings[0]
-        for f in spellings:
-            overload(f)(rule)
-        overload(function)(rule_of_three)
+        teach(spellings, rule)
+        teach(spellings[:1], rule_of_three)
 
     extreme((builtins.max, nm.maximum, np.maximum), operator.ge)
     extreme((builtins.min, nm.minimum, np.minimum), operator.le)
@@ -435,8 +435,7 @@ def install(target: Any) -> SimpleNamespace:
             return lambda condition, a, b: choose(condition, a, b)
         return None
 
-    for f in (nm.where, np.where):
-        overload(f)(where)
+    teach((nm.where, np.where), where)
 
     def xlogy(a, b):
         return (lambda a, b: nm.where(a == 0, 0, a * nm.log(b))) if meet(a, b) else None

@@ -1,39 +1,31 @@
-"""PyTorch's losses for NumPy and CuPy arrays: value and gradient in one fused pass.
+"""PyTorch's losses for NumPy arrays: value and gradient in one fused pass.
 
 >>> import numpy as np, numbaloss as nl
 >>> value, gradient = nl.huber_loss.value_and_grad(np.array([0.5, 3.0]), np.zeros(2), delta=1.0)
+
+Every loss is here under PyTorch's names, as a function (``huber_loss``) and as a class (``HuberLoss``).
 """
 
-from . import arguments
-from .binary import (
-    BCELoss,
-    BCEWithLogitsLoss,
-    HingeEmbeddingLoss,
-    KLDivLoss,
-    SoftMarginLoss,
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    hinge_embedding_loss,
-    kl_div,
-    soft_margin_loss,
-)
+from . import arguments, binary, regression  # the definitions fill the registry
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
-from .loss import Loss
-from .regression import (
-    GaussianNLLLoss,
-    HuberLoss,
-    L1Loss,
-    MarginRankingLoss,
-    MSELoss,
-    PoissonNLLLoss,
-    SmoothL1Loss,
-    gaussian_nll_loss,
-    huber_loss,
-    l1_loss,
-    margin_ranking_loss,
-    mse_loss,
-    poisson_nll_loss,
-    smooth_l1_loss,
-)
+from .loss import Loss, LossFunction, registry
+
+__version__ = "0.1.0"
+
+# Editors and type checkers see these, with their signatures, in __init__.pyi (made by numbaloss.stubs).
+_losses = {name: f for f in registry.values() for name, f in ((f.__name__, f), (f.Class.__name__, f.Class))}
+globals().update(_losses)
+
+__all__ = [
+    "ElementwiseLoss",
+    "Loss",
+    "LossFunction",
+    "arguments",
+    "elementwise_loss",
+    "math",
+    "registry",
+]
+__all__ += _losses
+del binary, regression

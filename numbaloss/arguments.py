@@ -52,7 +52,11 @@ def _number(loss: str, name: str, value: Any) -> float:
 
 
 def _bounded(
-    default: float, wanted: str, holds: Callable[[float], bool], samples: tuple[float, ...], bad: tuple[float, ...]
+    default: float,
+    wanted: str,
+    holds: Callable[[float], bool],
+    samples: tuple[float, ...],
+    bad: tuple[float, ...],
 ) -> Any:
     def check(loss: str, name: str, value: Any) -> float:
         x = _number(loss, name, value)
@@ -116,7 +120,9 @@ def choice(default: Any, allowed: Sequence[Any], annotation: str = "Any") -> Any
         wanted = ", ".join(map(repr, allowed))
         raise ValueError(f"{loss}: {name} must be one of {wanted}, got {value!r}")
 
-    return Option(default, check, tuple(allowed), (("nonsense", ValueError, "one of"),), annotation=annotation)
+    return Option(
+        default, check, tuple(allowed), (("nonsense", ValueError, "one of"),), annotation=annotation
+    )
 
 
 def reduction(*more: str) -> Any:
@@ -126,7 +132,9 @@ def reduction(*more: str) -> Any:
 
 def weights(*, call_only: bool = False) -> Any:
     """An optional array that multiplies terms or classes."""
-    return Option(None, lambda loss, name, value: value, array=True, call_only=call_only, annotation="Array | None")
+    return Option(
+        None, lambda loss, name, value: value, array=True, call_only=call_only, annotation="Array | None"
+    )
 
 
 def as_option(where: str, stated: Any) -> Option:
@@ -137,7 +145,9 @@ def as_option(where: str, stated: Any) -> Option:
         return flag(stated)
     if isinstance(stated, int | float):
         return real(float(stated))
-    raise TypeError(f"{where}: state an option as a number, a bool or a kind of numbaloss.arguments, got {stated!r}")
+    raise TypeError(
+        f"{where}: state an option as a number, a bool or a kind of numbaloss.arguments, got {stated!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,9 +211,9 @@ def probabilities(*, model: bool = False) -> Operand:
         1.0,
         nan=False,
         model=model,
-        draw=lambda rng, shape: rng.uniform(0.01, 0.99, shape)
-        if model
-        else _with_bounds(rng, rng.random(shape), (0.0, 1.0)),
+        draw=lambda rng, shape: (
+            rng.uniform(0.01, 0.99, shape) if model else _with_bounds(rng, rng.random(shape), (0.0, 1.0))
+        ),
     )
 
 

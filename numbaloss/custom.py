@@ -23,8 +23,9 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
     Returns
     -------
     LossFunction
-        With all that a built-in loss has: ``value_and_grad``, ``grad``, ``value_grad_hess``, ``wrt``, ``out``,
-        weights, reductions, every dtype, ``scalar`` and ``jit``, the disk cache, and its class as ``Class``.
+        With all that a built-in loss has: ``value_and_grad``, ``grad``, ``value_grad_hess``, ``wrt``,
+        ``out``, weights, reductions, every dtype, ``scalar`` and ``jit``, the disk cache, and its class as
+        ``Class``.
 
     Raises
     ------
@@ -54,10 +55,11 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
         "__doc__": value.__doc__,
         "__module__": value.__module__,
         "__qualname__": f"{value.__qualname__}.Class",
-        "__annotations__": {**{n: Any for n in fields}, "reduction": str},
+        "__annotations__": {**dict.fromkeys(fields, Any), "reduction": str},
         "reduction": arguments.reduction(),
         "value": value,
         **fields,
     }
     name = "".join(part.capitalize() for part in value.__name__.split("_"))
-    return type(name, (ElementwiseLoss,), body, function=value.__name__).function
+    definition: Any = type(name, (ElementwiseLoss,), body, function=value.__name__)
+    return definition.function

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numba
 import numpy as np
 
 from .kernels.cpu import drive, threads
@@ -18,6 +19,7 @@ FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 PARALLEL_FROM = 4 * drive.BLOCK
 
 
+@cache
 def code_of(dtype: np.dtype) -> int | None:
     """How a dtype is stored, or None if it is no float that losses are computed on."""
     return drive.CODES.get(dtype.name) if dtype.isnative else None
@@ -66,12 +68,10 @@ def floating(loss: str, name: str, array: np.ndarray) -> np.ndarray:
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
     """The dtype that floats promote to, as in NumPy; the two halves meet in float32."""
-    first = dtypes[0]
-    if all(d == first for d in dtypes):
-        return first
-    if any(d == FLOAT64 for d in dtypes):
-        return FLOAT64
-    return FLOAT32
+    distinct = set(dtypes)
+    if len(distinct) == 1:
+        return dtypes[0]
+    return FLOAT64 if FLOAT64 in distinct else FLOAT32
 
 
 def arithmetic_dtype(dtype: np.dtype) -> np.dtype:
@@ -101,7 +101,7 @@ def check_out(
             same = True
         elif share_memory(out, array):
             raise ValueError(
-                f"{loss}: out for {name} overlaps {argument}; it may only be {name} itself, or memory of its own"
+                f"{loss}: out for {name} overlaps {argument}; it may be {name} itself, or memory of its own"
             )
     return same
 
@@ -132,7 +132,7 @@ def share_memory(a: np.ndarray, b: np.ndarray) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
     except (np.exceptions.TooHardError, OverflowError):
         return True
 
@@ -199,11 +199,12 @@ def run(
     arguments = (
         kernel(False),
         np.array([address_of(a) for a in arrays], np.int64),
-        np.array([drive.CODES[a.dtype.name] for a in arrays], np.int64),
+        np.array([code_of(a.dtype) for a in arrays], np.int64),
         np.array(shape, np.int64),
         np.array(strides, np.int64),
         len(inputs),
         np.array(numbers, np.float64),
+        4 * numba.config.NUMBA_NUM_THREADS,
     )
     if arrays[0].size < PARALLEL_FROM:
         return staged(arithmetic, False)(*arguments)
@@ -217,14 +218,15 @@ def _padded(numbers: tuple[float, ...]) -> tuple[float, ...]:
 
 def _writeable(array: np.ndarray) -> np.ndarray:
     """The same memory under a type that the driver is compiled for; kernels never write an input."""
-    if array.flags.writeable:
-        return array
+    return array if array.flags.writeable else np.asarray(_Memory(array))
 
-    class View:
-        __array_interface__ = {**array.__array_interface__, "data": (address_of(array), False)}
-        base = array
 
-    return np.asarray(View())
+class _Memory:
+    """An array's memory, said to be writeable."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # keeps it alive
+        self.__array_interface__ = {**array.__array_interface__, "data": (address_of(array), False)}
 
 
 def _aligned_axes(arrays: list[np.ndarray]) -> list[np.ndarray]:

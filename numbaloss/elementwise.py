@@ -2,6 +2,7 @@
 
 import inspect
 import linecache
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from .loss import (
     Loss,
     Recipe,
     call_arguments,
+    plain_function,
     resolve_normalizer,
     resolve_wrt,
     upstream,
@@ -34,17 +36,18 @@ class Plan:
     """A call's checked options, and the kernels that serve it."""
 
     def __init__(
-        self, cls: "type[ElementwiseLoss]", mode: str, options: dict[str, Any], wrt: tuple[str, ...], single: bool
+        self,
+        cls: "type[ElementwiseLoss]",
+        mode: str,
+        options: dict[str, Any],
+        wrt: tuple[str, ...],
+        single: bool,
     ) -> None:
         self.cls, self.mode, self.wrt, self.single = cls, mode, wrt, single
         self.reduction: str = options["reduction"]
-        self.numbers = tuple(
-            float(options[n]) for n in cls._option_names if not isinstance(options[n], bool)
-        )
+        self.numbers = tuple(float(options[n]) for n in cls._option_names if not isinstance(options[n], bool))
         self.padded = self.numbers + (0.0,) * (-(len(self.numbers) + 1) % 4)
-        self.statics = tuple(
-            options[n] if isinstance(options[n], bool) else None for n in cls._option_names
-        )
+        self.statics = tuple(options[n] if isinstance(options[n], bool) else None for n in cls._option_names)
         self.outputs = 0 if mode == VALUE else 2 if mode == VALUE_GRAD_HESS else len(wrt)
         # Where the operands are, for the gradients; the curvature lies over none.
         self.positions = tuple(map(cls._arrays.index, wrt)) if "weight" not in wrt else ()
@@ -122,8 +125,10 @@ class ElementwiseLoss(Loss):
     """A loss whose terms depend on one element of each array: subclass it and define ``value``.
 
     ``value(input, target, <options>)`` gives one term, in ordinary arithmetic and the functions of
-    ``numbaloss.math``; ``if`` is welcome. Its arguments that are no fields are the arrays. The derivatives are
-    derived. One that is better stated by hand is given as ``slope_<argument>``, which takes the same arguments.
+    ``numbaloss.math``; ``if`` is welcome. Its arguments that are no fields are the arrays. The derivatives
+    are derived. One that is better stated by hand is given as ``slope_<argument>``, which takes the same
+    arguments. ``check(<options>)``, where there is one, raises a ValueError for options that do not go
+    together.
 
     Attributes
     ----------
@@ -152,7 +157,7 @@ class ElementwiseLoss(Loss):
             from . import arguments
 
             cls.fields = {**cls.fields, "reduction": arguments.reduction()}
-        value = _plain(cls, "value")
+        value = plain_function(cls, "value")
         names = list(inspect.signature(value).parameters)
         arrays = [n for n in names if n not in cls.fields or cls.fields[n].array]
         options = names[len(arrays) :]
@@ -165,7 +170,7 @@ class ElementwiseLoss(Loss):
         cls._arrays = tuple(arrays)
         cls._required = tuple(n for n in arrays if n not in cls.fields)
         cls._option_names = tuple(options)
-        cls._slopes = {n: _plain(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
+        cls._slopes = {n: plain_function(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
         cls._plans, cls._compiled = {}, {}
 
     @classmethod
@@ -179,7 +184,7 @@ class ElementwiseLoss(Loss):
         return Scalars(
             cls.function.__name__,
             arity,
-            _plain(cls, "value"),
+            plain_function(cls, "value"),
             tuple((cls._arrays.index(n), f) for n, f in cls._slopes.items()),
             statics,
             tuple(domains),
@@ -238,9 +243,7 @@ class ElementwiseLoss(Loss):
         return cls._evaluate_call(cls._plan(mode, call), call)
 
     @classmethod
-    def _evaluate_quick(
-        cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The commonest call, plain arrays and a reduced value, with nothing that it does not need.
 
         Returns MISSING where the call is not of that kind; whatever is wrong with it is found there.
@@ -276,9 +279,10 @@ class ElementwiseLoss(Loss):
                 outputs = [np.empty(shape, dtype) for _ in range(plan.outputs)]
             else:
                 outputs = (out,) if plan.outputs == 1 and plan.single else out
-                in_place = plan.may_write(outputs, operands)
-                if in_place is None:
+                found = plan.may_write(outputs, operands)
+                if found is None:
                     return MISSING
+                in_place = found
         function = plan.quick.get((dtype, in_place))
         if function is None:
             function = plan.prepare_quick(dtype, in_place, count)
@@ -317,7 +321,7 @@ class ElementwiseLoss(Loss):
             return cls._with_weight_gradient(plan, call, c, scale, factor, up)
 
         inputs = [c.operands[n] for n in cls._arrays if n in c.operands]
-        full = [np.broadcast_to(a, c.shape) for a in inputs]
+        full = [_broadcast_to(a, c.shape) for a in inputs]
         if c.weights is not None:
             full.append(c.weights)
         if up is not None:
@@ -329,7 +333,7 @@ class ElementwiseLoss(Loss):
         outputs = ([] if terms is None else [terms]) + targets
         same = ([] if terms is None else [False]) + in_place
         total = 0.0
-        if inputs[0].size or np.prod(c.shape, dtype=int):
+        if inputs[0].size or math.prod(c.shape):
             total = cls._launch(plan, c, full, outputs, same, scale * factor, arithmetic)
         names = plan.wrt * 2 if mode == VALUE_GRAD_HESS else plan.wrt
         for n, r, t in zip(names, results, targets, strict=True):
@@ -383,9 +387,7 @@ class ElementwiseLoss(Loss):
         overwritten = tuple(in_place[request.terms : request.terms + len(request.wrt)])
 
         def kernel(same: bool) -> int:
-            return plan.kernel(
-                request._replace(in_place=overwritten) if same else request, arithmetic, arity
-            )
+            return plan.kernel(request._replace(in_place=overwritten) if same else request, arithmetic, arity)
 
         total, invalid = dispatch.run(kernel, inputs, outputs, in_place, numbers, arithmetic)
         if invalid:
@@ -423,9 +425,7 @@ class ElementwiseLoss(Loss):
             if n not in arrays or arrays[n].shape == shape:
                 continue
             if not cls.operands[n].broadcast:
-                raise ValueError(
-                    f"{name}: {n} must have {first}'s shape {shape}, got {arrays[n].shape}"
-                )
+                raise ValueError(f"{name}: {n} must have {first}'s shape {shape}, got {arrays[n].shape}")
             arrays[n] = cls._broadcast(name, n, arrays[n], shape)
         return Call(
             {n: arrays[n] for n in cls._arrays if n in arrays},
@@ -464,17 +464,17 @@ class ElementwiseLoss(Loss):
             product = weight.astype(arithmetic) * sample_weight.astype(arithmetic)
         normalizer = resolve_normalizer(name, call.get("normalizer"))
         counted = product if cls.weight_in_divisor else sample_weight
-        n = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         if normalizer is not None:
             divisor = normalizer
         elif reduction in ("none", "sum"):
             divisor = 1.0
         else:
-            divisor = float(n) if counted is None else _sum(counted) * (n / counted.size if counted.size else 0.0)
-            if reduction == "batchmean" and n:
-                divisor *= (shape[0] if shape else 1) / n
+            divisor = float(size) if counted is None else _sum(counted, size)
+            if reduction == "batchmean" and size:
+                divisor *= (shape[0] if shape else 1) / size
         if product is not None:
-            product = np.broadcast_to(product, shape)
+            product = _broadcast_to(product, shape)
         return product, weight, sample_weight, divisor
 
     @classmethod
@@ -494,14 +494,18 @@ class ElementwiseLoss(Loss):
             outs = [out]
         else:
             if not isinstance(out, tuple | list) or len(out) != len(names):
-                raise TypeError(f"{name}: out must be a tuple of {len(names)} arrays, got {type(out).__name__}")
+                raise TypeError(
+                    f"{name}: out must be a tuple of {len(names)} arrays, got {type(out).__name__}"
+                )
             outs = list(out)
         arrays = [
             (n, dispatch.as_array(name, n, call[n]))
             for n in (*cls._arrays, "weight", "sample_weight", "grad_output")
             if call.get(n) is not None
         ]
-        results, targets, in_place = [], [], []
+        results: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        in_place: list[bool] = []
         for k, (n, o) in enumerate(zip(names, outs, strict=True)):
             like = dispatch.as_array(name, n, call[n])
             same = False
@@ -529,7 +533,7 @@ class ElementwiseLoss(Loss):
     def _with_weight_gradient(
         cls, plan: Plan, call: dict[str, Any], c: Call, scale: float, factor: float, up: np.ndarray | None
     ) -> Any:
-        """Gradients that include the one by `weight`: the unweighted terms, from which it is a few products."""
+        """Gradients that include the one by `weight`: a few products of the unweighted terms."""
         name = cls.function.__name__
         if plan.mode == VALUE_GRAD_HESS:
             raise ValueError(f"{name}: the loss is linear in weight; value_grad_hess needs another wrt")
@@ -618,15 +622,12 @@ def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
     )
 
 
-def _plain(cls: type, name: str) -> Callable[..., Any]:
-    """A function stated in the class body, as a function."""
-    return getattr(inspect.getattr_static(cls, name), "__func__", inspect.getattr_static(cls, name))
-
-
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(
-        a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False)
-    )
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
+
+
+def _broadcast_to(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
 def _inverse(divisor: float) -> float:
@@ -634,8 +635,9 @@ def _inverse(divisor: float) -> float:
     return 1.0 / divisor if divisor else np.nan
 
 
-def _sum(weights: np.ndarray) -> float:
-    return float(np.sum(weights, dtype=np.float64))
+def _sum(weights: np.ndarray, size: int) -> float:
+    """The sum of weights that broadcast to `size` terms."""
+    return float(weights.sum(dtype=np.float64)) * (size / weights.size) if weights.size else 0.0
 
 
 def _sum_into(result: np.ndarray, full: np.ndarray) -> None:

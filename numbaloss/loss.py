@@ -52,7 +52,9 @@ class Recipe(NamedTuple):
     """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
 
     names: tuple[str, ...]  # in the order given
-    plain: bool  # the operands first, by position; then options that are no arrays, `wrt`, `out`; nothing else
+    plain: (
+        bool  # the operands first, by position; then options that are no arrays, `wrt`, `out`; nothing else
+    )
     keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
     plans: dict[Any, Any]  # by the values of the options: what a family works out for them
 
@@ -130,7 +132,9 @@ class LossFunction:
                 raise TypeError(f"{name}() got multiple values for argument {k!r}")
         missing = [n for n, p in parameters.items() if p.default is p.empty and n not in names]
         if missing:
-            raise TypeError(f"{name}() missing required argument{'s'[: len(missing) > 1]}: {', '.join(missing)}")
+            raise TypeError(
+                f"{name}() missing required argument{'s'[: len(missing) > 1]}: {', '.join(missing)}"
+            )
         required = tuple(self.Class._required)
         fields = self.Class.fields
         plain = names[: len(required)] == required and all(
@@ -177,8 +181,12 @@ class Loss:
     # Operands that a call must give: those that are no fields.
     _required: ClassVar[tuple[str, ...]] = ()
     _keyword_only: ClassVar[bool] = False
+    # The definition's `check`, and the options it takes.
+    _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 
-    def __init_subclass__(cls, function: str | None = None, keyword_only: bool = False, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, function: str | None = None, keyword_only: bool = False, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
         cls._keyword_only = keyword_only or cls._keyword_only
         own = {
@@ -191,6 +199,8 @@ class Loss:
             delattr(cls, n)  # an instance finds its own value, in `_options`
         if not cls._complete():
             return
+        check = plain_function(cls, "check")
+        cls._own_check = check and (check, tuple(inspect.signature(check).parameters))
         cls._prepare()
         cls.function = LossFunction(cls, function or _snake(cls.__name__))
         if cls.__module__.split(".")[0] == __package__:
@@ -209,7 +219,8 @@ class Loss:
                 raise TypeError(f"{name}() got multiple values for argument {k!r}")
         given.update(kwargs)
         self._options = {
-            n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default for n in names
+            n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default
+            for n in names
         }
         self._check_options(self._options)
 
@@ -244,18 +255,17 @@ class Loss:
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) > len(self._required):
             raise TypeError(
-                f"{type(self).__name__}: takes {len(self._required)} arrays by position but {len(args)} were given; "
-                "options go to the constructor"
+                f"{type(self).__name__}: takes {len(self._required)} arrays by position but {len(args)} were "
+                "given; options go to the constructor"
             )
         return self.function._run(mode, args, {**self._options, **kwargs})
 
     @classmethod
     def _check_options(cls, options: dict[str, Any]) -> None:
         """What the definition's own ``check`` says of options that are each right by themselves."""
-        check = inspect.getattr_static(cls, "check", None)
-        if check is not None:
-            check = getattr(check, "__func__", check)
-            check(**{n: options[n] for n in inspect.signature(check).parameters})
+        if cls._own_check is not None:
+            check, names = cls._own_check
+            check(**{n: options[n] for n in names})
 
     # ---- what a family provides --------------------------------------------------------------------
     @classmethod
@@ -317,6 +327,12 @@ class Loss:
         return text + "\n"
 
 
+def plain_function(cls: type, name: str) -> Any:
+    """A function stated in a class body, as a function; None where there is none."""
+    stated = inspect.getattr_static(cls, name, None)
+    return getattr(stated, "__func__", stated)
+
+
 def _restore(function: LossFunction, options: dict[str, Any]) -> Loss:
     return function.Class(**options)
 
@@ -359,12 +375,16 @@ def iterate(functions: Mapping[str, LossFunction] = registry) -> Iterator[LossFu
     yield from functions.values()
 
 
-def upstream(name: str, value: Any, shape: tuple[int, ...], reduction: str) -> tuple[float, np.ndarray | None]:
+def upstream(
+    name: str, value: Any, shape: tuple[int, ...], reduction: str
+) -> tuple[float, np.ndarray | None]:
     """`grad_output` as a factor, and an array where one factor does not do."""
     if value is None:
         return 1.0, None
     if np.ndim(value) == 0:
-        return arguments._number(name, "grad_output", value if not hasattr(value, "item") else value.item()), None
+        return arguments._number(
+            name, "grad_output", value if not hasattr(value, "item") else value.item()
+        ), None
     if reduction != "none":
         raise ValueError(f"{name}: grad_output must be a number with reduction={reduction!r}, got an array")
     if not isinstance(value, np.ndarray) or value.shape != shape:

@@ -242,8 +242,8 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
     input, target : array
         Of the same shape: expectations and observations.
     var : array or float
-        Variances, at least 0: of the input's shape, of that shape with one axis of 1 or without the last axis, or
-        one number. A gradient by ``var`` has its shape.
+        Variances, at least 0: of the input's shape, of that shape with one axis of 1 or without the last
+        axis, or one number. A gradient by ``var`` has its shape.
     full : bool, default False
         Add the constant :math:`\tfrac12 \log 2\pi`.
     eps : float, default 1e-6
@@ -291,7 +291,9 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
         if array.ndim == len(shape) - 1 and array.shape == shape[:-1]:
             return array[..., None]
         ones = [n for n, m in zip(array.shape, shape, strict=False) if n == 1 != m]
-        if array.ndim and not (array.ndim == len(shape) and len(ones) == 1 and broadcasts(array.shape, shape)):
+        if array.ndim and not (
+            array.ndim == len(shape) and len(ones) == 1 and broadcasts(array.shape, shape)
+        ):
             raise ValueError(f"{name}: {argument} of shape {array.shape} does not fit input's shape {shape}")
         return array
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, types
+from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -221,10 +221,11 @@ def call_rows(typingctx, function, rows, numbers, count):
     return result(types.int64, rows, numbers, types.intp), codegen
 
 
-def staged(function, addresses, codes, shape, strides, inputs, numbers):
+def staged(function, addresses, codes, shape, strides, inputs, numbers, workers):
     """As `direct`, for arrays given by address, element code and byte strides over one common shape.
 
-    The first `inputs` of them are read, the others written.
+    The first `inputs` of them are read, the others written. Each of the `workers` has scratch memory of its
+    own, and a share of the blocks.
     """
     n = 1
     for extent in shape:
@@ -232,7 +233,7 @@ def staged(function, addresses, codes, shape, strides, inputs, numbers):
     blocks = (n + BLOCK - 1) // BLOCK
     sums = np.empty(blocks, np.float64)
     invalid = 0
-    workers = min(blocks, 4 * get_num_threads())
+    workers = min(blocks, workers)
     for worker in prange(workers):
         rows = np.empty((addresses.size, BLOCK), T)
         for b in range(worker * blocks // workers, (worker + 1) * blocks // workers):

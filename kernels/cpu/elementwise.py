@@ -141,9 +141,7 @@ def _slots(arity: int, request: Request) -> list[int | None]:
     weights, upstream = take(request.weighted), take(request.upstream)
     terms = take(request.terms)
     in_place = request.in_place or (False,) * len(request.wrt)
-    gradients = [
-        operands[k] if same else take(True) for k, same in zip(request.wrt, in_place, strict=True)
-    ]
+    gradients = [operands[k] if same else take(True) for k, same in zip(request.wrt, in_place, strict=True)]
     gradients += [None] * (3 - len(gradients))
     return [*operands, weights, upstream, terms, *gradients, take(request.curvature)]
 

@@ -33,7 +33,9 @@ GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
 
 def _gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], what: str) -> Any:
     if len(names) not in GATHER:
-        raise TypeError(f"{what} takes at most {max(GATHER)} arguments inside compiled code, got {len(names)}")
+        raise TypeError(
+            f"{what} takes at most {max(GATHER)} arguments inside compiled code, got {len(names)}"
+        )
     return named(GATHER[len(names)](function), names, defaults)
 
 
@@ -44,7 +46,7 @@ def _arithmetic(operands: tuple[Any, ...]) -> Any:
 
 
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
-    """The value of one element, as a function to call in ``@njit`` code: ``scalar(input, target, options)``."""
+    """The value of one element, to call in ``@njit`` code: ``scalar(input, target, <options>)``."""
     jets = derivatives()
     definition, arity, parts = jets.jit(scalars.value), scalars.arity, jets.parts
 
@@ -60,10 +62,10 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
 
         def codegen(context, builder, sig, args):
             given = [builder.extract_value(args[0], k) for k in range(len(kinds_given))]
-            values = [context.cast(builder, v, t, const) for v, t in zip(given, kinds_given[:arity], strict=False)]
-            values += [
-                context.cast(builder, context.get_constant(T, x), T, const) for x in scalars.absent
+            values = [
+                context.cast(builder, v, t, const) for v, t in zip(given, kinds_given[:arity], strict=False)
             ]
+            values += [context.cast(builder, context.get_constant(T, x), T, const) for x in scalars.absent]
             values += [
                 v if isinstance(t, types.Boolean) else context.cast(builder, v, t, const)
                 for v, t in zip(given[arity:], kinds_given[arity:], strict=True)

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any
 
 from numba import njit, types
 from numba.core import cgutils
@@ -15,9 +16,9 @@ from .. import jets
 # Scalars keep IEEE semantics but for fused multiply-add and the sign of zero: reassociation would cancel the
 # rounding tricks of `kernels.math`, and `nnan`/`ninf` would delete the handling of NaN and infinity. Flags
 # travel with the instruction, so both sets hold after inlining.
-SCALAR = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
+SCALAR: dict[str, Any] = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
 # A loop over elements may also reassociate: that is what lets its sum vectorise.
-LOOP = dict(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+LOOP: dict[str, Any] = dict(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 class DistinctArrays(Compiler):
@@ -27,7 +28,7 @@ class DistinctArrays(Compiler):
     that sets it.
     """
 
-    def define_pipelines(self):  # type: ignore[no-untyped-def]
+    def define_pipelines(self):
         self.state.flags.noalias = True
         return super().define_pipelines()
 

@@ -1,8 +1,8 @@
 """Runs a serial or a parallel kernel, whichever cannot take the caller's process down.
 
-Bare Numba kills a forked child that enters a parallel kernel on OpenMP, and the whole process when two threads
-are inside one on its workqueue. So: in a forked child kernels run serially; and on a layer that is not safe
-for threads a lock admits one thread, while the others, rather than wait, run the serial kernel.
+Bare Numba kills a forked child that enters a parallel kernel on OpenMP, and the whole process when two
+threads are inside one on its workqueue. So: in a forked child kernels run serially; and on a layer that is
+not safe for threads a lock admits one thread, while the others, rather than wait, run the serial kernel.
 """
 
 import ctypes

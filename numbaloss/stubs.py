@@ -1,0 +1,99 @@
+"""Writes ``__init__.pyi``: the losses' signatures for editors and type checkers.
+
+Run ``python -m numbaloss.stubs`` after a definition changed; a test compares the file with what this makes.
+"""
+
+import inspect
+from pathlib import Path
+
+from .loss import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Loss, registry
+
+PATH = Path(__file__).with_name("__init__.pyi")
+
+HEAD = '''\
+"""Made by `python -m numbaloss.stubs`; do not edit."""
+
+from typing import Any
+
+from . import arguments as arguments
+from .custom import elementwise_loss as elementwise_loss
+from .elementwise import ElementwiseLoss as ElementwiseLoss
+from .kernels import math as math
+from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
+
+Array = Any
+__version__: str
+'''
+
+
+def _parameters(signature: inspect.Signature) -> str:
+    parts = ["self"]
+    starred = False
+    for p in signature.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            parts.append("*")
+            starred = True
+        default = "" if p.default is p.empty else f" = {p.default!r}" if _plain(p.default) else " = ..."
+        parts.append(f"{p.name}: {p.annotation}{default}")
+    return ", ".join(parts)
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _methods(signatures: dict[str, inspect.Signature]) -> list[str]:
+    return [f"    def {name}({_parameters(s)}) -> Any: ..." for name, s in signatures.items()]
+
+
+def _constructor(loss: type[Loss]) -> str:
+    kind = inspect.Parameter.KEYWORD_ONLY if loss._keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    fields = [
+        inspect.Parameter(n, kind, default=f.default, annotation=f.annotation)
+        for n, f in loss.fields.items()
+        if not f.call_only
+    ]
+    return f"    def __init__({_parameters(inspect.Signature(fields))}) -> None: ..."
+
+
+def _of_call(loss: type[Loss], mode: str) -> inspect.Signature:
+    """The signature of an instance's method: the options are in the constructor."""
+    constructed = {n for n, f in loss.fields.items() if not f.call_only}
+    signature = loss._signature(mode)
+    kept = []
+    for p in signature.parameters.values():
+        if p.name not in constructed:
+            kept.append(p if p.name in loss._required else p.replace(kind=p.KEYWORD_ONLY))
+    return signature.replace(parameters=kept)
+
+
+def render() -> str:
+    """The text of the stub file."""
+    modes = {
+        "__call__": VALUE,
+        "value_and_grad": VALUE_AND_GRAD,
+        "grad": GRAD,
+        "value_grad_hess": VALUE_GRAD_HESS,
+    }
+    parts = [HEAD]
+    for name, function in registry.items():
+        loss = function.Class
+        bases = [b.__name__ for b in loss.__mro__ if b.__name__ in ("ElementwiseLoss", "Loss")]
+        attributes = [f"    {n}: {f.annotation}" for n, f in loss.fields.items() if not f.call_only]
+        parts += [
+            "",
+            f"class {loss.__name__}({bases[0]}):",
+            *attributes,
+            _constructor(loss),
+            *_methods({n: _of_call(loss, mode) for n, mode in modes.items()}),
+            "",
+            f"class _{name}(LossFunction):",
+            *_methods({n: loss._signature(mode) for n, mode in modes.items()}),
+            "",
+            f"{name}: _{name}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.write_text(render())
