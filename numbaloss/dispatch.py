@@ -11,18 +11,19 @@ from typing import Any
 import numba
 import numpy as np
 
-from .kernels.cpu import drive, threads
+from .kernels.cpu import threads
+from .kernels.spec import BLOCK, CODES
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 # Elements from which two threads beat one: starting them costs about 6 us.
-PARALLEL_FROM = 4 * drive.BLOCK
+PARALLEL_FROM = 4 * BLOCK
 
 
 @cache
 def code_of(dtype: np.dtype) -> int | None:
     """How a dtype is stored, or None if it is no float that losses are computed on."""
-    return drive.CODES.get(dtype.name) if dtype.isnative else None
+    return CODES.get(dtype.name) if dtype.isnative else None
 
 
 def is_device_array(value: Any) -> bool:
@@ -146,11 +147,15 @@ def address_of(array: np.ndarray) -> int:
 
 @cache
 def direct(parallel: bool) -> Any:
+    from .kernels.cpu import drive  # on the first call, so that importing the library stays quick
+
     return drive.compile_direct(parallel)
 
 
 @cache
 def staged(dtype: np.dtype, parallel: bool) -> Any:
+    from .kernels.cpu import drive
+
     return drive.compile_staged(dtype, parallel)
 
 

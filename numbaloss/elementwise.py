@@ -14,8 +14,7 @@ from numba.core.errors import NumbaError
 from . import dispatch
 from .arguments import Operand, like_scores, scores
 from .dispatch import FLOAT32, FLOAT64
-from .kernels.cpu import elementwise as cpu
-from .kernels.cpu.elementwise import Request, Scalars
+from .kernels.spec import Request, Scalars
 from .loss import (
     GRAD,
     MISSING,
@@ -60,6 +59,10 @@ class Plan:
         """The address of the kernel that serves a request."""
         key = request, dtype, arity
         if key not in self.kernels:
+            from .kernels.cpu import (
+                elementwise as cpu,  # on the first call: importing the library stays quick
+            )
+
             scalars = self.cls._scalars(self.statics, arity)
             try:
                 self.kernels[key] = cpu.compile_block(scalars, request, dtype)

@@ -19,14 +19,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..bind import bind
+from ..spec import BLOCK, FLOAT16, FLOAT32, FLOAT64
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .target import SCALAR
-
-BLOCK = 8192  # elements: large enough to amortise a call, small enough for a block's operands to stay in L2
-
-# How an array's elements are stored, for `staged`.
-FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = range(4)
-CODES = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 
 @intrinsic

@@ -5,8 +5,7 @@ functions and gives the C function that `drive` calls for each block. What a cal
 operand, weights, an upstream gradient, an output) is None in `loop`, and gone when compiled.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cfunc, njit, types
@@ -15,37 +14,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from ..bind import bind, fingerprint
+from ..spec import Request, Scalars
 from .target import LOOP, SCALAR, DistinctArrays, derivatives
-
-
-class Scalars(NamedTuple):
-    """A loss's functions of one element, and what they take.
-
-    `value`, and `slopes` that replace derived ones (by operand), take the operands, then the options.
-    An entry of `options` is None for a number given at run time, else the bool it is compiled with.
-    `domains` has, per operand, the closed interval it must lie in and whether NaN may pass, or None; `absent`
-    has the numbers that stand for operands which the call does not give.
-    """
-
-    name: str
-    arity: int
-    value: Callable[..., Any]
-    slopes: tuple[tuple[int, Callable[..., Any]], ...] = ()
-    options: tuple[bool | None, ...] = ()
-    domains: tuple[tuple[float, float, bool] | None, ...] = (None, None, None)
-    absent: tuple[float | None, ...] = ()
-
-
-class Request(NamedTuple):
-    """What one kernel computes. Arrays are passed in this order: operands, weights, upstream, outputs."""
-
-    weighted: bool = False  # an array multiplies each term
-    upstream: bool = False  # an array multiplies each gradient
-    terms: bool = False  # the terms are an output, and not summed
-    wrt: tuple[int, ...] = ()  # operands to differentiate: an output each
-    in_place: tuple[bool, ...] = ()  # per entry of `wrt`: the gradient overwrites its operand
-    curvature: bool = False  # the second derivative by the one operand in `wrt` is the last output
-
 
 # Bound by `compile_block`; named here for readers and checkers.
 T: Any = np.float32

@@ -14,7 +14,8 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from ..bind import bind, named
-from .elementwise import RUN, Scalars, checker, lift, loop
+from ..spec import Scalars
+from .elementwise import RUN, checker, lift, loop
 from .target import LOOP, SCALAR, derivatives
 
 # `named` gives these the loss's own parameter names.

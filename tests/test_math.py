@@ -1,0 +1,335 @@
+"""The scalar functions: special values, errors in ulp, dtypes, and that loops over them become SIMD.
+
+`pytest -m exhaustive -s tests/test_math.py` visits every float32 and prints the errors.
+"""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numba import njit
+
+from numbaloss.kernels import math
+
+LOOP = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+F32, F64 = np.float32, np.float64
+INF, NAN = np.inf, np.nan
+
+# What is promised, in ulp, by dtype: all inputs for float32, a sample for float64.
+BOUNDS = {
+    "exp": (1.0, 1.0),
+    "expm1": (1.7, 2.0),
+    "log": (1.0, 1.5),
+    "log1p": (1.6, 2.0),
+    "sigmoid": (2.5, 2.5),
+    "softplus": (2.0, 2.0),
+    "log_sigmoid": (2.0, 2.0),
+    "tanh": (2.6, 3.0),
+    "sqrt": (0.5, 0.5),
+}
+# In float64 as truth for float32, in longdouble for float64.
+TRUTH = {
+    "sigmoid": lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))),
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+    "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
+    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh", "sqrt")},
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with np.errstate(all="ignore"):
+        yield
+
+
+def unary(function):
+    @njit(**LOOP)
+    def loop(x, out):
+        for i in range(x.size):
+            out[i] = function(x[i])
+
+    return loop
+
+
+def binary(function):
+    @njit(**LOOP)
+    def loop(x, y, out):
+        for i in range(x.size):
+            out[i] = function(x[i], y[i])
+
+    return loop
+
+
+UNARY = {
+    name: unary(getattr(math, name)) for name in (*BOUNDS, "sin", "cos", "arctan", "erf", "sign", "square")
+}
+BINARY = {name: binary(getattr(math, name)) for name in ("maximum", "minimum", "power", "xlogy")}
+
+
+def call(name, *args):
+    out = np.empty_like(args[0])
+    (UNARY | BINARY)[name](*args, out)
+    return out
+
+
+def same(got, expected):
+    """Equal in value, sign of zero and NaN."""
+    return np.array_equal(got, expected, equal_nan=True) and np.array_equal(
+        np.signbit(got) & ~np.isnan(got), np.signbit(expected) & ~np.isnan(expected)
+    )
+
+
+@njit(nogil=True, error_model="numpy")
+def worst_single(got, truth):
+    """Largest error of float32 results in units of the last place; inf where the kind of value is wrong."""
+    worst, at = 0.0, 0
+    for i in range(got.size):
+        g, t = F64(got[i]), truth[i]
+        if np.isnan(t) or np.isinf(t):
+            e = 0.0 if g == t or (np.isnan(g) and np.isnan(t)) else INF
+        elif np.isnan(g):
+            e = INF
+        else:
+            # Infinity stands for the next number after the largest, on both sides.
+            g, t = min(max(g, -(2.0**128)), 2.0**128), min(max(t, -(2.0**128)), 2.0**128)
+            exponent = max(((math.bits(t) >> 52) & 0x7FF) - 1023, -126)
+            e = abs(g - t) * math.unbits((1023 + 23 - exponent) << 52)
+        if e > worst:
+            worst, at = e, i
+    return worst, at
+
+
+def worst_double(got, truth):
+    """The same for float64 against longdouble."""
+    with np.errstate(all="ignore"):
+        rounded = truth.astype(F64)
+        special = ~np.isfinite(rounded) | ~np.isfinite(got)
+        error = np.abs(got - truth) / np.spacing(np.abs(rounded)).astype(np.longdouble)
+        error[special] = np.where((got == rounded) | (np.isnan(got) & np.isnan(rounded)), 0, INF)[special]
+    at = int(np.argmax(error))
+    return float(error[at]), at
+
+
+THRESHOLDS = (
+    *(0.0, 1e-45, 2.0**-126, 2.0**-25, 2.0**-24, 1 / 3, 0.5, 2 / 3, 0.75, 1.0, 4 / 3, 1.5, 2.0, 3.0),
+    *(
+        0.34657359,
+        1.0397208,
+        9.01,
+        9.1,
+        16.6,
+        17.3,
+        18.0,
+        87.33,
+        88.0,
+        88.376,
+        88.7228,
+        89.0,
+        103.97,
+        104.0,
+        3.4e38,
+    ),
+)
+
+
+def stratified(dtype, mantissas):
+    """Every exponent and both signs with random mantissas, and the neighbours of every threshold."""
+    integer, bits = (np.int32, 23) if dtype is F32 else (np.int64, 52)
+    rng = np.random.default_rng(0)
+    fields = np.arange(2 ** (8 if dtype is F32 else 11), dtype=integer)[:, None] << integer(bits)
+    x = (fields | rng.integers(0, 2**bits, (fields.size, mantissas), dtype=integer)).ravel().view(dtype)
+    near = np.array(THRESHOLDS, dtype).view(integer)[:, None] + np.arange(-2000, 2000, dtype=integer)
+    x = np.concatenate([x, np.abs(near.view(dtype)).ravel(), np.array([0, INF, NAN, 745.1, 709.78], dtype)])
+    return np.concatenate([x, -x])
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_float32_error(name):
+    x = stratified(F32, 4000)
+    error, at = worst_single(call(name, x), TRUTH[name](x.astype(F64)))
+    assert error <= BOUNDS[name][0], f"{name}({x[at]!r}): {error} ulp"
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64")
+@pytest.mark.parametrize("name", BOUNDS)
+def test_float64_error(name):
+    rng = np.random.default_rng(1)
+    x = np.concatenate([stratified(F64, 8), rng.normal(0, 1, 30_000), rng.normal(0, 100, 20_000)])
+    error, at = worst_double(call(name, x), TRUTH[name](x.astype(np.longdouble)))
+    assert error <= BOUNDS[name][1], f"{name}({x[at]!r}): {error} ulp"
+
+
+@pytest.mark.exhaustive
+def test_every_float32(capsys):
+    chunk = 1 << 22
+    names = [name for name in BOUNDS if name != "sqrt"]
+
+    def visit(start):
+        with np.errstate(all="ignore"):
+            x = np.arange(start, start + chunk, dtype=np.uint32).view(F32)
+            wide = x.astype(F64)
+            found = {}
+            for name in names:
+                error, at = worst_single(call(name, x), TRUTH[name](wide))
+                found[name] = error, x[at]
+            return found
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(visit, range(0, 1 << 32, chunk)))
+    worst = {name: max((f[name] for f in found), key=lambda pair: pair[0]) for name in names}
+    with capsys.disabled():
+        print()
+        for name, (error, x) in worst.items():
+            print(f"{name:12} {error:.3f} ulp at {x!r}")
+    assert all(error <= BOUNDS[name][0] for name, (error, _) in worst.items())
+
+
+SPECIAL = {
+    "exp": [(0, 1), (-0.0, 1), (INF, INF), (-INF, 0), (800, INF), (-800, 0)],
+    "expm1": [(0, 0), (-0.0, -0.0), (INF, INF), (-INF, -1), (800, INF), (-800, -1), (-1e30, -1), (1e30, INF)],
+    "log": [
+        (0, -INF),
+        (-0.0, -INF),
+        (1, 0),
+        (INF, INF),
+        (-INF, NAN),
+        (-1, NAN),
+        (-1e-40, NAN),
+        (-1e-310, NAN),
+    ],
+    "log1p": [(0, 0), (-0.0, -0.0), (-1, -INF), (INF, INF), (-INF, NAN), (-1.5, NAN), (-1e30, NAN)],
+    "sigmoid": [(0, 0.5), (-0.0, 0.5), (INF, 1), (-INF, 0), (800, 1), (-800, 0)],
+    "softplus": [(INF, INF), (-INF, 0), (800, 800), (-800, 0), (1e30, 1e30)],
+    "log_sigmoid": [(INF, 0), (-INF, -INF), (800, 0), (-800, -800), (-1e30, -1e30)],
+    "tanh": [(0, 0), (-0.0, -0.0), (INF, 1), (-INF, -1), (30, 1), (-30, -1)],
+    "sqrt": [(0, 0), (-0.0, -0.0), (4, 2), (INF, INF), (-1, NAN), (-INF, NAN)],
+    "sin": [(0, 0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
+    "cos": [(0, 1), (-0.0, 1), (INF, NAN), (-INF, NAN)],
+    "arctan": [(0, 0), (-0.0, -0.0), (INF, np.pi / 2), (-INF, -np.pi / 2)],
+    "erf": [(0, 0), (-0.0, -0.0), (INF, 1), (-INF, -1)],
+    "sign": [(0, 0), (3, 1), (-3, -1), (INF, 1), (-INF, -1), (1e-310, F64(1)), (1e-45, 1)],
+    "square": [(0, 0), (-0.0, 0), (-3, 9), (-INF, INF)],
+}
+ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan")
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_values(name, dtype):
+    # A literal below the dtype's range is another value in it.
+    pairs = [(a, b) for a, b in [*SPECIAL[name], (NAN, NAN)] if a == 0 or dtype(a) != 0]
+    x, expected = (np.array(column, dtype) for column in zip(*pairs, strict=True))
+    assert same(call(name, x), expected)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", ITSELF)
+def test_tiny_arguments_return_themselves(name, dtype):
+    info = np.finfo(dtype)
+    x = info.smallest_subnormal * np.array([1, 2, 3, 5, 1001], dtype)
+    x = np.concatenate([x, info.tiny * np.array([1, 3, 1e5], dtype)])
+    x = np.concatenate([x, -x])
+    assert same(call(name, x), x)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", ["exp", "sigmoid", "softplus"])
+def test_subnormal_results(name, dtype):
+    x = np.linspace(-103.9, -88, 1000) if dtype is F32 else np.linspace(-745, -709, 1000)
+    x = x.astype(dtype)
+    expected = np.exp(x.astype(np.longdouble))
+    assert np.max(np.abs(call(name, x) - expected)) < 1.01 * np.finfo(dtype).smallest_subnormal
+
+
+SPREAD = np.array(
+    [NAN, INF, -INF, 0.0, -0.0, 1, -1, 2, -2, 3, -3, 0.5, -0.5, 2.5, -7.25, 1e30, -1e30, 1e-30, 127]
+)
+
+
+def grid(dtype):
+    x, y = np.meshgrid(SPREAD.astype(dtype), SPREAD.astype(dtype))
+    return x.ravel(), y.ravel()
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_power(dtype):
+    x, y = grid(dtype)
+    got, expected = call("power", x, y), np.power(x, y)
+    exact = ~np.isfinite(expected) | (expected == 0) | (np.abs(expected) == 1)
+    assert same(got[exact], expected[exact])
+    np.testing.assert_allclose(got[~exact], expected[~exact], rtol=np.finfo(dtype).eps)
+
+
+def test_float32_power_is_correctly_rounded_but_for_ties():
+    rng = np.random.default_rng(2)
+    x = np.exp(rng.normal(0, 3, 200_000)).astype(F32)
+    y = rng.normal(0, 8, x.size).astype(F32)
+    error, at = worst_single(call("power", x, y), np.power(x.astype(F64), y.astype(F64)))
+    assert error < 0.5001, (x[at], y[at])
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_extremes_propagate_nan(dtype):
+    x, y = grid(dtype)
+    assert np.array_equal(call("maximum", x, y), np.maximum(x, y), equal_nan=True)
+    assert np.array_equal(call("minimum", x, y), np.minimum(x, y), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_xlogy(dtype):
+    x, y = grid(dtype)
+    expected = np.where((x == 0) & ~np.isnan(y), 0, x.astype(F64) * np.log(y.astype(F64)))
+    for got in (call("xlogy", x, y), math.xlogy(x, y)):
+        np.testing.assert_allclose(got, expected, rtol=2 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", [*UNARY, *BINARY])
+def test_plain_python_agrees_and_keeps_the_dtype(name, dtype):
+    rng = np.random.default_rng(3)
+    function = getattr(math, name)
+    args = [np.abs(rng.normal(0, 3, 50)).astype(dtype) for _ in range(1 + (name in BINARY))]
+    plain = function(*args)
+    assert plain.dtype == dtype
+    np.testing.assert_allclose(call(name, *args), plain, rtol=50 * np.finfo(dtype).eps)
+    scalar = function(*(a[0] for a in args))
+    assert scalar.dtype == dtype
+    np.testing.assert_allclose(scalar, plain[0], rtol=5 * np.finfo(dtype).eps)
+    compiled = njit(lambda *args: function(*args))
+    compiled(*(a[0] for a in args))
+    assert str(compiled.nopython_signatures[0].return_type) == np.dtype(dtype).name
+
+
+@njit
+def mixed(x, k, flag):
+    return math.exp(k), math.maximum(x, k), math.where(flag, x, k), math.isnan(x), math.where(flag, k, k)
+
+
+def test_integers_and_booleans():
+    assert mixed(F32(1), 3, False) == pytest.approx((np.e**3, 3, 3, False, 3))
+    kinds = [str(t) for t in mixed.nopython_signatures[0].return_type]
+    assert kinds == ["float64", "float32", "float32", "bool", "float64"]
+    assert mixed(F32(NAN), 3, True)[3] and np.isnan(mixed(F32(NAN), 3, True)[1])
+    assert math.where(True, F32(1), F32(2)) == 1 and math.isnan(F32(NAN))
+
+
+VECTORISED = [*BOUNDS, "sign", "square", "maximum", "minimum", "power", "xlogy"]
+LIBM = r"@(?:\w*(?:exp|log|tanh|pow|sqrt)\w*f?)\("
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", VECTORISED)
+def test_loops_become_simd_and_float32_stays_float32(name, dtype):
+    if name == "power" and dtype is F64:
+        pytest.skip("libm's")
+    args = [np.ones(4, dtype)] * (1 + (name in BINARY))
+    call(name, *args)
+    loop = (UNARY | BINARY)[name]
+    ir = next(
+        text for types, text in loop.inspect_llvm().items() if types[0].dtype.name == np.dtype(dtype).name
+    )
+    assert re.search(rf"<\d+ x {'double' if dtype is F64 else 'float'}>", ir)
+    assert not [call for call in re.findall(LIBM, ir) if not call.startswith("@llvm.")]
+    if dtype is F32 and name != "power":
+        assert "double" not in ir
