@@ -41,7 +41,10 @@ def fingerprint(function: Callable[..., Any]) -> str:
         digest.update(repr(text).encode() + b"\0")
 
     def follow(value: object) -> None:
-        value = getattr(value, "py_func", value)
+        if hasattr(value, "py_func"):
+            # A compiled function that the definition calls: Numba looks for its module in a cached kernel.
+            value = value.py_func
+            add(value.__module__)
         if isinstance(value, types.FunctionType):
             if id(value) not in seen:
                 seen.add(id(value))
@@ -119,6 +122,23 @@ def bind(
     copy.__qualname__ = f"{template.__name__}_{name}_{digest}"
     copy.__module__ = template.__module__
     return decorate(copy)
+
+
+def adopted(function: Callable[..., Any]) -> Any:
+    """A copy of a definition's function that Numba takes for one of this module.
+
+    A cached kernel names the modules of the functions it was made of, and they are imported when it is loaded.
+    The same definition may by then stand in another module, or in none.
+    """
+    copy = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__module__ = __name__
+    return copy
 
 
 def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:

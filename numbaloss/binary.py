@@ -44,8 +44,8 @@ class BCELoss(ElementwiseLoss, function="binary_cross_entropy"):
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> nl.binary_cross_entropy(np.array([0.5, 0.5]), np.array([0.0, 1.0]))
-    np.float64(0.6931471805599453)
+    >>> round(float(nl.binary_cross_entropy(np.array([0.5, 0.5]), np.array([0.0, 1.0]))), 6)
+    0.693147
     """
 
     weight: object = weights()
@@ -94,8 +94,8 @@ class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_log
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> nl.binary_cross_entropy_with_logits(np.zeros(2), np.array([0.0, 1.0]))
-    np.float64(0.6931471805599453)
+    >>> round(float(nl.binary_cross_entropy_with_logits(np.zeros(2), np.array([0.0, 1.0]))), 6)
+    0.693147
     """
 
     weight: object = weights()
@@ -176,8 +176,8 @@ class SoftMarginLoss(ElementwiseLoss, function="soft_margin_loss"):
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> nl.soft_margin_loss(np.zeros(2), np.array([-1.0, 1.0]))
-    np.float64(0.6931471805599453)
+    >>> round(float(nl.soft_margin_loss(np.zeros(2), np.array([-1.0, 1.0]))), 6)
+    0.693147
     """
 
     reduction: str = reduction()

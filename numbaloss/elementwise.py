@@ -614,13 +614,14 @@ def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
             if Path(found[1]).name == Path(f.__code__.co_filename).name:
                 file, line = f.__code__.co_filename, int(found[2])
     ours = ("During", "Failed in", "Overload", "Rejected", "File ", "- ", "->", "^", "[", "Known sig", " * ")
+    stated = re.search(r"TypingError: (value must .*)", text)  # by the jets
     lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
     reasons = [x for x in lines if x and not x.startswith(ours) and "resolving callee" not in x]
     source = linecache.getline(file, line).strip()
     return TypeError(
         f"{scalars.name}: cannot be compiled and differentiated as it stands\n"
         f'  File "{file}", line {line}\n    {source}\n'
-        f"{reasons[0] if reasons else text}\n"
+        f"{stated[1] if stated else reasons[0] if reasons else text}\n"
         "A loss's value may use arithmetic, if, abs, min, max and the functions of numbaloss.math."
     )
 

@@ -13,7 +13,7 @@ from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from ..bind import bind, fingerprint
+from ..bind import adopted, bind, fingerprint
 from ..spec import Request, Scalars
 from .target import LOOP, SCALAR, DistinctArrays, derivatives
 
@@ -168,7 +168,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     With no variable: the value alone.
     """
     jets = derivatives()
-    definition = jets.jit(scalars.value)
+    definition = jets.jit(adopted(scalars.value))
     constant, parts = jets.seed(scalars.arity, None, scalars.absent), jets.parts
 
     @njit(**SCALAR)
@@ -186,7 +186,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
             return parts(definition(*(seed(x, t, u) + o)), x)
 
         return derived
-    slope = jets.jit(override)
+    slope = jets.jit(adopted(override))
 
     @njit(**SCALAR)
     def stated(x, t, u, o):

@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from ..bind import bind, named
+from ..bind import adopted, bind, named
 from ..spec import Scalars
 from .elementwise import RUN, checker, lift, loop
 from .target import LOOP, SCALAR, derivatives
@@ -49,7 +49,7 @@ def _arithmetic(operands: tuple[Any, ...]) -> Any:
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@njit`` code: ``scalar(input, target, <options>)``."""
     jets = derivatives()
-    definition, arity, parts = jets.jit(scalars.value), scalars.arity, jets.parts
+    definition, arity, parts = jets.jit(adopted(scalars.value)), scalars.arity, jets.parts
 
     @intrinsic
     def prepare(typingctx, arguments):

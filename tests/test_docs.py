@@ -1,0 +1,67 @@
+"""What is written for people and editors is true: docstring examples, README code, type stubs."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import numbaloss as nl
+from numbaloss import stubs
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["numbaloss", "numbaloss.custom", *sorted({f.__module__ for f in nl.registry.values()})]
+
+
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="scalars print differently")
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name), extraglobs={"__name__": "example"})
+    assert not result.failed
+
+
+@pytest.mark.parametrize("function", nl.registry.values(), ids=lambda f: f.__name__)
+def test_every_loss_is_documented(function):
+    text = function.Class.__doc__
+    for section in ("Parameters\n", "References\n", "Examples\n", ".. math::"):
+        assert section in text, section
+    for argument in (*function.Class._required, *function.Class.fields):
+        assert re.search(rf"\b{argument}\b", text), argument
+
+
+def test_readme_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    scope: dict = {"__name__": "readme"}
+    for block in blocks:
+        if "cupy" not in block:
+            exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_stubs_are_fresh():
+    assert stubs.PATH.read_text() == stubs.render(), "run python -m numbaloss.stubs"
+
+
+def test_adding_a_loss_as_the_contributing_page_says():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    definition, reference = (
+        re.sub(r"^   ", "", b, flags=re.MULTILINE) for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    )
+    from numbaloss import reference as oracle
+    from numbaloss import regression
+
+    scope = dict(vars(regression)) | {"__name__": "contributing"}
+    exec(definition, scope)
+    naive = dict(vars(oracle))
+    exec(reference, naive)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(2, 50))
+    for kwargs in ({}, {"scale": 0.5}, {"reduction": "sum"}):
+        np.testing.assert_allclose(
+            scope["log_cosh_loss"](x, t, **kwargs), naive["log_cosh_loss"](x, t, **kwargs), rtol=1e-12
+        )
+    with pytest.raises(ValueError, match="scale must be > 0"):
+        scope["LogCoshLoss"](scale=-1.0)
