@@ -11,6 +11,7 @@ from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
 from .loss import Loss, LossFunction, registry
+from .memory import free_memory
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "LossFunction",
     "arguments",
     "elementwise_loss",
+    "free_memory",
     "math",
     "registry",
 ]

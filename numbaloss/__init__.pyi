@@ -7,6 +7,7 @@ from .custom import elementwise_loss as elementwise_loss
 from .elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
+from .memory import free_memory as free_memory
 
 Array = Any
 __version__: str

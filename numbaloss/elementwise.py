@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numba.core.errors import NumbaError
 
-from . import dispatch
+from . import dispatch, memory
 from .arguments import Operand, like_scores, scores
 from .dispatch import FLOAT32, FLOAT64
 from .kernels.spec import Request, Scalars
@@ -29,6 +29,9 @@ from .loss import (
     resolve_wrt,
     upstream,
 )
+
+# Elements from which even float64 is worth `memory`.
+LARGE = memory.FROM_BYTES // 8
 
 
 class Plan:
@@ -279,7 +282,8 @@ class ElementwiseLoss(Loss):
         outputs: Any = ()
         if mode != VALUE:
             if out is None:
-                outputs = [np.empty(shape, dtype) for _ in range(plan.outputs)]
+                new = np.empty if n < LARGE else memory.empty
+                outputs = [new(shape, dtype) for _ in range(plan.outputs)]
             else:
                 outputs = (out,) if plan.outputs == 1 and plan.single else out
                 found = plan.may_write(outputs, operands)
