@@ -127,8 +127,8 @@ def bind(
 def adopted(function: Callable[..., Any]) -> Any:
     """A copy of a definition's function that Numba takes for one of this module.
 
-    A cached kernel names the modules of the functions it was made of, and they are imported when it is loaded.
-    The same definition may by then stand in another module, or in none.
+    A cached kernel names the modules of the functions it was made of, and they are imported when it is
+    loaded. The same definition may by then stand in another module, or in none.
     """
     copy = types.FunctionType(
         function.__code__,

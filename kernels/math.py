@@ -26,6 +26,7 @@ tests/test_math.py holds them to bounds:
 
 import math as libm
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -227,11 +228,11 @@ class Format:
 
     float: type
     int: type
-    mantissa: int  # bits of it that are stored
-    bias: int  # of the exponent
+    mantissa: Any  # bits of it that are stored
+    bias: Any  # of the exponent
     exp_range: tuple  # beyond it e**x is 0 or infinity
     log2: tuple  # log(2) as a part with trailing zeros, so that its multiples are exact, and the rest
-    tanh_one: float  # from here on tanh rounds to 1
+    tanh_one: Any  # from here on tanh rounds to 1
     exp: tuple
     log_near_1: tuple
     log1p_unit: tuple

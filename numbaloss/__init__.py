@@ -6,6 +6,8 @@
 Every loss is here under PyTorch's names, as a function (``huber_loss``) and as a class (``HuberLoss``).
 """
 
+import importlib
+
 from . import arguments, binary, regression  # the definitions fill the registry
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
@@ -28,6 +30,13 @@ __all__ = [
     "free_memory",
     "math",
     "registry",
+    "testing",
 ]
 __all__ += _losses
 del binary, regression
+
+
+def __getattr__(name: str) -> object:
+    if name == "testing":  # imported when it is asked for, so that importing the library stays quick
+        return importlib.import_module(f"{__name__}.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

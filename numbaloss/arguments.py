@@ -80,9 +80,9 @@ def non_negative(default: float) -> Any:
     return _bounded(default, ">= 0", lambda x: x >= 0, (0.0, 0.25, 2.0), (-1.0,))
 
 
-def real(default: float) -> Any:
+def real(default: float, samples: tuple[float, ...] = (0.0, 0.7, -0.3)) -> Any:
     """Any number but NaN."""
-    return _bounded(default, "a number", lambda x: not math.isnan(x), (0.0, 0.7, -0.3), ())
+    return _bounded(default, "a number", lambda x: not math.isnan(x), samples, ())
 
 
 def between(default: float, low: float, high: float) -> Any:
@@ -144,7 +144,8 @@ def as_option(where: str, stated: Any) -> Option:
     if isinstance(stated, bool):
         return flag(stated)
     if isinstance(stated, int | float):
-        return real(float(stated))
+        # Of a number's domain nothing is said, so it is sampled close to the one that is known to be right.
+        return real(float(stated), (0.5 * stated, 2.0 * stated))
     raise TypeError(
         f"{where}: state an option as a number, a bool or a kind of numbaloss.arguments, got {stated!r}"
     )

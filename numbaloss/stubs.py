@@ -15,7 +15,7 @@ HEAD = '''\
 
 from typing import Any
 
-from . import arguments as arguments
+from . import arguments as arguments, testing as testing
 from .custom import elementwise_loss as elementwise_loss
 from .elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math

@@ -47,9 +47,8 @@ def test_stubs_are_fresh():
 
 def test_adding_a_loss_as_the_contributing_page_says():
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    definition, reference = (
-        re.sub(r"^   ", "", b, flags=re.MULTILINE) for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    )
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    definition, reference = (re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in blocks)
     from numbaloss import reference as oracle
     from numbaloss import regression
 

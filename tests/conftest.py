@@ -1,0 +1,63 @@
+"""What the tests share: losses by name, PyTorch where it is installed, a place of one's own for caches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numbaloss import testing
+from numbaloss.loss import registry
+
+ELEMENTWISE = [name for name, loss in registry.items() if hasattr(loss.Class, "value")]
+
+
+@pytest.fixture(params=ELEMENTWISE)
+def loss(request):
+    """Each elementwise loss of the registry in turn."""
+    return registry[request.param]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def bfloat16():
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+@pytest.fixture
+def case(loss, rng):
+    """A loss with its default options, and float64 samples."""
+    return testing.Case(loss, next(testing.combinations(loss)), testing.samples(loss, rng))
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Run a script in a fresh interpreter; its output's lines, or its error in the assertion."""
+
+    def run(script, **environment):
+        path = tmp_path / "script.py"
+        path.write_text(script)
+        root = str(Path(__file__).parent.parent)
+        search = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        done = subprocess.run(
+            [sys.executable, str(path)],
+            env={**os.environ, "PYTHONPATH": search, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout.splitlines()
+
+    return run
