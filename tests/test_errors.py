@@ -1,128 +1,289 @@
-"""Bad input gets a clear error, and nothing is lost."""
+"""Bad input: a message that names the loss, the argument, what it got and what it wanted."""
 
+import math
 import re
 
 import numpy as np
 import pytest
 
 import numbaloss as nl
+from numbaloss import testing
 from numbaloss.loss import registry
-from numbaloss.testing import samples
 
-
-def test_every_declared_bad_option_by_message(loss, rng):
-    arrays = samples(loss, rng)
-    for name, option in loss.Class.fields.items():
-        for value, error, part in option.bad:
-            pattern = rf"{name} must be .*{re.escape(part)}|{name} must be one of"
-            with pytest.raises(error, match=f"^{loss.__name__}: ({pattern})"):
-                loss.value_and_grad(**arrays, **{name: value})
-            if not option.call_only:
-                with pytest.raises(error, match=pattern):
-                    loss.Class(**{name: value})
-
-
-def test_an_option_names_what_it_got_and_wanted(rng):
-    x = np.ones(3)
-    with pytest.raises(ValueError, match=r"^smooth_l1_loss: beta must be >= 0, got -1.0$"):
-        nl.smooth_l1_loss(x, x, beta=-1.0)
-    with pytest.raises(
-        ValueError, match="mse_loss: reduction must be one of 'none', 'mean', 'sum', got 'avg'"
-    ):
-        nl.mse_loss(x, x, reduction="avg")
-
-
-def test_shapes_must_match_exactly(loss, rng):
-    arrays = samples(loss, rng, (6, 4))
-    for name in loss.Class._required[1:]:
-        if loss.Class.operands[name].broadcast:
-            continue
-        for shape in ((4,), (6, 1), (1, 4), (24,), ()):
-            with pytest.raises(ValueError, match=rf"{loss.__name__}: {name} must have .* shape \(6, 4\)"):
-                loss.value_and_grad(**{**arrays, name: np.ones(shape)})
-
-
-@pytest.mark.parametrize("name", ["sample_weight", "weight"])
-def test_weights_that_do_not_broadcast(name):
-    x = np.ones((6, 4))
-    with pytest.raises(ValueError, match=rf"{name} of shape \(6,\) does not broadcast to \(6, 4\)"):
-        nl.mse_loss(x, x, **{name: np.ones(6)})
-
-
-@pytest.mark.parametrize("shape", [(4,), (1, 1), (1,), (6, 4, 1)])
-def test_variances_that_do_not_fit(shape):
-    x = np.ones((6, 4))
-    with pytest.raises(ValueError, match="var of shape"):
-        nl.gaussian_nll_loss(x, x, np.ones(shape))
+BAD_OPTIONS = [
+    (function, name, *bad)
+    for function in registry.values()
+    if hasattr(function.Class, "value")
+    for name, option in function.Class.fields.items()
+    for bad in option.bad
+]
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("function", "name", "value", "error", "message"),
+    BAD_OPTIONS,
+    ids=[f"{f.__name__}-{n}-{v}" for f, n, v, *_ in BAD_OPTIONS],
+)
+def test_declared_bad_options(function, name, value, error, message, rng):
+    """By the function in each of its modes, and by the class when it is made."""
+    arrays = testing.samples(function, rng, (5,))
+    got = re.escape(str(value))
+    for call in (function, function.grad, function.value_and_grad):
+        with pytest.raises(
+            error, match=f"^{function.__name__}: {name} must be .*{re.escape(message)}.*{got}"
+        ):
+            call(**arrays, **{name: value})
+    with pytest.raises(
+        error, match=f"^{function.Class.__name__}: {name} must be .*{re.escape(message)}.*{got}"
+    ):
+        function.Class(**{name: value})
+
+
+def test_every_option_declares_what_is_bad(loss):
+    for name, option in loss.Class.fields.items():
+        assert option.array or option.bad, name
+
+
+def test_shapes_must_match(loss, rng):
+    arrays = testing.samples(loss, rng, (6, 4))
+    first, *others = [n for n in arrays if n in loss.Class._required]
+    for name in others:
+        if loss.Class.operands[name].broadcast:
+            continue
+        for shape in [(6, 1), (1, 4), (4,), (4, 6), (24,), (), (6, 4, 1), (0, 4)]:
+            wanted = (
+                rf"^{loss.__name__}: {name} must have {first}'s shape \(6, 4\), got {re.escape(str(shape))}"
+            )
+            for call in (loss, loss.grad, loss.value_and_grad):
+                with pytest.raises(ValueError, match=wanted):
+                    call(**{**arrays, name: np.ones(shape)})
+
+
+@pytest.mark.parametrize("shape", [(3,), (6,), (4, 1), (6, 4, 1), (1, 6, 4), (0,)], ids=str)
+def test_weights_must_broadcast(shape):
+    x, y = np.ones((2, 6, 4))
+    for name in ("sample_weight", "weight"):
+        with pytest.raises(ValueError, match=rf"^mse_loss: {name} of shape {re.escape(str(shape))}"):
+            nl.mse_loss(x, y, **{name: np.ones(shape)})
+    with pytest.raises(ValueError, match="^binary_cross_entropy_with_logits: pos_weight of shape"):
+        nl.binary_cross_entropy_with_logits(x, y, pos_weight=np.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 1), (3,), (6, 4, 1)], ids=str)
+def test_var_must_fit(shape):
+    x, y = np.ones((2, 6, 4))
+    with pytest.raises(ValueError, match="^gaussian_nll_loss: var of shape"):
+        nl.gaussian_nll_loss(x, y, np.ones(shape))
+
+
+DOMAINS = [
+    (nl.binary_cross_entropy, "input", [-0.1, 1.1, math.inf, math.nan], "in [0, 1]"),
+    (nl.binary_cross_entropy, "target", [-1e-9, 2.0, -math.inf, math.nan], "in [0, 1]"),
+    (nl.gaussian_nll_loss, "var", [-1e-9, -math.inf], ">= 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "values", "wanted"), DOMAINS, ids=[f"{d[0].__name__}-{d[1]}" for d in DOMAINS]
+)
+def test_out_of_domain(function, name, values, wanted, rng):
+    for shape, index in [((), ""), ((9,), "[7]"), ((5, 4), "[3, 1]")]:
+        for value in values:
+            arrays = testing.samples(function, rng, shape)
+            spoiled = np.array(arrays[name])
+            spoiled[tuple(map(int, re.findall(r"\d+", index)))] = value
+            match = re.escape(f"{function.__name__}: {name} must be {wanted}, got {name}{index} = {value:g}")
+            for call in (function, function.grad, function.value_and_grad):
+                for more in ({}, {"reduction": "none"}):
+                    with pytest.raises(ValueError, match=f"^{match}$"):
+                        call(**{**arrays, name: spoiled}, **more)
+
+
+def test_out_of_domain_leaves_the_input_as_it_was(rng):
+    for function in (nl.binary_cross_entropy, nl.gaussian_nll_loss):
+        arrays = testing.samples(function, rng, (40,))
+        name = "target" if function is nl.binary_cross_entropy else "var"
+        arrays[name][30] = -1.0
+        before = arrays["input"].copy()
+        for more in ({}, {"reduction": "none"}, {"sample_weight": np.ones(40)}):
+            with pytest.raises(ValueError, match=name):
+                function.value_and_grad(**arrays, out=arrays["input"], **more)
+            np.testing.assert_array_equal(arrays["input"], before)
+
+
+def test_a_weight_of_zero_hides_what_is_out_of_the_domain():
+    x = np.array([0.5, np.nan, 7.0])
+    w = np.array([2.0, 0.0, 0.0])
+    assert nl.binary_cross_entropy(x, x, sample_weight=w) == pytest.approx(math.log(2))
+    with pytest.raises(ValueError, match=r"input\[2\] = 7"):
+        nl.binary_cross_entropy(x, np.zeros(3), sample_weight=np.array([1.0, 0.0, 1e-300]))
+
+
+@pytest.mark.parametrize(
+    ("wrt", "error", "message"),
     [
-        (lambda x: nl.mse_loss(x), TypeError, r"mse_loss\(\) missing required argument: target"),
-        (lambda x: nl.mse_loss(x, x, "mean", None, 3), TypeError, "at most 4 positional arguments"),
-        (lambda x: nl.mse_loss(x, x, redaction="sum"), TypeError, "unexpected keyword argument 'redaction'"),
-        (lambda x: nl.mse_loss(x, x, out=x), TypeError, "'out' .it is for the gradient."),
-        (lambda x: nl.mse_loss(x, x, target=x), TypeError, "multiple values for argument 'target'"),
-        (lambda x: nl.MSELoss()(x, x, "sum"), TypeError, "options go to the constructor"),
-        (lambda x: nl.MSELoss(delta=1), TypeError, "unexpected keyword argument 'delta'"),
-        (lambda x: nl.GaussianNLLLoss(True), TypeError, "got 1 positional"),
-        (lambda x: nl.mse_loss(x, None), TypeError, "mse_loss: target must be an array, got None"),
-        (lambda x: nl.mse_loss("abc", x), TypeError, "input must be a NumPy or CuPy array, got str"),
-        (lambda x: nl.mse_loss(np.ma.array(x), x), TypeError, "masked array"),
-        (lambda x: nl.mse_loss(x.astype(int), x), TypeError, "input must be float64, .* got int64"),
-        (lambda x: nl.mse_loss(x.astype(complex), x), TypeError, "input must be float64, .* got complex128"),
-        (lambda x: nl.mse_loss(x, x.astype("M8[s]")), TypeError, "target must be float64"),
-        (lambda x: nl.mse_loss(x, x.astype(object)), TypeError, "target must be float64"),
-        (lambda x: nl.mse_loss.grad(x, x, wrt="beta"), ValueError, "wrt must be among 'input', 'target'"),
-        (lambda x: nl.mse_loss.grad(x, x, wrt=()), TypeError, "wrt must be a name"),
-        (lambda x: nl.mse_loss.grad(x, x, wrt=["input", "input"]), ValueError, "an argument twice"),
-        (lambda x: nl.mse_loss.grad(x, x, wrt="weight"), ValueError, "'weight', which is not given"),
-        (lambda x: nl.mse_loss.value_grad_hess(x, x, wrt=("input",)), ValueError, "takes one name in wrt"),
-        (lambda x: nl.mse_loss(x, x, normalizer=0), ValueError, "normalizer must be > 0, got 0.0"),
-        (lambda x: nl.mse_loss(x, x, normalizer="3"), TypeError, "normalizer must be a number"),
-        (lambda x: nl.mse_loss.grad(x, x, grad_output=x), ValueError, "grad_output must be a number"),
-        (
-            lambda x: nl.mse_loss.grad(x, x, reduction="none", grad_output=np.ones(3)),
-            ValueError,
-            "grad_output must have the value's shape",
-        ),
+        ("inputs", ValueError, r"huber_loss: wrt must be among 'input', 'target'.*, got 'inputs'"),
+        (("input", "beta"), ValueError, "huber_loss: wrt must be among .*, got 'beta'"),
+        (("input", "input"), ValueError, "huber_loss: wrt names an argument twice"),
+        ((), TypeError, "huber_loss: wrt must be a name or a tuple of names, got "),
+        (3, TypeError, "huber_loss: wrt must be a name or a tuple of names, got 3"),
+        (("input", 0), TypeError, "huber_loss: wrt must be a name or a tuple of names"),
+        ("weight", ValueError, "huber_loss: wrt names 'weight', which is not given"),
+        ("sample_weight", ValueError, "huber_loss: wrt must be among"),
     ],
 )
-def test_calls_that_are_wrong(call, error, message):
-    with pytest.raises(error, match=message):
-        call(np.ones((5, 2)))
+def test_bad_wrt(wrt, error, message):
+    x = np.ones(3)
+    for call in (nl.huber_loss.grad, nl.huber_loss.value_and_grad, nl.HuberLoss().grad):
+        with pytest.raises(error, match=message):
+            call(x, x, wrt=wrt)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-@pytest.mark.parametrize("bad", [-0.25, 1.5, np.nan, np.inf])
-@pytest.mark.parametrize("name", ["input", "target"])
-def test_bce_outside_of_its_domain(name, bad, dtype):
-    arrays = {"input": np.full((40, 50), 0.5, dtype), "target": np.full((40, 50), 0.5, dtype)}
-    arrays[name][31, 7] = bad
-    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got {name}\[31, 7\] = {bad:g}"):
-        nl.binary_cross_entropy.value_and_grad(**arrays)
-    before = arrays["input"].copy()
-    for layout in (lambda a: a, lambda a: a[:, ::-1]):
-        with pytest.raises(ValueError, match=f"{name} must be in"):
-            x = layout(arrays["input"])
-            nl.binary_cross_entropy.value_and_grad(x, layout(arrays["target"]), out=x)
-    np.testing.assert_array_equal(arrays["input"], before)  # nothing was overwritten
+def test_the_curvature_takes_one_name():
+    x = np.ones(3)
+    with pytest.raises(ValueError, match="huber_loss: value_grad_hess takes one name in wrt"):
+        nl.huber_loss.value_grad_hess(x, x, wrt=("input", "target"))
+    with pytest.raises(ValueError, match="margin_ranking_loss: value_grad_hess takes one name in wrt"):
+        nl.margin_ranking_loss.value_grad_hess(x, x, x)
 
 
-def test_bad_elements_without_weight_are_not_looked_at():
-    x, t = np.array([0.5, 1.5, np.nan]), np.array([1.0, -3.0, 0.0])
-    value, gradient = nl.binary_cross_entropy.value_and_grad(x, t, sample_weight=np.array([1.0, 0, 0]))
-    assert value == pytest.approx(np.log(2)) and (gradient[1:] == 0).all()
+@pytest.mark.parametrize("value", [0, 0.0, -1, math.nan], ids=str)
+def test_bad_normalizer(value):
+    with pytest.raises(ValueError, match=f"^mse_loss: normalizer must be > 0, got {float(value)}"):
+        nl.mse_loss(np.ones(3), np.ones(3), normalizer=value)
 
 
-def test_negative_variance():
-    x = np.zeros(5)
-    with pytest.raises(ValueError, match=r"var must be >= 0, got var\[3\] = -0.1"):
-        nl.gaussian_nll_loss(x, x, np.array([1, 1, 0, -0.1, np.nan]))
+@pytest.mark.parametrize("value", ["3", [3.0], np.ones(3), True], ids=str)
+def test_normalizer_must_be_a_number(value):
+    with pytest.raises(TypeError, match="^mse_loss: normalizer must be a number, got "):
+        nl.mse_loss(np.ones(3), np.ones(3), normalizer=value)
 
 
-def test_names_of_the_registry_are_public():
-    for name, function in registry.items():
-        assert getattr(nl, name) is function
-        assert getattr(nl, function.Class.__name__) is function.Class
+@pytest.mark.parametrize(
+    ("value", "reduction", "error", "message"),
+    [
+        (np.ones(3), "mean", ValueError, "grad_output must be a number with reduction='mean', got an array"),
+        (np.ones(4), "none", ValueError, r"grad_output must have the value's shape \(3,\), got \(4,\)"),
+        (
+            np.ones((3, 1)),
+            "none",
+            ValueError,
+            r"grad_output must have the value's shape \(3,\), got \(3, 1\)",
+        ),
+        (
+            np.ones(3, int),
+            "none",
+            TypeError,
+            "grad_output must be float64, float32, float16 or bfloat16, got int64",
+        ),
+        ("1", "mean", TypeError, "grad_output must be a number, got '1'"),
+        (1j, "mean", TypeError, "grad_output must be a number, got 1j"),
+    ],
+)
+def test_bad_grad_output(value, reduction, error, message):
+    with pytest.raises(error, match=f"^mse_loss: {message}"):
+        nl.mse_loss.grad(np.ones(3), np.ones(3), reduction=reduction, grad_output=value)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "complex128", "bool", "U3", "O", "datetime64[s]", "longdouble"])
+def test_dtype_of_what_is_differentiated(dtype):
+    x = np.zeros(3, dtype)
+    message = "^mse_loss: input must be float64, float32, float16 or bfloat16, got "
+    for call in (nl.mse_loss, nl.mse_loss.grad):
+        with pytest.raises(TypeError, match=message):
+            call(x, np.zeros(3))
+    with pytest.raises(TypeError, match=message.replace("input", "target")):
+        nl.mse_loss.grad(np.zeros(3), x, wrt="target")
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "U3", "O", "datetime64[s]"])
+def test_dtype_of_other_arrays(dtype):
+    x, bad = np.zeros(3), np.zeros(3, dtype)
+    for name in ("target", "weight", "sample_weight"):
+        arguments = {"input": x, "target": x, name: bad}
+        with pytest.raises(TypeError, match=f"^mse_loss: {name} must be float64, float32, .*got "):
+            nl.mse_loss(**arguments)
+
+
+def test_arrays_of_other_libraries(torch):
+    x = np.zeros(3)
+    with pytest.raises(
+        TypeError, match=r"mse_loss: target must be a NumPy or CuPy array, got torch.Tensor; pass "
+    ):
+        nl.mse_loss(x, torch.zeros(3))
+    with pytest.raises(TypeError, match="mse_loss: target is a masked array"):
+        nl.mse_loss(x, np.ma.masked_array(x, [True, False, False]))
+    with pytest.raises(TypeError, match="mse_loss: target must be a NumPy or CuPy array, got dict"):
+        nl.mse_loss(x, {})
+    for name in ("input", "target"):
+        with pytest.raises(TypeError, match=f"mse_loss: {name} must be an array, got None"):
+            nl.mse_loss(**{"input": x, "target": x, name: None})
+
+
+class OnDevice:
+    __cuda_array_interface__ = {"shape": (3,), "typestr": "<f8", "data": (0, False), "version": 3}
+
+
+def test_arrays_on_different_devices():
+    for arguments in ((np.zeros(3), OnDevice()), (OnDevice(), np.zeros(3))):
+        with pytest.raises(TypeError, match="mse_loss: .*(device|CUDA)"):
+            nl.mse_loss(*arguments)
+
+
+# ---- calls that Python itself would refuse ---------------------------------------------------------
+
+
+def test_calls_of_the_function():
+    x = np.ones(3)
+    for call in (nl.huber_loss, nl.huber_loss.grad):
+        with pytest.raises(TypeError, match=r"huber_loss\(\) got an unexpected keyword argument 'beta'"):
+            call(x, x, beta=1.0)
+        with pytest.raises(TypeError, match=r"huber_loss\(\) missing required argument: target"):
+            call(x)
+        with pytest.raises(TypeError, match=r"huber_loss\(\) missing required arguments: input, target"):
+            call()
+        with pytest.raises(TypeError, match=r"huber_loss\(\) got multiple values for argument 'target'"):
+            call(x, x, target=x)
+        with pytest.raises(
+            TypeError, match=r"huber_loss\(\) takes at most 5 positional arguments but 6 were given"
+        ):
+            call(x, x, "mean", 1.0, None, 3)
+    for name in ("wrt", "out", "grad_output"):
+        with pytest.raises(
+            TypeError, match=rf"huber_loss\(\) got an unexpected keyword argument '{name}'.*gradient"
+        ):
+            nl.huber_loss(x, x, **{name: None})
+
+
+def test_calls_of_the_class():
+    x = np.ones(3)
+    with pytest.raises(TypeError, match=r"HuberLoss\(\) got an unexpected keyword argument 'beta'"):
+        nl.HuberLoss(beta=1.0)
+    with pytest.raises(TypeError, match=r"HuberLoss\(\) got an unexpected keyword argument 'weight'"):
+        nl.HuberLoss(weight=x)  # PyTorch's class has none; its function does
+    with pytest.raises(TypeError, match=r"HuberLoss\(\) takes 2 options, got 3 positional arguments"):
+        nl.HuberLoss("mean", 1.0, 2.0)
+    with pytest.raises(TypeError, match=r"HuberLoss\(\) got multiple values for argument 'reduction'"):
+        nl.HuberLoss("mean", reduction="sum")
+    with pytest.raises(TypeError, match="GaussianNLLLoss"):
+        nl.GaussianNLLLoss(True)
+    criterion = nl.HuberLoss()
+    with pytest.raises(TypeError, match="HuberLoss: takes 2 arrays by position but 3 were given"):
+        criterion(x, x, 1.0)
+    with pytest.raises(TypeError, match="missing required argument: target"):
+        criterion(x)
+    with pytest.raises(AttributeError, match="'HuberLoss' object has no attribute 'beta'"):
+        _ = criterion.beta
+
+
+def test_an_error_leaves_the_loss_usable():
+    """A call that failed, and its way of calling, are not remembered as anything else."""
+    x = np.ones(3)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="delta"):
+            nl.huber_loss(x, x, delta=-1.0)
+        assert nl.huber_loss(x, x, delta=1.0) == 0
+        with pytest.raises(ValueError, match="shape"):
+            nl.huber_loss(x, np.ones(4), delta=1.0)
+        with pytest.raises(ValueError, match="'mean'"):
+            nl.huber_loss(x, x, reduction=["mean"])

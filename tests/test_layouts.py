@@ -231,7 +231,7 @@ def window(x):
         (lambda x, y: x[::-1], ValueError, "out for input overlaps input"),
         (lambda x, y: y[::-1], ValueError, "out for input overlaps target"),
         (
-            lambda x, y: np.lib.stride_tricks.as_strided(np.empty(9), (6, 4), (8, 8)),
+            lambda x, y: as_strided(np.empty(9), (6, 4), (8, 8)),
             ValueError,
             "share memory",
         ),

@@ -1,0 +1,114 @@
+"""The kinds of options and operands by themselves: checks, samples, bad examples."""
+
+import decimal
+import fractions
+import math
+
+import numpy as np
+import pytest
+
+from numbaloss import arguments
+
+KINDS = {
+    "positive": arguments.positive(1.0),
+    "non_negative": arguments.non_negative(1.0),
+    "real": arguments.real(1.0),
+    "between": arguments.between(0.5, 0.0, 1.0),
+    "flag": arguments.flag(True),
+    "choice": arguments.choice(1, (1, 2)),
+    "reduction": arguments.reduction("batchmean"),
+}
+OPERANDS = {
+    "scores": arguments.scores(),
+    "like_scores": arguments.like_scores(),
+    "probabilities": arguments.probabilities(),
+    "predicted probabilities": arguments.probabilities(model=True),
+    "soft_labels": arguments.soft_labels(),
+    "signs": arguments.signs(),
+    "counts": arguments.counts(),
+    "rates": arguments.rates(),
+    "variances": arguments.variances(),
+    "positive_weights": arguments.positive_weights(),
+    "log_probabilities": arguments.log_probabilities(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_pass_and_bad_examples_do_not(kind):
+    option = KINDS[kind]
+    assert option.check("loss", "name", option.default) == option.default
+    for value in option.samples:
+        assert option.check("loss", "name", value) == value
+    assert option.bad
+    for value, error, message in option.bad:
+        with pytest.raises(error, match="^loss: name must be") as caught:
+            option.check("loss", "name", value)
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2, 2.0, np.float32(2), np.int8(2), np.array(2.0), fractions.Fraction(2)],
+    ids=lambda v: type(v).__name__,
+)
+def test_numbers_of_any_kind(value):
+    checked = arguments.positive(1.0).check("loss", "name", value)
+    assert checked == 2 and type(checked) is float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, np.True_, "2", None, 2j, [2.0], np.ones(1), decimal.Decimal(2)],
+    ids=lambda v: type(v).__name__,
+)
+def test_not_numbers(value):
+    with pytest.raises(TypeError, match="^loss: name must be a number, got"):
+        arguments.positive(1.0).check("loss", "name", value)
+
+
+def test_bounds_belong_to_their_intervals():
+    between = arguments.between(0.5, 0.0, 1.0)
+    assert [between.check("loss", "p", p) for p in (0, 1)] == [0.0, 1.0]
+    for p in (np.nextafter(0, -1), np.nextafter(1, 2), math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+            between.check("loss", "p", p)
+    assert arguments.positive(1.0).check("loss", "x", 5e-324) == 5e-324
+    assert arguments.non_negative(1.0).check("loss", "x", -0.0) == 0.0
+
+
+def test_flags():
+    check = arguments.flag(True).check
+    for value in (True, 1, np.True_):
+        assert check("loss", "full", value) is True
+    for value in (2, 1.0, "True", None, [True]):
+        with pytest.raises(TypeError, match="^loss: full must be True or False"):
+            check("loss", "full", value)
+
+
+def test_choices():
+    check = arguments.choice(1, (1, 2)).check
+    assert type(check("loss", "p", 2.0)) is int
+    for value in (3, "1", None, [1], np.ones(2)):
+        with pytest.raises(ValueError, match="^loss: p must be one of 1, 2, got"):
+            check("loss", "p", value)
+    with pytest.raises(ValueError, match="'none', 'mean', 'sum', got 'batchmean'"):
+        arguments.reduction().check("loss", "reduction", "batchmean")
+
+
+@pytest.mark.parametrize("kind", OPERANDS)
+def test_operands_draw_varied_float64_samples_of_their_domain(kind, rng):
+    operand = OPERANDS[kind]
+    for shape in ((), (0,), (3, 400)):
+        drawn = np.asarray(operand.draw(rng, shape))
+        assert drawn.shape == shape and drawn.dtype == np.float64
+        assert np.isfinite(drawn).all()
+        assert (drawn >= operand.low).all() and (drawn <= operand.high).all()
+    assert len(np.unique(drawn)) >= 2
+    again = np.random.default_rng(1), np.random.default_rng(1)
+    np.testing.assert_array_equal(*(operand.draw(r, (5,)) for r in again))
+
+
+def test_domains():
+    assert arguments.scores().domain is None
+    assert arguments.probabilities().domain == (0.0, 1.0, False)
+    assert arguments.variances().domain == (0.0, math.inf, True)
