@@ -59,7 +59,29 @@ class Recipe(NamedTuple):
     plans: dict[Any, Any]  # by the values of the options: what a family works out for them
 
 
-class LossFunction:
+class Modes:
+    """The ways to call a loss, as a function or as a class."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss's value."""
+        return self._run(VALUE, args, kwargs)
+
+    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
+        """Value and gradient in one pass."""
+        return self._run(VALUE_AND_GRAD, args, kwargs)
+
+    def grad(self, *args: Any, **kwargs: Any) -> Any:
+        """The gradient alone."""
+        return self._run(GRAD, args, kwargs)
+
+    def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
+        """Value, gradient and the diagonal of the Hessian, in one pass."""
+        return self._run(VALUE_GRAD_HESS, args, kwargs)
+
+    _run: Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class LossFunction(Modes):
     """A loss as a function: ``loss(input, target, ...)`` gives its value.
 
     The same arguments give the gradient, value and gradient in one pass, and, where the loss has it, the
@@ -82,21 +104,6 @@ class LossFunction:
         if getattr(module, self.__name__, None) is self:
             return self.__name__  # a global of its module, as functions are
         return getattr, (self.Class, "function")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(VALUE, args, kwargs)
-
-    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
-        """Value and gradient in one pass."""
-        return self._run(VALUE_AND_GRAD, args, kwargs)
-
-    def grad(self, *args: Any, **kwargs: Any) -> Any:
-        """The gradient alone."""
-        return self._run(GRAD, args, kwargs)
-
-    def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
-        """Value, gradient and the diagonal of the Hessian, in one pass."""
-        return self._run(VALUE_GRAD_HESS, args, kwargs)
 
     @property
     def scalar(self) -> Any:
@@ -162,7 +169,7 @@ def _snake(name: str) -> str:
         arguments.weights,
     )
 )
-class Loss:
+class Loss(Modes):
     """The base of all losses: options as fields, arrays in the call.
 
     Attributes
@@ -235,22 +242,6 @@ class Loss:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._options.items())})"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss's value."""
-        return self._run(VALUE, args, kwargs)
-
-    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
-        """Value and gradient in one pass."""
-        return self._run(VALUE_AND_GRAD, args, kwargs)
-
-    def grad(self, *args: Any, **kwargs: Any) -> Any:
-        """The gradient alone."""
-        return self._run(GRAD, args, kwargs)
-
-    def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
-        """Value, gradient and the diagonal of the Hessian, in one pass."""
-        return self._run(VALUE_GRAD_HESS, args, kwargs)
 
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) > len(self._required):
