@@ -16,7 +16,7 @@ from numba.np.arrayobj import populate_array
 
 from ..bind import adopted, bind, fingerprint
 from ..spec import Request, Scalars
-from .target import LOOP, SCALAR, DistinctArrays, derivatives
+from .target import LOOP, SCALAR, DistinctArrays, derivatives, prefer_widest_vectors
 
 # Bound by `compile_block`; named here for readers and checkers.
 T: Any = np.float32
@@ -44,6 +44,7 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid):
     `numbers` points to the gradient's scale and then the options. The number of elements outside of the
     loss's domain is added to `invalid`. Returns the sum of the terms.
     """
+    prefer_widest_vectors()
     zero = T(0)
     scale = T(numbers[0])
     o = options(numbers, zero)

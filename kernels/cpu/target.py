@@ -33,6 +33,22 @@ class DistinctArrays(Compiler):
         return super().define_pipelines()
 
 
+@intrinsic
+def prefer_widest_vectors(typingctx):
+    """Let LLVM use 512-bit vectors in the function that calls this, where the processor has them.
+
+    Its own choice of 256 bits spares old processors a drop in frequency; the losses that compute most gain a
+    quarter.
+    """
+
+    def codegen(context, builder, sig, args):
+        # llvmlite's `add` knows the plain attributes only.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 @cache
 def derivatives() -> SimpleNamespace:
     """The jets, installed for the CPU when the first kernel is made."""
