@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from numbaloss.kernels import math
+from numbaloss.kernels.cpu.target import LOOP, prefer_widest_vectors
 
 NAMES = ("exp", "expm1", "log", "log1p", "sigmoid", "softplus", "log_sigmoid", "tanh", "sqrt")
 SIZES = (1 << 20, 1 << 13)
@@ -19,10 +20,11 @@ RUNS = 15
 
 
 def loop_over(function):
-    """A vectorisable loop that applies `function` to every element."""
+    """A loop that applies `function` to every element, compiled as the kernels' are."""
 
-    @njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+    @njit(**LOOP)
     def loop(x, out):
+        prefer_widest_vectors()
         for i in range(x.size):
             out[i] = function(x[i])
 
