@@ -8,7 +8,7 @@ Every loss is here under PyTorch's names, as a function (``huber_loss``) and as 
 
 import importlib
 
-from . import arguments, binary, regression  # the definitions fill the registry
+from . import arguments, binary, multiclass, multilabel, regression  # the definitions fill the registry
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
@@ -33,7 +33,7 @@ __all__ = [
     "testing",
 ]
 __all__ += _losses
-del binary, regression
+del binary, multiclass, multilabel, regression
 
 
 def __getattr__(name: str) -> object:

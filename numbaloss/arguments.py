@@ -96,6 +96,22 @@ def between(default: float, low: float, high: float) -> Any:
     )
 
 
+def integer(default: int) -> Any:
+    """A whole number that an int64 holds."""
+
+    def check(loss: str, name: str, value: Any) -> int:
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value[()]
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise TypeError(f"{loss}: {name} must be an integer, got {value!r}")
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{loss}: {name} must fit in 64 bits, got {value}")
+        return int(value)
+
+    bad = ((0.5, TypeError, "integer"), ("1", TypeError, "integer"), (2**63, ValueError, "64 bits"))
+    return Option(default, check, (default, 1), bad, annotation="int")
+
+
 def flag(default: bool) -> Any:
     """True or False."""
 
@@ -256,3 +272,13 @@ def positive_weights() -> Operand:
 def log_probabilities() -> Operand:
     """Logarithms of probabilities."""
     return Operand(model=True, draw=lambda rng, shape: np.log(rng.uniform(0.01, 1.0, shape)))
+
+
+def class_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the terms: scores are (C), (N, C) or (N, C, d1, ...)."""
+    return shape[:1] + shape[2:] if len(shape) > 1 else ()
+
+
+def class_indices() -> Operand:
+    """Class indices, one for each row of scores: a sample of shape (N, C) is N of them."""
+    return Operand(draw=lambda rng, shape: rng.integers(0, shape[min(1, len(shape) - 1)], class_rows(shape)))

@@ -162,6 +162,7 @@ def _snake(name: str) -> str:
         arguments.positive,
         arguments.non_negative,
         arguments.real,
+        arguments.integer,
         arguments.between,
         arguments.flag,
         arguments.choice,
@@ -230,6 +231,8 @@ class Loss(Modes):
             for n in names
         }
         self._check_options(self._options)
+        # A call without arrays among its options is quick.
+        self._given = {n: v for n, v in self._options.items() if v is not None or not self.fields[n].array}
 
     def __reduce__(self) -> Any:
         return _restore, (self.function, self._options)
@@ -249,7 +252,7 @@ class Loss(Modes):
                 f"{type(self).__name__}: takes {len(self._required)} arrays by position but {len(args)} were "
                 "given; options go to the constructor"
             )
-        return self.function._run(mode, args, {**self._options, **kwargs})
+        return self.function._run(mode, args, {**self._given, **kwargs})
 
     @classmethod
     def _check_options(cls, options: dict[str, Any]) -> None:
