@@ -4,26 +4,15 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import numba
 import numpy as np
 
 from . import dispatch, memory
 from .arguments import class_rows
 from .dispatch import FLOAT32, FLOAT64
-from .elementwise import LARGE, broadcasts
+from .elementwise import LARGE
 from .kernels.cpu import threads
-from .loss import (
-    GRAD,
-    MISSING,
-    VALUE,
-    VALUE_GRAD_HESS,
-    Loss,
-    Recipe,
-    call_arguments,
-    resolve_normalizer,
-    resolve_wrt,
-    upstream,
-)
+from .loss import GRAD, MISSING, VALUE, VALUE_GRAD_HESS, Recipe, call_arguments, resolve_wrt
+from .rows import RowLoss, Terms, workers
 
 INT64 = np.dtype(np.int64)
 
@@ -42,15 +31,12 @@ class Problem(NamedTuple):
     target: np.ndarray
     probable: bool  # the target holds probabilities, not indices
     weight: np.ndarray | None
-    sample_weight: np.ndarray | None
-    upstream: np.ndarray | None
-    factor: float  # of the gradient: grad_output, where it is a number
-    divisor: float  # NaN for what the rows count for
+    terms: Terms
     dtype: np.dtype  # that the arrays promote to
     arithmetic: np.dtype
 
 
-class ClassLoss(Loss):
+class ClassLoss(RowLoss):
     """A loss with one term for each row of class scores.
 
     Scores are (C), (N, C) or (N, C, d1, ...); a class index, or a distribution, belongs to each row.
@@ -80,30 +66,8 @@ class ClassLoss(Loss):
         raise NotImplementedError
 
     @classmethod
-    def _compute(cls, p: Problem, options: dict[str, Any], outputs: dict[str, np.ndarray]) -> Any:
-        """Write the outputs; return the value."""
-        raise NotImplementedError
-
-    @classmethod
-    def _weight_gradient(cls, call: dict[str, Any], p: Problem, options: dict[str, Any]) -> np.ndarray:
-        """The gradient by the class weights, in which the loss is linear."""
-        raise NotImplementedError
-
-    # ---- the call ----------------------------------------------------------------------------------
-    @classmethod
-    def _evaluate(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if recipe.plain:
-            result = cls._evaluate_quick(mode, recipe, args, kwargs)
-            if result is not MISSING:
-                return result
-        return cls._evaluate_call(mode, call_arguments(recipe, args, kwargs))
-
-    @classmethod
     def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The commonest call: contiguous scores, int64 indices, no weights, a reduced value.
-
-        Returns MISSING where the call is not of that kind; whatever is wrong with it is found there.
-        """
+        """Contiguous scores, int64 indices, no weights, a reduced value."""
         settings = (*args[2:], *[kwargs[k] for k in recipe.keys]) if recipe.keys else args[2:]
         try:
             plan = recipe.plans.get(settings, MISSING)
@@ -172,33 +136,6 @@ class ClassLoss(Loss):
         return threads.run(kernel(False), kernel(True), arguments)
 
     @classmethod
-    def _options_of(cls, call: dict[str, Any]) -> dict[str, Any]:
-        name = cls.function.__name__
-        return {n: f.check(name, n, call.get(n, f.default)) for n, f in cls.fields.items() if not f.array}
-
-    @classmethod
-    def _evaluate_call(cls, mode: str, call: dict[str, Any]) -> Any:
-        name = cls.function.__name__
-        options = cls._options_of(call)
-        wrt, single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
-        p = cls._check(call, options, wrt)
-        if mode == VALUE_GRAD_HESS and wrt != ("input",):
-            raise ValueError(f"{name}: value_grad_hess takes wrt='input', got {wrt[0] if single else wrt!r}")
-        outputs = cls._outputs(mode, call, p, wrt, single)
-        # Computed before its arguments may be overwritten, and written when they are no longer needed.
-        by_weight = cls._weight_gradient(call, p, options) if "weight" in outputs else None
-        value = cls._compute(p, options, outputs)
-        if by_weight is not None:
-            outputs["weight"][...] = by_weight
-        if mode == VALUE:
-            return value
-        gradients = [outputs[n] for n in wrt]
-        if mode == VALUE_GRAD_HESS:
-            return value, gradients[0], outputs["curvature"]
-        result = gradients[0] if single else tuple(gradients)
-        return result if mode == GRAD else (value, result)
-
-    @classmethod
     def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
         """A call's arrays: libraries, dtypes, shapes, and what the mean divides by."""
         name = cls.function.__name__
@@ -237,63 +174,21 @@ class ClassLoss(Loss):
             raise ValueError(f"{name}: wrt names 'weight', which is not given")
 
         floats = {"input": x} | ({"target": target} if probable else {})
-        given: dict[str, np.ndarray | None] = {"weight": None, "sample_weight": None}
-        for n in given:
-            if call.get(n) is None:
-                continue
-            a = dispatch.as_array(name, n, call[n])
-            # As in NumPy, a Python number or an integer array promotes no float.
-            if n in wrt or not (a.dtype.kind in "iub" or type(call[n]) in (int, float)):
-                a = floats[n] = dispatch.floating(name, n, a)
-            given[n] = a
-        weight, sample_weight = given["weight"], given["sample_weight"]
+        weight = cls._weak("weight", call, floats, wrt)
         if weight is not None and weight.shape != (classes,):
             raise ValueError(
                 f"{name}: weight must have shape ({classes},), one per class, got {weight.shape}"
             )
-        if sample_weight is not None and not broadcasts(sample_weight.shape, rows):
-            raise ValueError(
-                f"{name}: sample_weight of shape {sample_weight.shape} does not broadcast to {rows}"
-            )
-        factor, up = upstream(name, call.get("grad_output"), rows, options["reduction"])
-        if up is not None:
-            up = dispatch.floating(name, "grad_output", up)
-        normalizer = resolve_normalizer(name, call.get("normalizer"))
-        divisor = 1.0 if options["reduction"] != "mean" else math.nan if normalizer is None else normalizer
+        terms = cls._terms(call, options, rows, floats)
         dtype = dispatch.common_dtype([a.dtype for a in floats.values()])
         arithmetic = dispatch.arithmetic_dtype(dtype)
-        return Problem(x, target, probable, weight, sample_weight, up, factor, divisor, dtype, arithmetic)
+        return Problem(x, target, probable, weight, terms, dtype, arithmetic)
 
     @classmethod
-    def _outputs(
-        cls, mode: str, call: dict[str, Any], p: Problem, wrt: tuple[str, ...], single: bool
-    ) -> dict[str, np.ndarray]:
-        """The arrays to write: gradients by their argument's name, and ``"curvature"``."""
-        name = cls.function.__name__
-        names = (*wrt, "curvature") if mode == VALUE_GRAD_HESS else wrt
-        out = call.get("out")
-        if out is None:
-            outs: tuple[Any, ...] = (None,) * len(names)
-        elif len(names) == 1 and single:
-            outs = (out,)
-        elif isinstance(out, tuple | list) and len(out) == len(names):
-            outs = tuple(out)
-        else:
-            raise TypeError(f"{name}: out must be a tuple of {len(names)} arrays, got {type(out).__name__}")
-        arguments = ("input", "target", "weight", "sample_weight", "grad_output")
-        inputs = [(n, dispatch.as_array(name, n, call[n])) for n in arguments if call.get(n) is not None]
-        made: dict[str, np.ndarray] = {}
-        for n, o in zip(names, outs, strict=True):
-            like = dispatch.as_array(name, n, call["input" if n == "curvature" else n])
-            if o is None:
-                o = _empty_like(like)
-            else:
-                dispatch.check_out(name, n, o, like, inputs)
-                for other in made.values():
-                    if dispatch.share_memory(o, other):
-                        raise ValueError(f"{name}: two arrays in out overlap")
-            made[n] = o
-        return made
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        if wrt != ("input",):
+            got = wrt[0] if len(wrt) == 1 else wrt
+            raise ValueError(f"{cls.function.__name__}: value_grad_hess takes wrt='input', got {got!r}")
 
     @classmethod
     def _refuse_index(cls, p: Problem, position: tuple[int, ...]) -> None:
@@ -344,17 +239,3 @@ class Axes:
     def optional(self, rows: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """An array that broadcasts to the rows; empty for none."""
         return np.empty(0, dtype) if rows is None else self.flat(np.broadcast_to(rows, shape), dtype)
-
-
-def _empty_like(array: np.ndarray) -> np.ndarray:
-    if array.flags.c_contiguous and array.dtype.isnative:
-        return memory.empty(array.shape, array.dtype)
-    made = np.empty_like(array, subok=False)
-    if dispatch.overlaps_itself(made) or not made.dtype.isnative:
-        made = np.empty(array.shape, array.dtype.newbyteorder("="))
-    return made
-
-
-def workers() -> int:
-    """Into how many shares the tiles are cut; the result does not depend on it."""
-    return 4 * numba.config.NUMBA_NUM_THREADS

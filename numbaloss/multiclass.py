@@ -18,7 +18,8 @@ from .arguments import (
     scores,
     weights,
 )
-from .classes import INT64, Axes, ClassLoss, Problem, workers
+from .classes import INT64, Axes, ClassLoss, Problem
+from .rows import flat, places, workers
 
 
 @cache
@@ -121,6 +122,12 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
 
     @classmethod
     def _compute(cls, p: Problem, options: dict[str, Any], outputs: dict[str, np.ndarray]) -> Any:
+        if "weight" in outputs:
+            # Computed before its arguments may be overwritten, and written when they are no longer needed.
+            by_weight = cls._weight_gradient(p, options)
+            value = cls._compute(p, options, {n: o for n, o in outputs.items() if n != "weight"})
+            outputs["weight"][...] = by_weight
+            return value
         rows = class_rows(p.input.shape)
         arrays: list[np.ndarray | None] = [
             p.input,
@@ -133,36 +140,32 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
         axes = Axes(present)
         terms = np.empty(math.prod(rows) if options["reduction"] == "none" else 0, p.arithmetic)
         if not math.prod(rows):
-            value = np.float64(0) / (p.divisor if p.divisor == p.divisor else math.nan)
+            value = np.float64(0) / (p.terms.divisor if p.terms.divisor == p.terms.divisor else math.nan)
             return (
                 terms.reshape(rows).astype(p.dtype) if options["reduction"] == "none" else p.dtype.type(value)
             )
         smoothing = options["label_smoothing"]
-        weight = np.empty(0, p.arithmetic)
-        if p.weight is not None:
-            weight = dispatch._writeable(np.ascontiguousarray(p.weight, p.arithmetic))
-        elif p.probable or smoothing:
+        weight = flat(p.weight, axes.shape[axes.position : axes.position + 1], p.arithmetic)
+        if p.weight is None and (p.probable or smoothing):
             weight = np.ones(axes.shape[axes.position], p.arithmetic)
         sorted_arrays = [None if a is None else a.transpose(axes.order) for a in arrays]
-        shape, packed = dispatch._collapse([a for a in sorted_arrays if a is not None])
-        strides = np.zeros((len(arrays), len(shape)), np.int64)
-        strides[[a is not None for a in arrays]] = packed
+        where = places(sorted_arrays)
         arguments = (
-            np.array([0 if a is None else dispatch.address_of(a) for a in sorted_arrays], np.int64),
-            np.array([-1 if a is None else dispatch.code_of(a.dtype) for a in sorted_arrays], np.int64),
+            where.addresses,
+            where.codes,
             np.array(
                 [a is not None and a.dtype == p.arithmetic and a.flags.c_contiguous for a in sorted_arrays],
                 np.int64,
             ),
-            np.array(shape, np.int64),
-            strides,
+            where.shape,
+            where.strides,
             axes.extents,
             np.empty(0, np.int64) if p.probable else axes.flat(p.target, INT64),
             weight,
-            axes.optional(p.sample_weight, rows, p.arithmetic),
-            axes.optional(p.upstream, rows, p.arithmetic),
+            axes.optional(p.terms.sample_weight, rows, p.arithmetic),
+            axes.optional(p.terms.upstream, rows, p.arithmetic),
             terms,
-            cls._settings(options, p.factor, p.divisor),
+            cls._settings(options, p.terms.factor, p.terms.divisor),
             workers(),
         )
         value, wrong = cls._run_kernel(False, p.arithmetic, p.input.size, arguments)
@@ -173,11 +176,18 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
         return p.dtype.type(value)
 
     @classmethod
-    def _weight_gradient(cls, call: dict[str, Any], p: Problem, options: dict[str, Any]) -> np.ndarray:
+    def _weight_gradient(cls, p: Problem, options: dict[str, Any]) -> np.ndarray:
+        """The gradient by the class weights, in which the loss is linear."""
         # d/dq of the unweighted, unsmoothed loss is -log softmax, times what multiplies the row.
-        bare = {n: v for n, v in call.items() if n not in ("weight", "label_smoothing", "out", "wrt")}
-        bare |= {"input": p.input, "target": p.target.astype(p.arithmetic), "wrt": "target"}
-        distances = cls.function.grad(**bare)
+        distances = cls.function.grad(
+            p.input,
+            p.target.astype(p.arithmetic),
+            reduction=options["reduction"],
+            sample_weight=p.terms.sample_weight,
+            normalizer=p.terms.normalizer,
+            wrt="target",
+            grad_output=p.terms.factor if p.terms.upstream is None else p.terms.upstream,
+        )
         axis = min(1, p.input.ndim - 1)
         smoothing = options["label_smoothing"]
         q = (1 - smoothing) * p.target.astype(np.float64) + smoothing / p.input.shape[axis]
@@ -257,10 +267,8 @@ class NLLLoss(ClassLoss, function="nll_loss"):
         axes = Axes([p.input] if gradient is None else [p.input, gradient])
         terms = np.empty(math.prod(rows), p.arithmetic)
         labels = axes.flat(p.target, INT64)
-        weight = np.empty(0, p.arithmetic)
-        if p.weight is not None:
-            weight = dispatch._writeable(np.ascontiguousarray(p.weight, p.arithmetic))
-        sample_weight = axes.optional(p.sample_weight, rows, p.arithmetic)
+        weight = flat(p.weight, axes.shape[axes.position : axes.position + 1], p.arithmetic)
+        sample_weight = axes.optional(p.terms.sample_weight, rows, p.arithmetic)
         pick, put, _ = pick_kernels(p.arithmetic)
         value, divisor, wrong = pick(
             *_over_rows(p.input, axes),
@@ -270,7 +278,7 @@ class NLLLoss(ClassLoss, function="nll_loss"):
             sample_weight,
             terms,
             options["ignore_index"],
-            p.divisor,
+            p.terms.divisor,
         )
         if wrong >= 0:
             cls._refuse_index(p, axes.place(wrong))
@@ -283,9 +291,9 @@ class NLLLoss(ClassLoss, function="nll_loss"):
                 labels,
                 weight,
                 sample_weight,
-                axes.optional(p.upstream, rows, p.arithmetic),
+                axes.optional(p.terms.upstream, rows, p.arithmetic),
                 options["ignore_index"],
-                p.factor / divisor if divisor else math.inf,
+                p.terms.factor / divisor if divisor else math.inf,
             )
         if options["reduction"] == "none":
             return axes.unflat(terms).astype(p.dtype, copy=False)

@@ -8,19 +8,19 @@ import numpy as np
 
 from . import dispatch
 from .arguments import Operand, choice, class_indices, real, reduction, scores, soft_labels, weights
-from .classes import ClassLoss, Problem, workers
+from .classes import INT64, ClassLoss, Problem
 from .elementwise import ElementwiseLoss, broadcasts
 from .kernels import math as nm
 from .loss import (
     GRAD,
     VALUE,
-    VALUE_GRAD_HESS,
     Loss,
     Recipe,
     call_arguments,
     resolve_normalizer,
     upstream,
 )
+from .rows import flat, places, workers
 
 
 @cache
@@ -70,32 +70,19 @@ class MarginLoss(ClassLoss):
         rows = shape[:-1]
         terms = np.empty(math.prod(rows) if options["reduction"] == "none" else 0, p.arithmetic)
         arrays = [p.input, outputs.get("input"), outputs.get("curvature")]
-        merged, packed = dispatch._collapse([a for a in arrays if a is not None])
-        strides = np.zeros((len(arrays), len(merged)), np.int64)
-        strides[[a is not None for a in arrays]] = packed
-
-        def flat(array: np.ndarray | None, to: tuple[int, ...]) -> np.ndarray:
-            if array is None:
-                return np.empty(0, p.arithmetic)
-            return dispatch._writeable(
-                np.ascontiguousarray(np.broadcast_to(array, to), p.arithmetic).reshape(-1)
-            )
-
+        where = places(arrays)
         target = p.target
         if target.dtype.kind == "u" and target.dtype.itemsize == 8:
             target = np.minimum(target, np.uint64(2**63 - 1))  # no class has that index
         arguments = (
-            np.array([0 if a is None else dispatch.address_of(a) for a in arrays], np.int64),
-            np.array([-1 if a is None else dispatch.code_of(a.dtype) for a in arrays], np.int64),
-            np.array(merged, np.int64),
-            strides,
+            *where,
             (math.prod(rows), shape[-1]),
-            dispatch._writeable(np.ascontiguousarray(target, np.int64).reshape(-1)),
-            flat(p.weight, shape[-1:]),
-            flat(p.sample_weight, rows),
-            flat(p.upstream, rows),
+            flat(target, target.shape, INT64),
+            flat(p.weight, shape[-1:], p.arithmetic),
+            flat(p.terms.sample_weight, rows, p.arithmetic),
+            flat(p.terms.upstream, rows, p.arithmetic),
             terms,
-            cls._settings(options, p.factor, p.divisor),
+            cls._settings(options, p.terms.factor, p.terms.divisor),
             workers(),
         )
         value, wrong = cls._run_kernel(False, p.arithmetic, p.input.size, arguments)
@@ -163,12 +150,11 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
         cls._required = tuple(cls.operands)
 
     @classmethod
-    def _outputs(cls, mode, call, p, wrt, single):
-        if mode == VALUE_GRAD_HESS and call.get("p", 1) == 1:
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        if options["p"] == 1:
             raise ValueError(
                 f"{cls.function.__name__}: value_grad_hess needs p=2: with p=1 the curvature is zero"
             )
-        return super()._outputs(mode, call, p, wrt, single)
 
 
 def _label_lists(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -238,10 +224,8 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
         return super()._check({**call, "target": one}, options, wrt)._replace(target=target)
 
     @classmethod
-    def _outputs(cls, mode, call, p, wrt, single):
-        if mode == VALUE_GRAD_HESS:
-            raise ValueError(f"{cls.function.__name__}: has no value_grad_hess: its curvature is zero")
-        return super()._outputs(mode, call, p, wrt, single)
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        raise ValueError(f"{cls.function.__name__}: has no value_grad_hess: its curvature is zero")
 
 
 class _Terms(ElementwiseLoss, function="multilabel_soft_margin_loss"):

@@ -491,7 +491,7 @@ def columns_of_probabilities(
 ):
     prefer_widest_vectors()
     T = type(n.scale)
-    zero, one = T(0), T(1)
+    zero = T(0)
     count = terms.size
     m, total, whole = vectors[0, :count], vectors[1, :count], vectors[2, :count]
     far, part, up, r = vectors[3, :count], vectors[4, :count], vectors[5, :count], vectors[6, :count]
