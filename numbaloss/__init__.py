@@ -8,7 +8,14 @@ Every loss is here under PyTorch's names, as a function (``huber_loss``) and as 
 
 import importlib
 
-from . import arguments, binary, multiclass, multilabel, regression  # the definitions fill the registry
+from . import (
+    arguments,
+    binary,
+    embedding,
+    multiclass,
+    multilabel,
+    regression,
+)  # the definitions fill the registry
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
@@ -33,7 +40,7 @@ __all__ = [
     "testing",
 ]
 __all__ += _losses
-del binary, multiclass, multilabel, regression
+del binary, embedding, multiclass, multilabel, regression
 
 
 def __getattr__(name: str) -> object:

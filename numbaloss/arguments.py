@@ -112,6 +112,35 @@ def integer(default: int) -> Any:
     return Option(default, check, (default, 1), bad, annotation="int")
 
 
+def order(default: float) -> Any:
+    """The p of a norm: at least 1, or infinite."""
+
+    def check(loss: str, name: str, value: Any) -> float:
+        x = real(default).check(loss, name, value)
+        if x < 1:
+            raise ValueError(f"{loss}: {name} must be >= 1, got {x}")
+        return x
+
+    bad = ((0.5, ValueError, ">= 1"), (-1.0, ValueError, ">= 1"), ("1", TypeError, "number"))
+    return Option(default, check, (default, 1.0, 1.5, 3.0, math.inf), bad, annotation="float")
+
+
+DISTANCES = ("euclidean", "sqeuclidean", "cosine", "manhattan")
+
+
+def distance() -> Any:
+    """None, a name in `DISTANCES`, or the caller's own function over rows."""
+
+    def check(loss: str, name: str, value: Any) -> Any:
+        if value is None or callable(value) or (isinstance(value, str) and value in DISTANCES):
+            return value
+        wanted = ", ".join(map(repr, DISTANCES))
+        raise ValueError(f"{loss}: {name} must be None, {wanted} or a function over rows, got {value!r}")
+
+    bad = (("nearest", ValueError, "function over rows"), (2, ValueError, "function over rows"))
+    return Option(None, check, (None, *DISTANCES), bad, annotation="Any")
+
+
 def flag(default: bool) -> Any:
     """True or False."""
 

@@ -88,7 +88,7 @@ def check_out(
         raise TypeError(f"{loss}: out for {name} must be a NumPy array, got {type(out).__name__}")
     if out.shape != like.shape:
         raise ValueError(f"{loss}: out for {name} must have shape {like.shape}, got {out.shape}")
-    if out.dtype != like.dtype:
+    if out.dtype != like.dtype.newbyteorder("="):
         raise TypeError(f"{loss}: out for {name} must be {like.dtype.name}, got {out.dtype.name}")
     if not out.flags.writeable:
         raise ValueError(f"{loss}: out for {name} is read-only")

@@ -163,6 +163,8 @@ def _snake(name: str) -> str:
         arguments.non_negative,
         arguments.real,
         arguments.integer,
+        arguments.order,
+        arguments.distance,
         arguments.between,
         arguments.flag,
         arguments.choice,
