@@ -144,7 +144,7 @@ class VectorLoss(RowLoss):
         gradients: Any = (
             [new(shape, dtype) for _ in plan.wrt] if out is None else (out,) if plan.single else out
         )
-        if out is not None and not cls._may_write(gradients, plan.wrt, vectors, labels):
+        if out is not None and not cls._may_write(gradients, plan.wrt, args[:required]):
             return MISSING
         outs = [none] * 3
         for k, g in zip(plan.wrt, gradients, strict=True):
@@ -158,27 +158,24 @@ class VectorLoss(RowLoss):
         return result if mode == GRAD else (dtype.type(value), result)
 
     @staticmethod
-    def _may_write(
-        outputs: Any, wrt: tuple[int, ...], vectors: tuple[np.ndarray, ...], labels: np.ndarray
-    ) -> bool:
+    def _may_write(outputs: Any, wrt: tuple[int, ...], operands: tuple[np.ndarray, ...]) -> bool:
         """Whether each output is plainly its vector, or memory of its own."""
         if outputs.__class__ is not tuple or len(outputs) != len(wrt):
             return False
-        x = vectors[0]
-        for i, (k, o) in enumerate(zip(wrt, outputs, strict=True)):
-            if (
-                o.__class__ is not np.ndarray
-                or o.dtype is not x.dtype
-                or o.shape != x.shape
-                or not o.flags.carray
-                or np.may_share_memory(o, labels)
-            ):
+        x = operands[0]
+        for o in outputs:
+            if o.__class__ is not np.ndarray or o.dtype is not x.dtype or o.shape != x.shape:
                 return False
-            for j, a in enumerate(vectors):
-                if not (j == k and o is a) and np.may_share_memory(o, a):
-                    return False
-            for other in outputs[:i]:
-                if np.may_share_memory(o, other):
+            if not o.flags.carray:
+                return False
+        # Two arrays that own their memory do not share it.
+        apart = all(a.flags.owndata for a in (*operands, *outputs))
+        for i, (k, o) in enumerate(zip(wrt, outputs, strict=True)):
+            for j, a in enumerate((*operands, *outputs[:i])):
+                if a is o:
+                    if j != k:
+                        return False
+                elif not apart and np.may_share_memory(a, o):
                     return False
         return True
 
@@ -186,16 +183,12 @@ class VectorLoss(RowLoss):
     def _plan_quick(cls, mode: str, call: dict[str, Any]) -> Quick | None:
         """What the options come to; None where a quick call does not serve."""
         options = cls._options_of(call)
-        if mode == VALUE_GRAD_HESS or options["reduction"] == "none" or not cls._quick(options):
+        if mode == VALUE_GRAD_HESS or options["reduction"] == "none":
             return None
         wrt, single = ((), False) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
         divisor = math.nan if options["reduction"] == "mean" else 1.0
         names = cls._vector_names()
         return Quick(cls._settings(options, 1.0, divisor), tuple(map(names.index, wrt)), single)
-
-    @classmethod
-    def _quick(cls, options: dict[str, Any]) -> bool:
-        return True
 
     @classmethod
     def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
@@ -363,10 +356,10 @@ class TripletMarginLoss(TripletLoss, function="triplet_margin_loss"):
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> a, p, n = np.zeros((1, 2)), np.array([[3.0, 4.0]]), np.array([[0.0, 5.5]])
+    >>> a, p, n = np.zeros((1, 2)), np.array([[3.0, 4.0]]), np.array([[3.3, 4.4]])
     >>> value, (by_a, by_p, by_n) = nl.triplet_margin_loss.value_and_grad(a, p, n)
     >>> round(float(value), 4), by_p.round(3).tolist(), by_n.round(3).tolist()
-    (0.5, [[0.6, 0.8]], [[-0.0, -1.0]])
+    (0.5, [[0.6, 0.8]], [[-0.6, -0.8]])
     """
 
     margin: float = positive(1.0)
@@ -451,8 +444,11 @@ class TripletMarginWithDistanceLoss(
         }[options["distance_function"] or "euclidean"]
 
     @classmethod
-    def _quick(cls, options: dict[str, Any]) -> bool:
-        return not callable(options["distance_function"])
+    def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Plans are kept by option, and a caller may make a function for each call.
+        if callable(kwargs.get("distance_function")):
+            return MISSING
+        return super()._evaluate_quick(mode, recipe, args, kwargs)
 
     @classmethod
     def _compute(cls, p: Problem, options: dict[str, Any], outputs: dict[str, np.ndarray]) -> Any:
@@ -479,13 +475,15 @@ class Measured:
         found: Any = self.function(x, y)  # type: ignore[misc]
         by: tuple[Any, ...] = (x, y)
         if self.gradients:
-            if not (isinstance(found, tuple) and len(found) == 2 and len(found[1]) == 2):
+            pair = isinstance(found, tuple) and len(found) == 2
+            if not (pair and isinstance(found[1], tuple | list) and len(found[1]) == 2):
+                got = f"a pair with {type(found[1]).__name__}" if pair else type(found).__name__
                 raise TypeError(
                     f"{self.loss}: distance_function.value_and_grad must give (distances, (by_x, by_y)), "
-                    f"got {type(found).__name__}"
+                    f"got {got}"
                 )
             found, by = found
-        value = self.checked("distances", found, x.shape[:-1])
+        value = self.checked("distances", found, x.shape[:-1]).astype(np.float64)
         return value, (self.checked("by_x", by[0], x.shape), self.checked("by_y", by[1], x.shape))
 
     def checked(self, what: str, found: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -494,6 +492,8 @@ class Measured:
             raise ValueError(
                 f"{self.loss}: distance_function must give {what} of shape {shape}, got {array.shape}"
             )
+        if array.dtype.kind not in "biu":
+            array = dispatch.floating(self.loss, f"{what} of distance_function", array)
         return array
 
 
@@ -503,26 +503,9 @@ def _compute_measured(
     """A triplet loss over the caller's distance: its rows' terms, and the chain to its derivatives."""
     a, b, c = (np.ascontiguousarray(v, p.arithmetic) for v in p.vectors)
     rows = a.shape[:-1]
-    weight = p.terms.sample_weight
-    weight = np.ones(rows) if weight is None else np.broadcast_to(weight, rows).astype(np.float64)
     near, (near_a, near_b) = measured(a, b)
     far, (far_a, far_c) = measured(a, c)
-    least, far_share = far, np.ones(rows)
-    if options["swap"]:
-        swapped, (swapped_b, swapped_c) = measured(b, c)
-        least = np.minimum(far, swapped)
-        far_share = np.where(far < swapped, 1.0, np.where(far == swapped, 0.5, 0.0))
-    hinge = options["margin"] + near.astype(np.float64) - least
-    terms = np.where(weight == 0, 0.0, weight * np.where(hinge < 0, 0.0, hinge))
-    divisor = p.terms.divisor
-    if divisor != divisor:
-        divisor = float(weight.sum())
-    live = (weight != 0) & ~(hinge < 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = p.terms.factor / np.float64(divisor)
-        value = terms.sum() / np.float64(divisor)
-    up = 1.0 if p.terms.upstream is None else p.terms.upstream.astype(np.float64)
-    factor = np.where(live, scale * weight * up, 0.0)
+    swapped, (swapped_b, swapped_c) = measured(b, c) if options["swap"] else (far, (b, c))
 
     def chain(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         total = np.zeros(a.shape)
@@ -530,20 +513,32 @@ def _compute_measured(
             total += np.multiply(f[..., None], by, where=f[..., None] != 0, out=np.zeros(a.shape))
         return total
 
-    kept, moved = -factor * far_share, -factor * (1 - far_share)
-    parts = {
-        "anchor": [(factor, near_a), (kept, far_a)],
-        "positive": [(factor, near_b)],
-        "negative": [(kept, far_c)],
-    }
-    if options["swap"]:
-        parts["positive"].append((moved, swapped_b))
-        parts["negative"].append((moved, swapped_c))
-    for n, out in outputs.items():
-        out[...] = chain(*parts[n])
-    if options["reduction"] == "none":
-        return terms.astype(p.dtype)
-    return p.dtype.type(value)
+    with np.errstate(all="ignore"):
+        weight = np.ones(rows)
+        if p.terms.sample_weight is not None:
+            weight = np.broadcast_to(p.terms.sample_weight, rows).astype(np.float64)
+        share = np.ones(rows)  # of the anchor in the negative's gradient
+        if options["swap"]:
+            share = np.where(far < swapped, 1.0, np.where(far == swapped, 0.5, 0.0))
+        hinge = options["margin"] + near - np.minimum(far, swapped)
+        live = (weight != 0) & ~(hinge < 0)
+        terms = np.where(live, weight * hinge, 0.0)
+        divisor = np.float64(weight.sum() if math.isnan(p.terms.divisor) else p.terms.divisor)
+        up = 1.0 if p.terms.upstream is None else p.terms.upstream.astype(np.float64)
+        factor = np.where(live, p.terms.factor / divisor * weight * up, 0.0)
+        kept, moved = -factor * share, -factor * (1 - share)
+        parts = {
+            "anchor": [(factor, near_a), (kept, far_a)],
+            "positive": [(factor, near_b), (moved, swapped_b)],
+            "negative": [(kept, far_c), (moved, swapped_c)],
+        }
+        # All before the first is stored: a derivative may be a view of the other vector.
+        found = {n: chain(*parts[n]) for n in outputs}
+        for n, out in outputs.items():
+            out[...] = found[n]
+        if options["reduction"] == "none":
+            return terms.astype(p.dtype)
+        return p.dtype.type(terms.sum() / divisor)
 
 
 cosine_embedding_loss = CosineEmbeddingLoss.function

@@ -1,8 +1,10 @@
 """Losses of vectors: every distance, layout and edge against the reference and PyTorch."""
 
+import gc
 import itertools
 import math
 import pickle
+import weakref
 
 import numba
 import numpy as np
@@ -19,7 +21,7 @@ NAMES = {
 ALL = pytest.mark.parametrize("name", NAMES)
 
 # Of one vector, of short ones, not whole vectors of the processor, of more than a run, of leading axes.
-SHAPES = [(3,), (37, 5), (9, 130), (2, 9000), (2, 3, 4)]
+SHAPES = [(3,), (37, 5), (9, 130), (1, 9000), (2, 3, 4)]
 
 
 def sample(name, shape, dtype=np.float64, seed=0):
@@ -59,26 +61,42 @@ def gradients_of(name, arrays, step=1e-6, **options):
     return found
 
 
+def torch_options(name, options):
+    """PyTorch has no names of distances, and its cosine_similarity another eps."""
+    import torch.nn.functional as F
+
+    named = {
+        "sqeuclidean": lambda x, y: ((x - y) ** 2).sum(dim=-1),
+        "cosine": lambda x, y: 1 - F.cosine_similarity(x, y, dim=-1),
+        "manhattan": lambda x, y: (x - y).abs().sum(dim=-1),
+    }
+    given = options.get("distance_function")
+    return {**options, "distance_function": named[given]} if given in named else options
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @ALL
-def test_torch(name, shape, torch):
+def test_torch(name, shape, dtype, torch):
     import torch.nn.functional as F
 
     if name == "cosine_embedding_loss" and len(shape) > 2:
         pytest.skip("PyTorch takes (N, D) and (D)")
-    if name == "triplet_margin_with_distance_loss":
-        pytest.skip("PyTorch has no names of distances")
-    arrays = sample(name, shape)
+    arrays = sample(name, shape, dtype)
     loss = getattr(nl, name)
+    # PyTorch rounds too, and a sum over a row in float32 more than the result.
+    size = 1e-6 * (1 + shape[-1])
+    value_close = {"rtol": 1e-10, "atol": 1e-11} if dtype == np.float64 else {"rtol": 1e-5, "atol": size}
+    grad_close = {"rtol": 1e-9, "atol": 1e-11} if dtype == np.float64 else {"rtol": 1e-3, "atol": 1e-5}
     for options, reduction in itertools.product(options_of(name), ("none", "mean", "sum")):
         tensors = [torch.tensor(a, requires_grad=k < len(NAMES[name])) for k, a in enumerate(arrays)]
-        expected = getattr(F, name)(*tensors, reduction=reduction, **options)
+        expected = getattr(F, name)(*tensors, reduction=reduction, **torch_options(name, options))
         up = np.random.default_rng(1).normal(size=expected.shape) if reduction == "none" else 1.5
-        expected.backward(torch.as_tensor(np.asarray(up)).expand(expected.shape))
+        expected.backward(torch.as_tensor(np.asarray(up, dtype)).expand(expected.shape))
         value, gradients = loss.value_and_grad(*arrays, reduction=reduction, grad_output=up, **options)
-        np.testing.assert_allclose(value, expected.detach().numpy(), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(value, expected.detach().numpy(), **value_close, err_msg=str(options))
         for t, g in zip(tensors, gradients, strict=False):
-            np.testing.assert_allclose(g, t.grad.numpy(), rtol=1e-9, atol=1e-12, err_msg=str(options))
+            np.testing.assert_allclose(g, t.grad.numpy(), **grad_close, err_msg=str(options))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -137,9 +155,16 @@ def test_zero_weight_is_zero(name, bad):
         np.testing.assert_array_equal(g, e)
 
 
-def test_identical_points_are_eps_apart():
-    x = np.ones((1, 4))
-    assert nl.triplet_margin_loss(x, x, x + 1, margin=5.0) == pytest.approx(5 + 2e-6 - 2 * (1 - 1e-6))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_identical_points_are_eps_apart(p, dtype):
+    """Also where eps is below the rounding of a coordinate: it is added to the difference."""
+    x = 20 * sample("triplet_margin_loss", (6, 70), dtype)[0]
+    value, gradients = nl.triplet_margin_loss.value_and_grad(x, x, x, p=p, reduction="none")
+    np.testing.assert_allclose(value, 1)
+    size = 1.0 if p == 1 else 70.0 ** (1 / p - 1)
+    np.testing.assert_allclose(gradients[1], np.full(x.shape, -size), rtol=1e-5)
+    np.testing.assert_allclose(gradients[2], np.full(x.shape, size), rtol=1e-5)
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
@@ -172,26 +197,56 @@ def test_zero_vectors_and_labels(label, dtype, torch):
         np.testing.assert_allclose(g, t.grad.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e20, 3e37])
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-22, 1e20, 1e37])
 def test_huge_and_tiny_vectors(size):
     """A float32 square overflows or vanishes; the distance and the angle do not."""
     arrays = sample("triplet_margin_loss", (5, 6))
     small = [(a * size).astype(np.float32) for a in arrays]
-    y = np.array([1, -1, 1, -1, -1])
-    if size > 1:
-        value, gradients = nl.cosine_embedding_loss.value_and_grad(*small[:2], y)
-        expected = nl.cosine_embedding_loss.value_and_grad(*[a.astype(np.float64) for a in small[:2]], y)
-        assert value == pytest.approx(float(expected[0]), rel=1e-5)
-        for g, e in zip(gradients, expected[1], strict=True):
-            np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-42)  # subnormal at the largest
+    exact = [a.astype(np.float64) for a in small]
     for p, swap in itertools.product((1.5, 2, 3), (False, True)):
         options = {"p": p, "eps": 0.0, "margin": 2 * size, "swap": swap, "reduction": "sum"}
         value, gradients = nl.triplet_margin_loss.value_and_grad(*small, **options)
-        exact = [a.astype(np.float64) for a in small]
         expected = nl.triplet_margin_loss.value_and_grad(*exact, **options)
-        np.testing.assert_allclose(value, expected[0], rtol=1e-4)
+        # The smallest are multiples of the smallest number, as the margin and each distance are.
+        np.testing.assert_allclose(value, expected[0], rtol=1e-4, atol=2e-44)
         for g, e in zip(gradients, expected[1], strict=True):
             np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, sizes", [
+    (np.float32, (1e-42, 1e-20, 1.0, 1e12, 1e20, 1e37)),
+    (np.float64, (1e-310, 1e-100, 1.0, 1e100, 1e160, 1e300)),
+])  # fmt: skip
+def test_angles_of_huge_and_tiny_vectors(dtype, sizes):
+    """An angle does not depend on the lengths, and gradients are as long as the vectors are short."""
+    x, y, _ = sample("cosine_embedding_loss", (5, 6))
+    labels = np.array([1, -1, 1, -1, -1])
+    unit, by = nl.cosine_embedding_loss.value_and_grad(x, y, labels, reduction="sum")
+    for a, b in itertools.product(sizes, sizes):
+        value, gradients = nl.cosine_embedding_loss.value_and_grad(
+            (x * a).astype(dtype), (y * b).astype(dtype), labels, reduction="sum"
+        )
+        if min(a, b) >= 1:
+            assert value == pytest.approx(float(unit), rel=1e-5)
+            for g, e, size in zip(gradients, by, (a, b), strict=True):
+                # At the largest sizes gradients are subnormal.
+                atol = 1e-5 / size + 4 * float(np.finfo(dtype).smallest_subnormal)
+                np.testing.assert_allclose(g, e / size, rtol=1e-5, atol=atol)
+        else:
+            assert all(np.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [30.0, 200.0, 1e4, 1e8, 1e20])
+def test_a_large_p(p, dtype):
+    """No power underflows: with p the norm goes to the largest difference, and to its gradient."""
+    arrays = sample("triplet_margin_loss", (6, 5), dtype)
+    value, gradients = nl.triplet_margin_loss.value_and_grad(*arrays, p=p, margin=4.0, reduction="none")
+    limit = nl.triplet_margin_loss.value_and_grad(*arrays, p=math.inf, margin=4.0, reduction="none")
+    # D differences of one size are at most D ** (1 / p) of it; of others only a nearly equal one counts.
+    np.testing.assert_allclose(value, limit[0], atol=3 * (5 ** (1 / p) - 1) + 1e-5)
+    if p >= 200:
+        np.testing.assert_allclose(gradients, limit[1], atol=0.01)
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
@@ -222,7 +277,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @ALL
 def test_layouts(name, layout):
-    arrays = sample(name, (70, 300))
+    arrays = sample(name, (70, 300), np.float32)
     count = len(NAMES[name])
     value, gradients = getattr(nl, name).value_and_grad(*arrays)
     odd = [LAYOUTS[layout](a) for a in arrays[:count]] + arrays[count:]
@@ -264,8 +319,9 @@ def test_in_place(name):
                 np.testing.assert_array_equal(g, expected[n])
     single = loss.grad(*arrays, wrt=names[1])
     np.testing.assert_array_equal(single, expected[names[1]])
-    with pytest.raises(ValueError, match=f"out for {names[0]} overlaps {names[1]}"):
-        loss.grad(*arrays, wrt=names[0], out=arrays[1])
+    for o in (arrays[1], arrays[1][::-1][::-1]):
+        with pytest.raises(ValueError, match=f"out for {names[0]} overlaps {names[1]}"):
+            loss.grad(*arrays, wrt=names[0], out=o)
     buffer = np.empty_like(arrays[0])
     with pytest.raises(ValueError, match="two arrays in out overlap"):
         loss.grad(*arrays, wrt=names[:2], out=(buffer, buffer))
@@ -328,6 +384,14 @@ def test_labels_are_checked():
         assert nl.cosine_embedding_loss(x, -x, np.ones(3, dtype)) == pytest.approx(2)
 
 
+def test_out_over_labels_is_refused():
+    labels = np.ones(3, np.int32)
+    x = np.ones((3, 1), np.float32)
+    with pytest.raises(ValueError, match="out for input1 overlaps target"):
+        nl.cosine_embedding_loss.grad(x, -x, labels, wrt="input1", out=labels.view(np.float32)[:, None])
+    assert (labels == 1).all()
+
+
 class Scaled:
     """A distance of one's own: the squared length of the difference, times a factor."""
 
@@ -373,9 +437,72 @@ def test_a_distance_of_ones_own_is_checked():
     manhattan.value_and_grad = lambda x, y: (abs(x - y).sum(axis=-1), (np.sign(x - y), 1.0))
     with pytest.raises(ValueError, match=r"by_y of shape \(8, 5\), got \(\)"):
         loss.grad(*arrays, distance_function=manhattan)
-    manhattan.value_and_grad = manhattan
-    with pytest.raises(TypeError, match="must give"):
-        loss.grad(*arrays, distance_function=manhattan)
+    for wrong in (manhattan, lambda x, y: (manhattan(x, y), 3), lambda x, y: None):
+        manhattan.value_and_grad = wrong
+        with pytest.raises(TypeError, match="must give"):
+            loss.grad(*arrays, distance_function=manhattan)
+    for dtype in (complex, object, "U1"):
+        with pytest.raises(TypeError, match="distances of distance_function must be float64"):
+            loss(*arrays, distance_function=lambda x, y, dtype=dtype: np.zeros(8).astype(dtype))
+    # A count is a distance, too.
+    differ = loss(*arrays, distance_function=lambda x, y: (x != y).sum(axis=-1), margin=0.5)
+    assert differ == 0.5
+
+
+class Product:
+    """The inner product: its derivatives are the vectors themselves."""
+
+    def __call__(self, x, y):
+        return (x * y).sum(axis=-1)
+
+    def value_and_grad(self, x, y):
+        return self(x, y), (y, x)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_distance_of_ones_own_in_place(dtype, swap):
+    arrays = sample("triplet_margin_loss", (8, 5), dtype)
+    options = {"distance_function": Product(), "margin": 10.0, "swap": swap}
+    expected = nl.triplet_margin_with_distance_loss.grad(*arrays, **options)
+    found = nl.triplet_margin_with_distance_loss.grad(*arrays, **options, out=tuple(arrays))
+    for g, e, a in zip(found, expected, arrays, strict=True):
+        assert g is a and g.dtype == dtype
+        np.testing.assert_array_equal(g, e)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_zero_weight_is_zero_for_a_distance_of_ones_own(bad):
+    arrays = sample("triplet_margin_loss", (6, 4))
+    weight = np.array([1, 0, 2, 1, 0, 1.0])
+    loss, options = nl.triplet_margin_with_distance_loss, {"sample_weight": weight, "margin": 30.0}
+    expected = loss.value_and_grad(*arrays, distance_function=Product(), **options)
+    arrays[2][weight == 0] = bad
+    value, gradients = loss.value_and_grad(*arrays, distance_function=Quiet(), **options)
+    assert value == expected[0]
+    for g, e in zip(gradients, expected[1], strict=True):
+        np.testing.assert_array_equal(g, e)
+
+
+class Quiet(Product):
+    def __call__(self, x, y):
+        with np.errstate(invalid="ignore"):
+            return super().__call__(x, y)
+
+
+def test_functions_are_not_kept():
+    arrays, loss = sample("triplet_margin_loss", (8, 5)), nl.triplet_margin_with_distance_loss
+
+    def once():
+        def distance(x, y):
+            return abs(x - y).sum(axis=-1)
+
+        loss(*arrays, distance_function=distance)
+        return weakref.ref(distance)
+
+    reference_to = once()
+    gc.collect()
+    assert reference_to() is None
 
 
 @ALL

@@ -1,9 +1,10 @@
 """Losses of vectors: each row of two or three arrays gives one term through a few sums over the row.
 
-A row is read from memory once: its sums first, then, from cache, the gradients to all its vectors, into
-scratch and from there to where they go: a gradient may overwrite its own vector. Arrays that are contiguous
-and of the arithmetic dtype are used where they lie, all others a tile at a time through scratch. Tiles depend
-on the shape alone and their sums are added in order: the same bits for any number of threads.
+A tile of rows is read from memory once, and stays in cache for three visits: the distances between its
+vectors, the rows' terms, and the gradients to all vectors, into scratch and from there to where they go: a
+gradient may overwrite its own vector. Arrays that are contiguous and of the arithmetic dtype are used where
+they lie, all others a tile at a time through scratch. Tiles depend on the shape alone and their sums are
+added in order: the same bits for any number of threads.
 """
 
 from functools import cache
@@ -14,13 +15,15 @@ from numba import carray, njit, prange
 
 from .. import math
 from ..bind import bind
-from ..math import select
+from ..math import bits, select, unbits
 from .drive import _transfer, at_address
 from .target import LOOP, SCALAR, prefer_widest_vectors
 
-VECTORS = 3  # at most, a row; their gradients are as many
+VECTORS = 3  # at most, a row; their gradients are as many, and so are the distances between them
 TILE = 8192  # elements of an array's tile, which stays in the second-level cache
 RUN = 4096  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
+
+MOST_SINGLE, MOST_DOUBLE = (float(np.finfo(T).max) for T in (np.float32, np.float64))
 
 # Kinds of distance.
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
@@ -29,6 +32,7 @@ POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
 class Numbers(NamedTuple):
     """What all rows share, the reals in the arithmetic dtype."""
 
+    size: int  # coordinates of a vector
     kind: int  # of distance
     p: float  # of the norm
     eps: float  # added to each coordinate's difference, or under each squared norm
@@ -36,227 +40,300 @@ class Numbers(NamedTuple):
     swap: bool
     scale: float  # of the gradient
     grad: bool
-    tiny: float  # a sum below it may have lost terms to underflow
+    wide: float  # a sum above it, or below its inverse, may have lost terms, or lose its gradient
+    most: float  # the largest number
 
 
-class Measure(NamedTuple):
-    """A distance, and what its gradients are made of."""
+# What a tile keeps of each distance. First the sums go where VALUE and the next two are.
+(
+    VALUE,
+    SLOPE,  # the gradient's factor: of the differences' powers, or of the other vector
+    OWN,  # cosine: the factor of the first vector itself
+    OTHER,  # cosine: the same for the second vector
+    FIRST,  # what scales the first vector, or the differences, so that nothing overflows
+    SECOND,  # cosine: the same for the second vector
+    FACTOR,  # what the loss makes of it: multiplies the gradients
+) = range(7)
 
-    value: float
-    slope: float  # the gradient's factor: of the other vector, or of the differences' powers
-    own: float  # cosine: the factor of the vector itself; else what scales the differences, against overflow
-    other: float  # cosine: the same for the second vector
 
-
-@njit(**(LOOP | {"forceinline": True}))
-def _dots(x, y, rx, ry):
-    T = type(rx)
-    xx = yy = xy = T(0)
-    for j in range(x.size):
-        a, b = x[j] * rx, y[j] * ry
-        xx += a * a
-        yy += b * b
-        xy += a * b
-    return xx, yy, xy
+# Apart from the sums' loops, which may reassociate: eps would vanish in ``x + (eps - y)``, and the squares of
+# what is scaled would be ``(x * x) * (r * r)``.
+@njit(**SCALAR)
+def difference(x, y, eps):
+    return x - y + eps
 
 
 @njit(**SCALAR)
-def dots(x, y, rx, ry):
-    """Squared norms of ``x rx`` and ``y ry``, and their product."""
-    xx = yy = xy = 0.0
-    for start in range(0, x.size, RUN):
-        stop = min(start + RUN, x.size)
-        a, b, c = _dots(x[start:stop], y[start:stop], rx, ry)
-        xx += a
-        yy += b
-        xy += c
-    return xx, yy, xy
+def scaled(x, r):
+    return x * r
 
 
-@njit(**SCALAR)
-def power_of_two_below(x):
-    """To scale by it is exact."""
-    return type(x)(2.0 ** np.floor(np.log2(float(x))))
+@njit(**LOOP)
+def sums(x, y, size, rx, ry, n, d):
+    """Of each row of `size` coordinates the sum of the differences' powers, or squared norms and product.
 
-
-@njit(**SCALAR)
-def inverse_of_largest(x):
-    """About 1 over the largest magnitude, if that is a number."""
-    T = type(x[0])
-    m = T(0)
-    for j in range(x.size):
-        m = max(m, abs(x[j]))
-    return power_of_two_below(T(1) / m) if m > T(0) and m < T(np.inf) else T(1)
-
-
-@njit(**SCALAR)
-def angle(x, y, eps):
-    """1 less the cosine of the angle between two vectors."""
-    T = type(eps)
-    rx = ry = T(1)
-    xx, yy, xy = dots(x, y, rx, ry)
-    if not (xx < np.inf and yy < np.inf):  # a square overflowed
-        rx, ry = inverse_of_largest(x), inverse_of_largest(y)
-        xx, yy, xy = dots(x, y, rx, ry)
-    ex, ey = float(rx), float(ry)
-    xx += float(eps) * ex * ex
-    yy += float(eps) * ey * ey
-    inverse = 1 / (np.sqrt(xx) * np.sqrt(yy))
-    c = xy * inverse
-    return Measure(T(1 - c), T(inverse * ex * ey), T(c / xx * ex * ex), T(c / yy * ey * ey))
-
-
-@njit(**(LOOP | {"forceinline": True}))
-def _sum_of_powers(x, y, eps, r, kind, p):
+    Each branch stores its own: where they meet, Numba would count references to the slices, and that costs
+    more than a short row.
+    """
     prefer_widest_vectors()
-    T = type(r)
-    total = T(0)
-    if kind == SUM:
-        for j in range(x.size):
-            total += abs(x[j] - y[j] + eps)
-    elif kind == POWER:
-        for j in range(x.size):
-            total += math.power(abs(x[j] - y[j] + eps) * r, p)
-    else:
-        for j in range(x.size):
-            u = (x[j] - y[j] + eps) * r
-            total += u * u
-    return total
+    T = type(rx)
+    for i in range(d.shape[1]):
+        low, high = i * size, (i + 1) * size
+        xr, yr = x[low:high], y[low:high]
+        total = xx = yy = xy = T(0)
+        if n.kind == COSINE:
+            for j in range(xr.size):
+                a, b = scaled(xr[j], rx), scaled(yr[j], ry)
+                xx += a * a
+                yy += b * b
+                xy += a * b
+            d[0, i], d[1, i], d[2, i] = xx, yy, xy
+        elif n.kind == SUM:
+            for j in range(xr.size):
+                total += abs(difference(xr[j], yr[j], n.eps))
+            d[0, i] = total
+        elif n.kind == POWER:
+            for j in range(xr.size):
+                total += math.power(scaled(abs(difference(xr[j], yr[j], n.eps)), rx), n.p)
+            d[0, i] = total
+        else:
+            for j in range(xr.size):
+                u = scaled(difference(xr[j], yr[j], n.eps), rx)
+                total += u * u
+            d[0, i] = total
 
 
-@njit(**SCALAR)
-def sum_of_powers(x, y, eps, r, kind, p):
-    total = 0.0
+@njit(**LOOP)
+def sums_of_row(x, y, rx, ry, n, d):
+    """The same for one row of any length, in runs."""
+    a = b = c = 0.0
     for start in range(0, x.size, RUN):
         stop = min(start + RUN, x.size)
-        total += _sum_of_powers(x[start:stop], y[start:stop], eps, r, kind, p)
-    return total
+        sums(x[start:stop], y[start:stop], stop - start, rx, ry, n, d)
+        a += d[0, 0]
+        b += d[1, 0]
+        c += d[2, 0]
+    d[0, 0], d[1, 0], d[2, 0] = a, b, c
+
+
+@njit(**LOOP)
+def peaks(x, y, n, d):
+    """The largest difference of each row, and how often it is there: never, if it is NaN."""
+    prefer_widest_vectors()
+    zero, one = type(n.eps)(0), type(n.eps)(1)
+    for i in range(d.shape[1]):
+        low, high = i * n.size, (i + 1) * n.size
+        xr, yr = x[low:high], y[low:high]
+        m = bits(zero)  # a maximum of floats does not vectorise; as integers a NaN is above all
+        for j in range(xr.size):
+            m = max(m, bits(abs(difference(xr[j], yr[j], n.eps))))
+        d[0, i], count = unbits(m), zero
+        for j in range(xr.size):
+            count += select(abs(difference(xr[j], yr[j], n.eps)) == unbits(m), one, zero)
+        d[1, i] = count
 
 
 @njit(**SCALAR)
-def largest(x, y, eps):
-    """The largest difference, and how many coordinates have it; a NaN is larger than all."""
-    T = type(eps)
-    m, count = T(0), 0
+def inverse(m, n):
+    """1 over the largest of some magnitudes, if that is a number."""
+    T = type(m)
+    return T(min(1 / np.float64(m), np.float64(n.most))) if m > T(0) and m <= n.most else T(1)
+
+
+@njit(**SCALAR)
+def largest(x):
+    m = bits(type(x[0])(0))
     for j in range(x.size):
-        u = abs(x[j] - y[j] + eps)
-        if u > m or u != u:
-            m, count = u, 1
-        elif u == m:
-            count += 1
-    return m, count
+        m = max(m, bits(abs(x[j])))
+    return unbits(m)
+
+
+@njit(**LOOP)
+def rescale(x, y, n, d):
+    """Form again, of scaled vectors, the sums that lost terms or would lose their gradients."""
+    T = type(n.eps)
+    one = T(1)
+    for i in range(d.shape[1]):
+        if n.kind == COSINE:
+            fits, other_fits = d[0, i] <= n.wide, d[1, i] <= n.wide
+        else:
+            fits, other_fits = d[0, i] <= n.wide and d[0, i] * n.wide >= one, True
+        if fits and other_fits:
+            continue
+        low, high = i * n.size, (i + 1) * n.size
+        xr, yr = x[low:high], y[low:high]
+        di = d[:, i : i + 1]
+        if n.kind == COSINE:
+            d[FIRST, i] = one if fits else inverse(largest(xr), n)
+            d[SECOND, i] = one if other_fits else inverse(largest(yr), n)
+        else:
+            peaks(xr, yr, n, di)
+            d[FIRST, i] = inverse(d[0, i], n)
+        sums_of_row(xr, yr, d[FIRST, i], d[SECOND, i], n, di)
 
 
 @njit(**SCALAR)
-def distance(x, y, n):
-    """How far two vectors are apart."""
+def finish_cosine(n, d):
+    """1 less the cosine of the angle; in float64, for where it is near 0."""
+    T = type(n.eps)
+    for i in range(d.shape[1]):
+        rx, ry = np.float64(d[FIRST, i]), np.float64(d[SECOND, i])
+        xx = np.float64(d[0, i]) + np.float64(n.eps) * rx * rx
+        yy = np.float64(d[1, i]) + np.float64(n.eps) * ry * ry
+        slope = 1 / (math.square_root(xx) * math.square_root(yy))
+        c = np.float64(d[2, i]) * slope
+        d[VALUE, i], d[SLOPE, i], d[OWN, i], d[OTHER, i] = T(1 - c), T(slope), T(c / xx), T(c / yy)
+
+
+@njit(**SCALAR)
+def finish_norm(n, d):
+    """From the sum of powers to the norm, and the power of it that its derivative has."""
     T = type(n.eps)
     zero, one = T(0), T(1)
-    if n.kind == COSINE:
-        return angle(x, y, n.eps)
+    for i in range(d.shape[1]):
+        s = d[0, i]
+        root = math.square_root(s) if n.kind == ROOT_OF_SQUARES else math.power(s, one / n.p)
+        d[VALUE, i], d[SLOPE, i] = root / d[FIRST, i], select(s == zero, zero, root / s)
+
+
+@njit(**LOOP)
+def measure(x, y, n, d):
+    """How far each row of `x` is from that of `y`."""
+    T = type(n.eps)
+    zero, one = T(0), T(1)
+    d[:] = one
     if n.kind == LARGEST:
-        m, count = largest(x, y, n.eps)
-        return Measure(m, one / T(max(count, 1)), one, zero)
-    s = sum_of_powers(x, y, n.eps, one, n.kind, n.p)
-    if n.kind == SUM:
-        return Measure(T(s), one, one, zero)
-    if n.kind == SQUARES:
-        return Measure(T(s), T(2), one, zero)
-    r = one
-    if not (s >= n.tiny and s < np.inf):
-        m = largest(x, y, n.eps)[0]
-        if m > zero and m < T(np.inf):
-            r = power_of_two_below(one / m)
-            s = sum_of_powers(x, y, n.eps, r, n.kind, n.p)
-    p = float(n.p)
-    root = np.sqrt(s) if n.kind == ROOT_OF_SQUARES else s ** (1 / p)
-    slope = zero if s == 0 else T(1 / root) if n.kind == ROOT_OF_SQUARES else T(s ** (1 / p - 1))
-    return Measure(T(root / float(r)), slope, r, zero)
+        peaks(x, y, n, d)
+    elif n.size <= RUN:
+        sums(x, y, n.size, one, one, n, d)
+    else:
+        for i in range(d.shape[1]):
+            low, high = i * n.size, (i + 1) * n.size
+            sums_of_row(x[low:high], y[low:high], one, one, n, d[:, i : i + 1])
+    if n.kind == COSINE:
+        rescale(x, y, n, d)
+        finish_cosine(n, d)
+    elif n.kind == POWER or n.kind == ROOT_OF_SQUARES:
+        rescale(x, y, n, d)
+        finish_norm(n, d)
+    else:
+        for i in range(d.shape[1]):
+            many = d[1, i]  # none where the largest is NaN
+            d[SLOPE, i] = T(2) if n.kind == SQUARES else one if n.kind == SUM else one / many
+            if n.kind == LARGEST and many == zero:
+                d[SLOPE, i] = d[VALUE, i]
 
 
-@njit(**SCALAR)
-def add_gradients(x, y, n, d, factor, gx, gy):
-    """Add `factor` times the gradients of the distance `d` by both vectors."""
+# Not to reassociate: ``factor * r`` overflows where ``factor * (x * r)`` does not.
+@njit(**(LOOP | {"fastmath": SCALAR["fastmath"]}))
+def add_gradients(x, y, n, d, gx, gy):
+    """Add the gradients of the distances by both vectors, each times its factor."""
     prefer_widest_vectors()
     T = type(n.eps)
     zero = T(0)
-    k, r = factor * d.slope, d.own
-    if n.kind == COSINE:
-        own, other = factor * d.own, factor * d.other
-        for j in range(x.size):
-            a, b = x[j], y[j]
-            gx[j] += own * a - k * b
-            gy[j] += other * b - k * a
-    elif n.kind == ROOT_OF_SQUARES or n.kind == SQUARES:
-        for j in range(x.size):
-            t = k * ((x[j] - y[j] + n.eps) * r)
-            gx[j] += t
-            gy[j] -= t
-    elif n.kind == SUM:
-        for j in range(x.size):
-            t = k * math.sign(x[j] - y[j] + n.eps)
-            gx[j] += t
-            gy[j] -= t
-    elif n.kind == LARGEST:
-        for j in range(x.size):
-            u = x[j] - y[j] + n.eps
-            t = select(abs(u) < d.value, zero, k * math.sign(u))
-            gx[j] += t
-            gy[j] -= t
-    else:
-        q = n.p - T(1)
-        for j in range(x.size):
-            u = (x[j] - y[j] + n.eps) * r
-            t = select(u == zero, zero, k * math.sign(u) * math.power(abs(u), q))
-            gx[j] += t
-            gy[j] -= t
+    for i in range(d.shape[1]):
+        factor, m, r, ry = d[FACTOR, i], d[VALUE, i], d[FIRST, i], d[SECOND, i]
+        if factor == zero:
+            continue
+        k, own, other = factor * d[SLOPE, i], factor * d[OWN, i], factor * d[OTHER, i]
+        low, high = i * n.size, (i + 1) * n.size
+        xr, yr, gxr, gyr = x[low:high], y[low:high], gx[low:high], gy[low:high]
+        if n.kind == COSINE:
+            for j in range(xr.size):
+                a, b = xr[j] * r, yr[j] * ry
+                gxr[j] += (own * a - k * b) * r
+                gyr[j] += (other * b - k * a) * ry
+        elif n.kind == ROOT_OF_SQUARES or n.kind == SQUARES:
+            for j in range(xr.size):
+                t = k * (difference(xr[j], yr[j], n.eps) * r)
+                gxr[j] += t
+                gyr[j] -= t
+        elif n.kind == SUM:
+            for j in range(xr.size):
+                t = k * math.sign(difference(xr[j], yr[j], n.eps))
+                gxr[j] += t
+                gyr[j] -= t
+        elif n.kind == LARGEST:
+            for j in range(xr.size):
+                u = difference(xr[j], yr[j], n.eps)
+                t = select(abs(u) < m, zero, k * math.sign(u))
+                gxr[j] += t
+                gyr[j] -= t
+        else:
+            q = n.p - T(1)
+            for j in range(xr.size):
+                u = difference(xr[j], yr[j], n.eps) * r
+                t = select(u == zero, zero, k * math.sign(u) * math.power(abs(u), q))
+                gxr[j] += t
+                gyr[j] -= t
+
+
+@njit(**SCALAR)
+def read(array, i):
+    """An element of an optional array, 1 where it is not given (empty)."""
+    return array[i] if array.size else array.dtype.type(1)
 
 
 @njit(**LOOP)
-def pair(x, y, z, label, share, upstream, n, gx, gy, gz):
-    """The term of cosine embedding; the gradients are added to `gx` and `gy`."""
+def pairs(x, y, z, labels, weights, upstream, terms, n, distances, gx, gy, gz):
+    """The sum of a tile's terms of cosine embedding; the gradients are added to `gx` and `gy`."""
     T = type(n.eps)
     zero, one = T(0), T(1)
-    if abs(label) != one:
-        return zero
-    d = distance(x, y, n)
-    term = d.value if label == one else one - d.value - n.margin
-    if label != one and term < zero:
-        return zero
+    d = distances[0]
+    measure(x, y, n, d)
+    total = 0.0
+    for i in range(labels.size):
+        label, weight = labels[i], read(weights, i)
+        term = d[VALUE, i] if label == one else one - d[VALUE, i] - n.margin
+        counts = weight != zero and (label == one or (label == -one and not term < zero))
+        term = weight * term if counts else zero
+        d[FACTOR, i] = label * n.scale * read(upstream, i) * weight if counts else zero
+        total += term
+        if terms.size:
+            terms[i] = term
     if n.grad:
-        add_gradients(x, y, n, d, label * n.scale * upstream * share, gx, gy)
-    return share * term
+        add_gradients(x, y, n, d, gx, gy)
+    return total
 
 
 @njit(**LOOP)
-def triplet(x, y, z, label, share, upstream, n, gx, gy, gz):
-    """The term of a triplet; the gradients are added to `gx`, `gy` and `gz`."""
+def triplets(x, y, z, labels, weights, upstream, terms, n, distances, gx, gy, gz):
+    """The sum of a tile's terms of triplets; the gradients are added to `gx`, `gy` and `gz`."""
     T = type(n.eps)
     zero, half, one = T(0), T(0.5), T(1)
-    near, far = distance(x, y, n), distance(x, z, n)
-    swapped, far_share, least = far, one, far.value
+    near, far, swapped = distances[0], distances[1], distances[2]
+    measure(x, y, n, near)
+    measure(x, z, n, far)
     if n.swap:
-        swapped = distance(y, z, n)
-        if not (far.value < swapped.value):
-            least = swapped.value
-            far_share = half if far.value == swapped.value else zero
-        if far.value != far.value:  # the minimum is NaN
-            least = far.value
-    term = n.margin + near.value - least
-    if term < zero:
-        return zero
+        measure(y, z, n, swapped)
+    total = 0.0
+    for i in range(near.shape[1]):
+        weight = read(weights, i)
+        least, share = far[VALUE, i], one
+        if n.swap:
+            other = swapped[VALUE, i]
+            share = one if least < other else half if least == other else zero
+            least = math.minimum(least, other)
+        term = n.margin + near[VALUE, i] - least
+        counts = weight != zero and not term < zero
+        term = weight * term if counts else zero
+        factor = n.scale * read(upstream, i) * weight if counts else zero
+        near[FACTOR, i] = factor
+        far[FACTOR, i] = -factor * share
+        swapped[FACTOR, i] = -factor * (one - share)
+        total += term
+        if terms.size:
+            terms[i] = term
     if n.grad:
-        factor = n.scale * upstream * share
-        add_gradients(x, y, n, near, factor, gx, gy)
-        if far_share != zero:
-            add_gradients(x, z, n, far, -factor * far_share, gx, gz)
-        if far_share != one:
-            add_gradients(y, z, n, swapped, -factor * (one - far_share), gy, gz)
-    return share * term
+        add_gradients(x, y, n, near, gx, gy)
+        add_gradients(x, z, n, far, gx, gz)
+        if n.swap:
+            add_gradients(y, z, n, swapped, gy, gz)
+    return total
 
 
 # Bound by `compile_vectors` and `compile_plain`.
-row: Any = triplet
+block: Any = triplets
 whole: Any = None
 
 
@@ -280,55 +357,33 @@ def put(direct, address, code, shape, strides, start, tile):
         _transfer(code, address, shape, strides, start, tile, True)
 
 
-@njit(nogil=True, error_model="numpy")
 def share_of_tiles(
-    tiles_from, tiles_to, addresses, codes, shape, strides, direct, extents, labels, weights, upstream, terms,
-    height, n, sums,
+    tiles_from, tiles_to, addresses, codes, shape, strides, direct, rows, labels, weights, upstream, terms,
+    height, n, totals,
 ):  # fmt: skip
     """One worker's tiles: their sums, and the outputs."""
-    rows, size = extents
-    dtype = terms.dtype
-    one = dtype.type(1)
-    room = max(height * size, 1)
-    scratch = np.empty((VECTORS, room), dtype)
-    gradients = np.empty((VECTORS, room if n.grad else 1), dtype)
-    present = codes >= 0
-    three = present[2]
-    for index in range(tiles_from, tiles_to):
-        first = index * height
-        count = min(height, rows - first)
-        start, span = first * size, count * size
+    room = height * n.size
+    scratch = np.empty((VECTORS, room), terms.dtype)
+    gradients = np.empty((VECTORS, room if n.grad else 1), terms.dtype)
+    distances = np.empty((VECTORS, FACTOR + 1, height), terms.dtype)
+    for tile in range(tiles_from, tiles_to):
+        first = tile * height
+        last = min(first + height, rows)
+        start, span = first * n.size, (last - first) * n.size
         x = tile_of(direct[0], addresses[0], codes[0], shape, strides[0], start, span, scratch[0])
         y = tile_of(direct[1], addresses[1], codes[1], shape, strides[1], start, span, scratch[1])
         z = y
-        if three:
+        if codes[2] >= 0:
             z = tile_of(direct[2], addresses[2], codes[2], shape, strides[2], start, span, scratch[2])
-        gx, gy, gz = gradients[0], gradients[1], gradients[2]
         if n.grad:
-            gradients[:, :span] = dtype.type(0)
-        total = 0.0
-        for i in range(count):
-            at = first + i
-            weight = weights[at] if weights.size else one
-            term = dtype.type(0)
-            if weight != term:  # else the row is not even read
-                low, high = i * size, (i + 1) * size
-                top = (low, high) if n.grad else (0, 0)
-                term = row(
-                    x[low:high], y[low:high], z[low:high],
-                    labels[at] if labels.size else one,
-                    weight,
-                    upstream[at] if upstream.size else one,
-                    n,
-                    gx[top[0] : top[1]], gy[top[0] : top[1]], gz[top[0] : top[1]],
-                )  # fmt: skip
-            total += term
-            if terms.size:
-                terms[at] = term
-        sums[index] = total
+            gradients[:, :span] = 0
+        totals[tile] = block(
+            x, y, z, labels[first:last], weights[first:last], upstream[first:last], terms[first:last], n,
+            distances[:, :, : last - first], gradients[0], gradients[1], gradients[2],
+        )  # fmt: skip
         for k in range(VECTORS):
             j = VECTORS + k
-            if present[j]:
+            if codes[j] >= 0:
                 put(direct[j], addresses[j], codes[j], shape, strides[j], start, gradients[k, :span])
 
 
@@ -375,20 +430,23 @@ def vectors(
     grad = False
     for k in range(VECTORS):
         grad = grad or codes[VECTORS + k] >= 0
-    tiny = T(2.0**-100 if terms.itemsize == 4 else 2.0**-960)
-    n = Numbers(kind, T(p), T(eps), T(margin), swap, T(scale / divisor), grad, tiny)
+    single = terms.itemsize == 4
+    if p > (2.0**30 if single else 2.0**59):
+        kind = LARGEST  # to the last bit, and no power underflows
+    wide, most = (T(2.0**60), T(MOST_SINGLE)) if single else (T(2.0**900), T(MOST_DOUBLE))
+    n = Numbers(size, kind, T(p), T(eps), T(margin), swap, T(scale / divisor), grad, wide, most)
     height = max(1, min(rows, TILE // size))
     tiles = (rows + height - 1) // height
-    sums = np.empty(tiles, np.float64)
+    totals = np.empty(tiles, np.float64)
     workers = min(tiles, workers)
     for worker in prange(workers):
         share_of_tiles(
             worker * tiles // workers, (worker + 1) * tiles // workers, addresses, codes, shape, strides,
-            direct, extents, labels, weights, upstream, terms, height, n, sums,
+            direct, rows, labels, weights, upstream, terms, height, n, totals,
         )  # fmt: skip
     total = 0.0
     for tile in range(tiles):
-        total += sums[tile]
+        total += totals[tile]
     return total / divisor
 
 
@@ -427,12 +485,17 @@ def plain(x, y, z, gx, gy, gz, labels, extents, settings, workers):
 @cache
 def compile_vectors(three: bool, dtype: np.dtype, parallel: bool) -> Any:
     """`vectors` of pairs or of triplets, with arithmetic in one dtype."""
-    function = triplet if three else pair
-    name = f"{function.__name__}_{dtype.name}_{'parallel' if parallel else 'serial'}"
-    decorate = njit(nogil=True, parallel=parallel, cache=True, error_model="numpy")
+    function = triplets if three else pairs
+    name = f"{function.__name__}_{dtype.name}"
     shares = bind(
-        share_of_tiles.py_func, {"row": function}, name, name, njit(nogil=True, error_model="numpy")
+        share_of_tiles,
+        {"block": function},
+        name,
+        name,
+        njit(nogil=True, cache=True, error_model="numpy"),
     )
+    name += "_parallel" if parallel else "_serial"
+    decorate = njit(nogil=True, parallel=parallel, cache=True, error_model="numpy")
     return bind(vectors, {"share_of_tiles": shares}, name, name, decorate)
 
 
