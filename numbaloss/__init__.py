@@ -12,6 +12,7 @@ from . import (
     arguments,
     binary,
     embedding,
+    linear,
     multiclass,
     multilabel,
     regression,
@@ -19,6 +20,7 @@ from . import (
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
 from .kernels import math
+from .linear import LinearCrossEntropyOptions
 from .loss import Loss, LossFunction, registry
 from .memory import free_memory
 
@@ -30,6 +32,7 @@ globals().update(_losses)
 
 __all__ = [
     "ElementwiseLoss",
+    "LinearCrossEntropyOptions",
     "Loss",
     "LossFunction",
     "arguments",
@@ -40,7 +43,7 @@ __all__ = [
     "testing",
 ]
 __all__ += _losses
-del binary, embedding, multiclass, multilabel, regression
+del binary, embedding, linear, multiclass, multilabel, regression
 
 
 def __getattr__(name: str) -> object:

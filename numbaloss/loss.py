@@ -191,6 +191,8 @@ class Loss(Modes):
     # Operands that a call must give: those that are no fields.
     _required: ClassVar[tuple[str, ...]] = ()
     _keyword_only: ClassVar[bool] = False
+    # Arrays that an instance holds: its calls need not give them.
+    _held: ClassVar[tuple[str, ...]] = ()
     # The definition's `check`, and the options it takes.
     _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 

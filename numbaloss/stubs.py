@@ -4,6 +4,7 @@ Run ``python -m numbaloss.stubs`` after a definition changed; a test compares th
 """
 
 import inspect
+import re
 from pathlib import Path
 
 from .loss import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Loss, registry
@@ -13,12 +14,16 @@ PATH = Path(__file__).with_name("__init__.pyi")
 HEAD = '''\
 """Made by `python -m numbaloss.stubs`; do not edit."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from numpy.random import Generator
 
 from . import arguments as arguments, testing as testing
 from .custom import elementwise_loss as elementwise_loss
 from .elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math
+from .linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
 from .memory import free_memory as free_memory
 
@@ -35,8 +40,15 @@ def _parameters(signature: inspect.Signature) -> str:
             parts.append("*")
             starred = True
         default = "" if p.default is p.empty else f" = {p.default!r}" if _plain(p.default) else " = ..."
-        parts.append(f"{p.name}: {p.annotation}{default}")
+        parts.append(f"{p.name}: {_annotation(p)}{default}")
     return ", ".join(parts)
+
+
+def _annotation(p: inspect.Parameter) -> str:
+    """As written: without the modules of its names, which the head imports."""
+    if isinstance(p.annotation, str):
+        return p.annotation
+    return re.sub(r"\b(?:\w+\.)+", "", inspect.formatannotation(p.annotation))
 
 
 def _plain(value: object) -> bool:
@@ -48,6 +60,8 @@ def _methods(signatures: dict[str, inspect.Signature]) -> list[str]:
 
 
 def _constructor(loss: type[Loss]) -> str:
+    if "__init__" in vars(loss):
+        return f"    def __init__({_parameters(inspect.signature(loss))}) -> None: ..."
     kind = inspect.Parameter.KEYWORD_ONLY if loss._keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
     fields = [
         inspect.Parameter(n, kind, default=f.default, annotation=f.annotation)
@@ -59,7 +73,7 @@ def _constructor(loss: type[Loss]) -> str:
 
 def _of_call(loss: type[Loss], mode: str) -> inspect.Signature:
     """The signature of an instance's method: the options are in the constructor."""
-    constructed = {n for n, f in loss.fields.items() if not f.call_only}
+    constructed = {n for n, f in loss.fields.items() if not f.call_only}.union(loss._held)
     signature = loss._signature(mode)
     kept = []
     for p in signature.parameters.values():
