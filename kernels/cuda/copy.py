@@ -1,0 +1,132 @@
+"""A copy between arrays of any strides and dtypes: to the contiguous array that a kernel takes, and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..bind import bind
+from ..spec import CODES
+from .reduce import MOST_BLOCKS, THREADS, Launch
+from .target import Binary, compile, cuda, device, dot, each, numba_type, storage, types, unravel
+
+# Bound by `kernel`; named here for readers and checkers.
+T: Any = np.float32
+INDEX: Any = np.int64
+AHEAD: Any = (0, 256, 512, 768)
+at_element: Any = None
+read: Any = None
+write: Any = None
+source: Any = None
+target: Any = None
+
+REPEAT = 4  # elements that a thread has in flight
+WIDE = 2**31  # elements from which an index has 64 bits
+
+# What an array of any other integer dtype, or of booleans, is copied to where labels are meant.
+LABELS = np.dtype(np.int64)
+
+
+def collapse(
+    shape: Sequence[int], source: Sequence[int], target: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The same copy over as few axes as can be, those of the target's smallest strides last.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    source, target : sequence of int
+        Strides in elements; 0 where the source is broadcast, negative where an array runs backwards.
+
+    Returns
+    -------
+    shape, source, target : of the same length, at least 1
+    """
+    axes = [a for a in zip(shape, source, target, strict=True) if a[0] != 1]
+    axes.sort(key=lambda a: -abs(a[2]))
+    joined: list[tuple[int, int, int]] = []
+    for n, s, t in axes:
+        if joined and joined[-1][1] == n * s and joined[-1][2] == n * t:
+            joined[-1] = (joined[-1][0] * n, s, t)
+        else:
+            joined.append((n, s, t))
+    return tuple(zip(*(joined or [(1, 0, 0)]), strict=True))  # type: ignore[return-value]
+
+
+def launch(n: int) -> Launch:
+    """The blocks for `n` elements."""
+    return Launch(max(1, min(MOST_BLOCKS, -(-n // (THREADS * REPEAT)))), THREADS)
+
+
+def element(ahead, first, n, x, y, shape, source_strides, target_strides):
+    i = first + ahead
+    if i < n:
+        at = unravel(INDEX(i), shape)
+        write(y, dot(at, target_strides), read(x, dot(at, source_strides)))
+    return ()
+
+
+def loop(x, y, n, shape, source_strides, target_strides):
+    """Copy the `n` elements of `x` to `y`: arrays of one shape, each of its strides in elements."""
+    first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
+    while first < n:
+        each(at_element, (AHEAD,), (first, n, x, y, shape, source_strides, target_strides))
+        first += cuda.gridDim.x * (THREADS * REPEAT)
+
+
+def read_float(p, i):
+    return T(source.load(p, i))
+
+
+def read_integer(p, i):
+    return T(p[i])
+
+
+def write_float(p, i, x):
+    target.store(p, i, x)
+
+
+def write_integer(p, i, x):
+    p[i] = x
+
+
+def kernel(dtype: np.dtype, to: np.dtype, wide: bool) -> Any:
+    """`loop` from one dtype to another: the four floating ones and `LABELS`."""
+    scope: dict[str, Any] = dict(
+        INDEX=np.int64 if wide else np.int32,
+        AHEAD=tuple(THREADS * k for k in range(REPEAT)),
+        T=storage(CODES[to.name]).T if to.name in CODES else to.type,
+        source=storage(CODES[dtype.name]) if dtype.name in CODES else None,
+        target=storage(CODES[to.name]) if to.name in CODES else None,
+    )
+    name = f"{dtype.name}_{to.name}"
+
+    def made(template: Any, decorate: Any = device) -> Any:
+        return bind(template, scope, name, (name, wide), decorate)
+
+    scope["read"] = made(read_float if dtype.name in CODES else read_integer)
+    scope["write"] = made(write_float if to.name in CODES else write_integer)
+    scope["at_element"] = made(element)
+    return made(loop, lambda f: f)
+
+
+def compile_copy(dtype: np.dtype, to: np.dtype, axes: int, wide: bool, cc: tuple[int, int]) -> Binary:
+    """Compile `loop` for arrays of so many axes (after :func:`collapse`).
+
+    Parameters
+    ----------
+    dtype, to : dtype
+        Of the source: a float, an integer or a bool; of the target: a float or `LABELS`.
+    axes : int
+    wide : bool
+        Whether there are 2**31 elements or more.
+    cc : tuple
+    """
+
+    def pointer(d: np.dtype) -> Any:
+        return storage(CODES[d.name]).pointer if d.name in CODES else types.CPointer(numba_type(d))
+
+    sizes = types.UniTuple(types.int64, axes)
+    return compile(
+        kernel(dtype, to, wide), (pointer(dtype), pointer(to), types.int64, sizes, sizes, sizes), cc, THREADS
+    )
