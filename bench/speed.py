@@ -2,27 +2,22 @@
 
     python -m numbaloss.bench.speed [--markdown FILE] [--readme FILE]
 
-PyTorch (2 threads) and JAX are measured where they are installed; `-` stands where one is not. All sides of a
-row run in one process, one call of each after the other, and the medians are compared.
+PyTorch and JAX are measured where they are installed; `-` stands where one is not, or has not the loss. All
+sides of a row run in one process, one call of each after the other, and the medians are compared.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
 import warnings
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -30,7 +25,13 @@ from numba import njit, prange
 
 import numbaloss as nl
 
+from . import machine
 from . import math as math_bench
+from .cases import ELEMENTWISE, Case, Shape, dimensions, family_of
+from .devices import HOST, Call
+from .measure import COPY, OURS, Side, interleave, plan
+from .peers import PEERS
+from .report import duration, markdown
 
 LARGE, SMALL = 10_000_000, 100
 LIGHT = ("l1_loss", "mse_loss", "smooth_l1_loss", "huber_loss")
@@ -42,6 +43,38 @@ LARGE_COLUMNS = [
 ]
 
 
+class Work(NamedTuple):
+    """A row of the table of rows, vectors and sequences: what is timed, and how many times as fast it is
+    wanted.
+    """
+
+    loss: str
+    shape: Shape
+    how: str  # "in place", "out=" or "fresh"
+    torch: float
+    jax: float | None = None
+    copy: float | None = None  # wanted share of a copy's speed
+    memory: float | None = None  # wanted bytes beyond arguments and `out`, at most
+
+
+LOGITS = 4 * 2048 * 32000  # that `linear_cross_entropy` never holds
+
+WORK = (
+    Work("cross_entropy", (32, 10), "in place", 4),
+    Work("cross_entropy", (8192, 10), "in place", 4, 2),
+    Work("cross_entropy", (128, 1000), "in place", 3, 2),
+    Work("cross_entropy", (4096, 1000), "in place", 3, 2),
+    Work("cross_entropy", (512, 32000), "in place", 12, copy=0.5),
+    Work("cross_entropy", (8, 21, 256, 256), "out=", 3),
+    Work("cosine_embedding_loss", (65536, 128), "out=", 4),
+    Work("triplet_margin_loss", (65536, 128), "out=", 4),
+    Work("multi_margin_loss", (4096, 1000), "out=", 3),
+    Work("multilabel_margin_loss", (4096, 1000), "out=", 3),
+    Work("ctc_loss", (200, 32, 64, 40), "fresh", 2),
+    Work("linear_cross_entropy", (2048, 512, 32000), "out=", 0.9, memory=0.1 * LOGITS),
+)
+
+
 @njit(parallel=True, nogil=True)
 def add(a, b, out):
     """The yardstick: two arrays in, one out, no arithmetic to speak of."""
@@ -49,68 +82,23 @@ def add(a, b, out):
         out[i] = a[i] + b[i]
 
 
-def medians(sides: dict[str, Callable[[], Any]], runs: int, calls: int = 1) -> dict[str, float]:
+def medians(sides: dict[str, Call], runs: int, calls: int = 1) -> dict[str, float]:
     """Median seconds of a call of each side; runs of `calls` of them are interleaved."""
     for call in sides.values():
         call()
         call()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(runs):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            times[name].append((time.perf_counter() - start) / calls)
+    times = interleave({name: Side(call, runs, calls) for name, call in sides.items()})
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def samples(name: str, size: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    loss = nl.registry[name].Class
-    return [loss.operands[n].draw(rng, size).astype(np.float32) for n in loss._required]
-
-
-def torch_side(name: str, arrays: list[np.ndarray]) -> Callable[[], Any] | None:
-    """Forward and backward of eager PyTorch on the same numbers."""
-    if importlib.util.find_spec("torch") is None:
-        return None
-    import torch
-
-    torch.set_num_threads(numba.get_num_threads())
-    function = getattr(torch.nn.functional, name)
-    wrt = nl.registry[name].Class._default_wrt()
-    names = nl.registry[name].Class._required
-    tensors = [
-        torch.from_numpy(a.copy()).requires_grad_(n in wrt) for n, a in zip(names, arrays, strict=True)
-    ]
-
-    def run() -> None:
-        for t in tensors:
-            t.grad = None
-        function(*tensors).backward()
-
-    return run
-
-
-def jax_side(name: str, arrays: list[np.ndarray]) -> Callable[[], Any] | None:
-    """A jitted value_and_grad of the mean, on arrays that JAX holds already."""
-    if importlib.util.find_spec("jax") is None or name not in JAX:
-        return None
-    import jax
-
-    run = jax.jit(jax.value_and_grad(lambda *a: JAX[name](jax, *a).mean()))
-    held = [jax.numpy.asarray(a) for a in arrays]
-    return lambda: jax.block_until_ready(run(*held))
-
-
-JAX: dict[str, Callable[..., Any]] = {
-    "l1_loss": lambda jax, x, t: abs(x - t),
-    "mse_loss": lambda jax, x, t: (x - t) ** 2,
-    "huber_loss": lambda jax, x, t: jax.numpy.where(abs(x - t) <= 1, 0.5 * (x - t) ** 2, abs(x - t) - 0.5),
-    "binary_cross_entropy_with_logits": lambda jax, x, t: jax.nn.softplus(x) - x * t,
-    "soft_margin_loss": lambda jax, x, t: jax.nn.softplus(-x * t),
-    "poisson_nll_loss": lambda jax, x, t: jax.numpy.exp(x) - x * t,
-}
+def with_peers(case: Case, sides: dict[str, Call], *names: str) -> dict[str, Call]:
+    """The sides, and those of the peers that are installed and have the loss."""
+    for name in names:
+        peer = PEERS[name]
+        side = None if peer.missing() else peer.build(case, case.arrays())
+        if side is not None:
+            sides[name] = side
+    return sides
 
 
 def ratio(a: float | None, b: float) -> str:
@@ -118,20 +106,17 @@ def ratio(a: float | None, b: float) -> str:
 
 
 def large(name: str) -> list[str]:
-    arrays = samples(name, LARGE)
-    x, rest = arrays[0], arrays[1:]
-    loss, g, scratch = nl.registry[name], np.empty_like(x), np.empty_like(x)
-    over = x.copy()
+    case = Case(name, (LARGE,))
+    arrays = case.arrays()
+    x, y = arrays.values()
+    over, scratch = {**arrays, "input": x.copy()}, np.empty_like(x)
     sides = {
-        "out": lambda: loss.value_and_grad(x, *rest, out=g),
-        "in place": lambda: loss.value_and_grad(over, *rest, out=over),
-        "fresh": lambda: loss.value_and_grad(x, *rest),
-        "add": lambda: add(x, rest[0], scratch),
+        "out": case.call(arrays, np.empty_like(x)),
+        "in place": case.call(over, over["input"]),
+        "fresh": case.call(arrays),
+        "add": lambda: add(x, y, scratch),
     }
-    peer = torch_side(name, arrays)
-    if peer:
-        sides["torch"] = peer
-    m = medians(sides, 9)
+    m = medians(with_peers(case, sides, "torch"), 9)
     eager = m.get("torch")
     wanted = 75 if name in LIGHT else 50
     share = 100 * m["add"] / m["out"]
@@ -150,12 +135,8 @@ def large(name: str) -> list[str]:
 
 
 def small(name: str) -> list[str]:
-    arrays = samples(name, SMALL)
-    loss = nl.registry[name]
-    sides: dict[str, Callable[[], Any]] = {"ours": lambda: loss.value_and_grad(*arrays)}
-    for peer, side in (("torch", torch_side(name, arrays)), ("jax", jax_side(name, arrays))):
-        if side:
-            sides[peer] = side
+    case = Case(name, (SMALL,))
+    sides = with_peers(case, {"ours": case.call(case.arrays())}, "torch", "jax")
     m = medians(sides, 31, calls=100)  # one call at a time would measure the other sides' use of the caches
     cells = [name, f"{m['ours'] * 1e6:.2f}"]
     for peer, want in (("torch", 6), ("jax", 2)):  # half of JAX's time is twice its speed
@@ -164,34 +145,54 @@ def small(name: str) -> list[str]:
     return cells
 
 
-@nl.elementwise_loss
-def my_huber(input, target, delta=1.0):
-    r = abs(input - target)
-    if r <= delta:
-        return 0.5 * r * r
-    return delta * (r - 0.5 * delta)
-
-
-@nl.elementwise_loss
-def log_cosh(input, target):
-    d = abs(input - target)
-    return d + nl.math.log1p(nl.math.exp(-2 * d)) - 0.6931471805599453
-
-
-@nl.elementwise_loss
-def geman_mcclure(input, target):
-    r = (input - target) / 1.5
-    q = r * r
-    if q < 1e-12:
-        return 0.5 * q
-    return 2 * q / (q + 4)
+def rows(work: Work) -> list[str]:
+    """A loss of rows, vectors or sequences."""
+    case = Case(work.loss, work.shape, in_place=work.how == "in place")
+    arrays = case.arrays()
+    out = None
+    if work.how != "fresh":
+        out = case.out(arrays, None if case.in_place else np.empty_like)
+    sides = {OURS: case.call(arrays, out), COPY: HOST.copier(case.traffic(arrays))}
+    times = interleave(plan(with_peers(case, sides, "torch", "jax"), {}, HOST, 6.0))
+    m = {name: statistics.median(t) for name, t in times.items()}
+    ours = m[OURS]
+    cells = [f"{work.loss} ({dimensions(work.shape)}), {work.how}", duration(ours)]
+    for peer, wanted in (("torch", work.torch), ("jax", work.jax)):
+        cells.append(duration(m[peer]) if peer in m else "-")
+        cells.append(ratio(m.get(peer), ours) + (f" ({wanted:g})" if wanted else ""))
+    cells.append(f"{m[COPY] / ours:.0%}" + (f" ({work.copy:.0%})" if work.copy else ""))
+    peak = HOST.peak(sides[OURS])
+    cells.append(f"{peak / 1e6:.2f}" + (f" ({work.memory / 1e6:.1f})" if work.memory else ""))
+    return cells
 
 
 def own_losses() -> list[list[str]]:
     """Losses of a user's own, as functions, against the built-in Huber loss."""
-    x, t = samples("huber_loss", LARGE)
+
+    # Defined here, for in this package a definition at the top of a module is one of the library's losses.
+    @nl.elementwise_loss
+    def my_huber(input, target, delta=1.0):
+        r = abs(input - target)
+        if r <= delta:
+            return 0.5 * r * r
+        return delta * (r - 0.5 * delta)
+
+    @nl.elementwise_loss
+    def log_cosh(input, target):
+        d = abs(input - target)
+        return d + nl.math.log1p(nl.math.exp(-2 * d)) - 0.6931471805599453
+
+    @nl.elementwise_loss
+    def geman_mcclure(input, target):
+        r = (input - target) / 1.5
+        q = r * r
+        if q < 1e-12:
+            return 0.5 * q
+        return 2 * q / (q + 4)
+
+    x, t = Case("huber_loss", (LARGE,)).arrays().values()
     g = np.empty_like(x)
-    sides: dict[str, Callable[[], Any]] = {
+    sides: dict[str, Call] = {
         f.__name__: lambda f=f: f.value_and_grad(x, t, out=g)  # type: ignore[misc]
         for f in (nl.huber_loss, my_huber, log_cosh, geman_mcclure)
     }
@@ -240,54 +241,42 @@ def startup() -> list[list[str]]:
 
 
 def memory() -> list[list[str]]:
-    x, t = samples("mse_loss", 1_000_000)
-    nl.mse_loss.value_and_grad(x, t, out=x)
-    tracemalloc.start()
-    nl.mse_loss.value_and_grad(x, t, out=x)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    case = Case("mse_loss", (1_000_000,), in_place=True)
+    arrays = case.arrays()
+    call = case.call(arrays, case.out(arrays))
+    call()
+    peak = HOST.peak(call)
     return [["memory allocated with out=input, 4 MB arrays", f"{peak} bytes", "no array"]]
 
 
-def markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"### {title}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as f:
-            return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def versions() -> str:
-    found = [f"Python {platform.python_version()}"]
-    for name in ("numpy", "numba", "torch", "jax"):
-        if importlib.util.find_spec(name):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return ", ".join(found)
+def table(title: str, head: list[str], rows: list[list[str]]) -> str:
+    return f"### {title}\n\n{markdown(head, rows)}"
 
 
 def report() -> str:
     warnings.simplefilter("ignore")  # PyTorch's, of kl_div's 'mean'
-    names = list(nl.registry)
-    elementwise = [n for n in names if issubclass(nl.registry[n].Class, nl.ElementwiseLoss)]
+    elementwise = [n for n, f in nl.registry.items() if family_of(f) is ELEMENTWISE]
+    versions = machine.versions("torch", "jax")
+    made = ", ".join(f"{n} {v}" for n, v in versions.items() if n not in ("numbaloss", "llvmlite"))
     parts = [
-        f"{date.today()}, {processor()}, {numba.get_num_threads()} threads; {versions()}.",
+        f"{date.today()}, {machine.processor()}, {numba.get_num_threads()} threads; {made}.",
         "What is wanted stands in brackets.\n",
-        markdown(
+        table(
             f"value_and_grad, {LARGE // 10**6} million float32, milliseconds",
             LARGE_COLUMNS,
             [large(n) for n in (*LIGHT, *HEAVY)],
         ),
-        markdown(
+        table(
             f"value_and_grad, {SMALL} float32, microseconds",
             ["loss", "ours", "torch", "torch / ours", "jax", "jax / ours"],
             [small(n) for n in elementwise],
         ),
-        markdown(
+        table(
+            "value_and_grad, float32: rows of scores, vectors, sequences",
+            ["work", "ours", "torch", "torch / ours", "jax", "jax / ours", "copy / ours", "memory, MB"],
+            [rows(w) for w in WORK if w.loss in nl.registry],
+        ),
+        table(
             "float32 mathematics, nanoseconds an element, one thread, 8192 elements",
             ["function", "ours", "NumPy", "NumPy / ours"],
             [
@@ -296,13 +285,16 @@ def report() -> str:
                 for a, b in [math_bench.against_numpy(name, 8192)]
             ],
         ),
-        markdown(
+        table(
             f"losses of one's own, {LARGE // 10**6} million float32, milliseconds",
             ["loss", "ours", "speed of huber_loss"],
             own_losses(),
         ),
-        markdown("the rest", ["what", "measured", "wanted"], startup() + memory()),
+        table("the rest", ["what", "measured", "wanted"], startup() + memory()),
     ]
+    missing = [w.loss for w in WORK if w.loss not in nl.registry]
+    if missing:
+        parts.append(f"Not measured, for this version has them not: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
