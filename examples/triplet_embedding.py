@@ -1,9 +1,9 @@
 """An embedding learnt with the triplet loss: handwritten digits in the plane, neighbours of one kind.
 
 A small network, 64 pixels to 256 hidden units to two coordinates, its gradients written out by hand;
-``triplet_margin_loss`` gives those by anchor, positive and negative in one pass. Pixels are trained on with some
-noise. Digits that were never seen are then named by their nearest neighbours among the training set, in the
-plane and in pixels.
+``triplet_margin_loss`` gives those by anchor, positive and negative in one pass. Pixels are trained on with
+some noise. Digits that were never seen are then named by their nearest neighbours among the training set, in
+the plane and in pixels.
 
     python examples/triplet_embedding.py [picture.png]
 """
