@@ -16,6 +16,7 @@ from . import (
     multiclass,
     multilabel,
     regression,
+    sequence,
 )  # the definitions fill the registry
 from .custom import elementwise_loss
 from .elementwise import ElementwiseLoss
@@ -43,7 +44,7 @@ __all__ = [
     "testing",
 ]
 __all__ += _losses
-del binary, embedding, linear, multiclass, multilabel, regression
+del binary, embedding, linear, multiclass, multilabel, regression, sequence
 
 
 def __getattr__(name: str) -> object:
