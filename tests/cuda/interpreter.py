@@ -90,7 +90,7 @@ class Pointer:
 
     def vector(self, i: Any, width: int) -> range:
         i = operator.index(i)
-        if width > 1 and (self.array.ctypes.data + i * self.array.itemsize) % 16:
+        if width > 1 and (self.array.ctypes.data + (i + self.origin) * self.array.itemsize) % 16:
             raise Fault(f"a vector of {width} elements at {i} is not aligned to 16 bytes")
         return range(i, i + width)
 
@@ -527,6 +527,7 @@ def _shared(grid: Grid, count: int, like: Any) -> Pointer:
 
 
 def _atomic_max(p: Pointer, i: int, x: int) -> None:
+    i += p.origin
     if not 0 <= i < p.array.size:
         raise Fault(f"index {i} of {p.array.size} is out of bounds")
     p.array[i] = max(p.array[i], x)

@@ -1,0 +1,52 @@
+"""Sums over some of an array's axes: the gradient of an operand that was broadcast along them."""
+
+from typing import Any
+
+import numpy as np
+
+from ..bind import bind
+from .reduce import MOST_BLOCKS, THREADS, Launch, add, block_sum, whole
+from .target import Binary, compile, cuda, dot, storage, types, unravel
+
+# Bound by `kernel`; named here for readers and checkers.
+T: Any = np.float32
+source: Any = None
+target: Any = None
+
+
+def loop(x, y, kept, shape, strides, summed, summed_shape, summed_strides):
+    """Store in ``y[k]`` the sum over the summed axes of `x`, at the `k`-th place of the kept ones."""
+    k = cuda.blockIdx.x
+    while k < kept:
+        start = dot(unravel(k, shape), strides)
+        hi = lo = T(0)
+        j = cuda.threadIdx.x
+        while j < summed:
+            hi, lo = add(hi, lo, source.load(x, start + dot(unravel(j, summed_shape), summed_strides)))
+            j += cuda.blockDim.x
+        hi, lo = block_sum(hi, lo)
+        if cuda.threadIdx.x == 0:
+            target.store(y, k, T(whole(hi, lo)))
+        k += cuda.gridDim.x
+
+
+def launch(kept: int, summed: int) -> Launch:
+    """A block, at times of one warp, for each sum."""
+    return Launch(max(1, min(MOST_BLOCKS, kept)), 32 if summed <= THREADS else THREADS)
+
+
+def kernel(code: int, to: int) -> Any:
+    """`loop` from an array of one storage to one of another, of the same arithmetic."""
+    array = storage(code)
+    scope = dict(T=array.T, source=array, target=storage(to))
+    return bind(loop, scope, "fold", (code, to), lambda f: f)
+
+
+def compile_fold(code: int, to: int, axes: int, summed_axes: int, cc: tuple[int, int]) -> Binary:
+    """Compile `loop`. Its arguments: the array, the result, and for the kept axes and for the summed ones
+    their number of elements, their shape and their strides in elements."""
+    kept, summed = (types.UniTuple(types.int64, n) for n in (axes, summed_axes))
+    arguments = (
+        storage(code).pointer, storage(to).pointer, types.int64, kept, kept, types.int64, summed, summed
+    )  # fmt: skip
+    return compile(kernel(code, to), arguments, cc, THREADS)

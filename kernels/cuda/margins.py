@@ -1,0 +1,486 @@
+"""Margin losses of class scores, contiguous rows of (rows, classes): terms, and gradients by the scores.
+
+- `one_label`: each row's class against all its others, ``max(0, margin - x_y + x_c) ** p``.
+- `soft_labels`: the binary cross entropy of a row's logits, averaged.
+- `many_labels`: each of a row's classes against all that are not.
+
+The first two deal threads to rows as `rows.plan` says, and read a row once: a part of a warp has a row, or a
+block. `many_labels` has a block for a row and goes over the row once for each of its classes, twice: a warp
+sums the hinges of a class; then a thread those of its scores.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bind import bind
+from ..math import sigmoid, softplus
+from . import rows
+from .reduce import MOST_BLOCKS, THREADS, add, block_sum, partial_sum, quotient, whole
+from .rows import STREAM, TEAM, Plan, look, team_sum, vector_at, weights_at
+from .target import (
+    EVERY_LANE,
+    WARP,
+    Binary,
+    compile,
+    cuda,
+    device,
+    each,
+    record,
+    select,
+    shared,
+    storage,
+    tree_sum,
+    types,
+)
+
+# Bound by `kernel`; named here for readers and checkers.
+array: Any = None
+numbers: Any = None
+T: Any = np.float32
+WIDTH: Any = 4
+REPEAT: Any = 2
+AHEAD: Any = (0, 1)
+LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
+NUMBERS: Any = 4
+NUMBER_LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
+PIECES: Any = (0, 1)
+OFFSETS: Any = (0, 0)
+TOGETHER: Any = True
+SQUARED: Any = True
+at_hinge: Any = None
+at_cross: Any = None
+at_fill: Any = None
+at_pair: Any = None
+at_slope: Any = None
+at_scaled: Any = None
+pair_of: Any = None
+blank: Any = None
+total: Any = None
+wait: Any = None
+store_partial: Any = None
+
+SCRATCH = 3  # numbers for each class, of a block of `many_labels`
+MOST_SCRATCH = 2**26  # bytes of all blocks, if there are more than one
+
+
+class Request(NamedTuple):
+    """What one kernel computes."""
+
+    loss: str  # a key of KERNELS
+    squared: bool = False  # the hinges, with one label
+    weighted: bool = False  # classes have weights; with soft labels elements may
+    sample_weighted: bool = False
+    upstream: bool = False
+    terms: bool = False
+    grad: bool = False
+    target_grad: bool = False  # with soft labels
+    curvature: bool = False  # with squared hinges, or soft labels
+
+
+# ---- what the kernels share ---------------------------------------------------------------------------
+
+
+@device
+def block_total(x, team):
+    """The sum over a block, in each of its threads."""
+    hi, lo = block_sum(x, type(x)(0))
+    return whole(hi, lo)
+
+
+@device
+def wait_for_warp():
+    cuda.syncwarp()
+
+
+@device
+def wait_for_block():
+    cuda.syncthreads()
+
+
+def filled(lane, x):
+    return (x,)
+
+
+def blanked(g, h, base, lane, team, vectors, fill):
+    """Write one number to a row's outputs."""
+    xs = each(at_fill, (LANES,), (fill,))[0]
+    while lane < vectors:
+        at, there, _ = each(vector_at, (AHEAD,), (lane, team, vectors, base, -1, WIDTH))
+        array.store_vectors(g, at, there, xs)
+        array.store_vectors(h, at, there, xs)
+        lane += REPEAT * team
+
+
+# ---- one class a row ----------------------------------------------------------------------------------
+
+
+def hinge(x, lane, there, own, shift, f):
+    """A score's hinge, slope, curvature, and the latter two times `f`."""
+    zero, one = T(0), T(1)
+    z = select(there[lane // WIDTH] & (own[lane // WIDTH] != lane % WIDTH), x + shift, zero)
+    v = select(z <= zero, zero, z)  # a NaN stays, in the slope too
+    d = select(z > zero, one, v)
+    c = zero
+    if SQUARED is not None:
+        c = select(z > zero, T(2), v)
+        d = v + v
+        v = v * v
+    return v, d, c, f * d, f * c
+
+
+def one_label(
+    x, labels, weight, sample_weight, upstream, terms, g, h, batch, classes, deal, margin, factor, divisor,
+    partials, faults,
+):  # fmt: skip
+    scale = factor if divisor is None else quotient(factor, divisor[0])
+    hi = lo = T(0)
+    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
+    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
+    lane = cuda.threadIdx.x & (team - 1)
+    vectors = classes // WIDTH
+    first = cuda.blockIdx.x * height
+    while first < batch:
+        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
+        live, fill, label, share, own_weight, up = look(
+            labels, weight, sample_weight, upstream, i, batch, classes, None, scale, True, lane == 0, faults
+        )
+        base = i * classes
+        loss = slope = curve = f = shift = T(0)
+        if live:
+            share = own_weight * share / T(classes)
+            f = up * share
+            shift = margin - array.load(x, base + label)
+        wait()  # until all have read their own class's score, which the gradient may overwrite
+        v = lane if live else vectors
+        while v < vectors:
+            at, there, own = each(vector_at, (AHEAD,), (v, team, vectors, base, label, WIDTH))
+            losses, slopes, curves, gs, hs = each(
+                at_hinge, (array.load_vectors(x, at), LANES), (there, own, shift, f)
+            )
+            loss += tree_sum(losses)
+            slope += tree_sum(slopes)
+            curve += tree_sum(curves)
+            array.store_vectors(g, at, there, gs)
+            array.store_vectors(h, at, there, hs)
+            v += REPEAT * team
+        loss = total(loss, team)
+        if g is not None:
+            slope = total(slope, team)
+        if h is not None:
+            curve = total(curve, team)
+        if live and label // WIDTH & (team - 1) == lane:  # who wrote the vector that it lies in
+            array.store(g, base + label, -f * slope)
+            array.store(h, base + label, f * curve)
+        elif i < batch and not live:
+            blank(g, h, base, lane, team, vectors, fill)
+        if i < batch and lane == 0:
+            fill = share * loss if live else fill
+            array.store(terms, i, fill)
+            hi, lo = add(hi, lo, fill)
+        first += cuda.gridDim.x * height
+    if partials is not None:
+        store_partial(partials, hi, lo)
+
+
+# ---- the cross entropy of each class ------------------------------------------------------------------
+
+
+def cross(x, t, w, lane, there, f):
+    """A logit's term, and its gradients and curvature times `f`."""
+    zero, one = T(0), T(1)
+    keep = there[lane // WIDTH]
+    if w is None:
+        w = one
+    else:
+        keep = keep & (w != zero)
+    f = f * w
+    v = w * (t * softplus(-x) + (one - t) * softplus(x))
+    p, q = sigmoid(x), sigmoid(-x)
+    d = f * ((one - t) * p - t * q)
+    return (
+        select(keep, v, zero),
+        select(keep, d, zero),
+        select(keep, -f * x, zero),
+        select(keep, f * p * q, zero),
+    )
+
+
+def soft_labels(
+    x, t, weight, sample_weight, upstream, terms, g, gt, h, batch, classes, pitch, deal, factor, divisor,
+    partials,
+):  # fmt: skip
+    scale = factor if divisor is None else quotient(factor, divisor[0])
+    hi = lo = T(0)
+    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
+    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
+    lane = cuda.threadIdx.x & (team - 1)
+    vectors = classes // WIDTH
+    first = cuda.blockIdx.x * height
+    while first < batch:
+        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
+        live, fill, _, share, _, up = look(
+            None, None, sample_weight, upstream, i, batch, classes, None, scale, False, False, None
+        )
+        base = i * classes
+        share = share / T(classes)
+        loss = T(0)
+        v = lane if live else vectors
+        while v < vectors:
+            at, there, _ = each(vector_at, (AHEAD,), (v, team, vectors, base, -1, WIDTH))
+            xs, ts = array.load_vectors(x, at), array.load_vectors(t, at)
+            pieces = each(weights_at, (PIECES, OFFSETS), (v, team, vectors, i * pitch, WIDTH))[0]
+            ws = numbers.load_vectors(weight, pieces)
+            losses, ds, dts, hs = each(at_cross, (xs, ts, ws, LANES), (there, up * share))
+            loss += tree_sum(losses)
+            array.store_vectors(g, at, there, ds)
+            array.store_vectors(gt, at, there, dts)
+            array.store_vectors(h, at, there, hs)
+            v += REPEAT * team
+        loss = total(loss, team)
+        if i < batch and not live:
+            blank(g, h, base, lane, team, vectors, fill)
+            blank(gt, None, base, lane, team, vectors, fill)
+        if i < batch and lane == 0:
+            fill = share * loss if live else fill
+            array.store(terms, i, fill)
+            hi, lo = add(hi, lo, fill)
+        first += cuda.gridDim.x * height
+    if partials is not None:
+        store_partial(partials, hi, lo)
+
+
+# ---- several classes a row ----------------------------------------------------------------------------
+
+
+@device
+def block_least(n):
+    """The least of a block's integers, in each of its threads; a barrier must stand between two calls."""
+    least = shared(32, np.int64(0))
+    for step in (16, 8, 4, 2, 1):
+        n = min(n, cuda.shfl_xor_sync(EVERY_LANE, n, step))
+    if cuda.threadIdx.x & 31 == 0:
+        least[cuda.threadIdx.x >> 5] = n
+    cuda.syncthreads()
+    for warp in range(cuda.blockDim.x >> 5):
+        n = min(n, least[warp])
+    return n
+
+
+def pair(x, there, shift):
+    """The hinge of a score against a class, and its slope; -inf is a score that does not count."""
+    zero, one = T(0), T(1)
+    z = select(there, select(x == T(-np.inf), x, x + shift), zero)
+    v = select(z <= zero, zero, z)  # a NaN stays, in the slope too
+    return v, select(z > zero, one, v)
+
+
+def pair_lane(x, lane, there, shift):
+    return pair_of(x, there[lane // NUMBERS], shift)
+
+
+def slope_lane(x, d, lane, own, shift, slope):
+    """The slope of a score, after one class more."""
+    d += pair_of(x, True, shift)[1]
+    return (select(own[lane // WIDTH] == lane % WIDTH, d - slope, d),)
+
+
+def scaled(x, f):
+    return (x * f,)
+
+
+def many_labels(
+    x, labels, sample_weight, upstream, terms, g, batch, classes, factor, divisor, partials, faults, scratch
+):
+    scale = factor if divisor is None else quotient(factor, divisor[0])
+    hi = lo = T(0)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    # Of the row at hand: the scores of what are not its classes, then those of its classes, and their slopes.
+    others = cuda.blockIdx.x * SCRATCH * classes
+    mine, slopes = others + classes, others + 2 * classes
+    vectors = classes // WIDTH
+    i = cuda.blockIdx.x
+    while i < batch:
+        live, fill, _, share, _, up = look(
+            None, None, sample_weight, upstream, i, batch, classes, None, scale, False, False, None
+        )
+        base = i * classes
+        count, wrong = classes, 0
+        k = thread
+        while k < classes:
+            label = labels[base + k]
+            if label < -1 or label >= classes:
+                wrong = 1
+                record(faults, base + k, label)
+            elif label == -1:
+                count = min(count, k)
+            k += threads
+        count = block_least(count)
+        if cuda.syncthreads_or(wrong) != 0:  # which has all read what they need of the row before
+            live, fill = False, T(np.nan)
+        live = live and count > 0
+        share = share / T(classes)
+        f = up * share
+        loss = T(0)
+        if live:
+            k = thread
+            while k < classes:
+                scratch[others + k] = array.load(x, base + k)
+                k += threads
+            cuda.syncthreads()
+            k = thread
+            while k < count:
+                label = labels[base + k]
+                scratch[mine + k] = array.load(x, base + label)
+                scratch[others + label] = T(-np.inf)
+                k += threads
+            cuda.syncthreads()
+            k = thread >> 5
+            while k < count:
+                shift = T(1) - scratch[mine + k]
+                slope = T(0)
+                v = thread & 31
+                while v < classes // NUMBERS:
+                    at, there, _ = each(
+                        vector_at, (AHEAD,), (v, WARP, classes // NUMBERS, others, -1, NUMBERS)
+                    )
+                    losses, ds = each(
+                        at_pair, (numbers.load_vectors(scratch, at), NUMBER_LANES), (there, shift)
+                    )
+                    loss += tree_sum(losses)
+                    slope += tree_sum(ds)
+                    v += REPEAT * WARP
+                slope = team_sum(slope, WARP)
+                if thread & 31 == 0:
+                    scratch[slopes + k] = slope
+                k += threads >> 5
+            loss = block_total(loss, threads)
+            v = thread if g is not None else vectors
+            while v < vectors:
+                at, there, _ = each(vector_at, (AHEAD,), (v, threads, vectors, base, -1, WIDTH))
+                pieces = each(weights_at, (PIECES, OFFSETS), (v, threads, vectors, others, WIDTH))[0]
+                xs = numbers.load_vectors(scratch, pieces)
+                ds = each(at_fill, (LANES,), (T(0),))[0]
+                k = 0
+                while k < count:
+                    own = each(vector_at, (AHEAD,), (v, threads, vectors, base, labels[base + k], WIDTH))[2]
+                    shift, slope = T(1) - scratch[mine + k], scratch[slopes + k]
+                    ds = each(at_slope, (xs, ds, LANES), (own, shift, slope))[0]
+                    k += 1
+                array.store_vectors(g, at, there, each(at_scaled, (ds,), (f,))[0])
+                v += REPEAT * threads
+        else:
+            blank(g, None, base, thread, threads, vectors, fill)
+        if thread == 0:
+            fill = share * loss if live else fill
+            array.store(terms, i, fill)
+            hi, lo = add(hi, lo, fill)
+        i += cuda.gridDim.x
+    if partials is not None:
+        store_partial(partials, hi, lo)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+ONE, SOFT, MANY = "one_label", "soft_labels", "many_labels"
+KERNELS = {ONE: one_label, SOFT: soft_labels, MANY: many_labels}
+
+
+def plan(loss: str, batch: int, classes: int, code: int, vectors: bool) -> Plan:
+    """The variant and the launch, from the shape alone.
+
+    `many_labels` needs scratch of ``SCRATCH * classes`` numbers of the arithmetic type for each block.
+    """
+    if loss != MANY:
+        return rows.plan(batch, classes, 1, code, vectors, split=False)
+    room = MOST_SCRATCH // (SCRATCH * classes * np.dtype(storage(code).T).itemsize)
+    blocks = max(1, min(batch, MOST_BLOCKS, room))
+    threads = max(WARP, min(THREADS, 1 << (classes - 1).bit_length()))
+    return Plan(STREAM, blocks, threads, 0, blocks)
+
+
+def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> Any:
+    """The kernel, in plain Python."""
+    array, numbers = storage(code, vectors), rows.weights(code, vectors)
+    together = variant == TEAM
+    repeat = rows.repeat(code, vectors, variant)
+    pieces = [(k, j) for k in range(repeat) for j in range(0, array.width, numbers.width)]
+    scope: dict[str, Any] = dict(
+        array=array,
+        numbers=numbers,
+        T=array.T,
+        WIDTH=array.width,
+        NUMBERS=numbers.width,
+        REPEAT=repeat,
+        AHEAD=tuple(range(repeat)),
+        LANES=tuple(range(repeat * array.width)),
+        NUMBER_LANES=tuple(range(repeat * numbers.width)),
+        PIECES=tuple(k for k, _ in pieces),
+        OFFSETS=tuple(j for _, j in pieces),
+        TOGETHER=True if together else None,
+        SQUARED=True if request.squared else None,
+        total=team_sum if together else block_total,
+        wait=wait_for_warp if together else wait_for_block,
+        store_partial=device(partial_sum) if together else rows.store_own_partial,
+    )
+    identity = (tuple(request), code, together, vectors)
+
+    def made(template: Any, decorate: Any = device) -> Any:
+        return bind(template, scope, request.loss, identity, decorate)
+
+    scope["pair_of"] = made(pair)
+    lanes = dict(at_hinge=hinge, at_cross=cross, at_fill=filled, at_pair=pair_lane, at_slope=slope_lane)
+    scope.update({name: made(lane) for name, lane in lanes.items()}, at_scaled=made(scaled))
+    scope["blank"] = made(blanked)
+    return made(KERNELS[request.loss], lambda f: f)
+
+
+def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
+    """The types of the kernel's arguments; ``none`` is passed as a null pointer.
+
+    Scores, class indices or soft labels, weights of classes (not with `many_labels`) and of rows, upstream
+    gradients, terms, the gradient, with soft labels that by them, the curvature (not with `many_labels`); the
+    numbers of rows and of classes; with soft labels, by how much weights are apart from row to row (0 if they
+    are of classes); the plan's `deal` (not with `many_labels`); with one label, the margin; the gradient's
+    factor and a pointer to its divisor; partial sums; with class indices faults; with `many_labels` scratch.
+    """
+    arithmetic, pointer = storage(code).arithmetic, storage(code).pointer
+    numbers = types.CPointer(arithmetic)
+
+    def given(present: Any, kind: Any = pointer) -> Any:
+        return kind if present else types.none
+
+    r = request
+    soft, many = r.loss == SOFT, r.loss == MANY
+    return (
+        pointer,
+        pointer if soft else rows.INTEGERS,
+        *([] if many else [given(r.weighted, numbers)]),
+        given(r.sample_weighted, numbers),
+        given(r.upstream, numbers),
+        given(r.terms),
+        given(r.grad),
+        *([given(r.target_grad)] if soft else []),
+        *([] if many else [given(r.curvature)]),
+        *[types.int64] * (2 if many else 4 if soft else 3),
+        *([arithmetic] if r.loss == ONE else []),
+        arithmetic,
+        given(divided, numbers),
+        given(summed, numbers),
+        *([] if soft else [rows.INTEGERS]),
+        *([numbers] if many else []),
+    )
+
+
+def compile_kernel(
+    request: Request,
+    code: int,
+    cc: tuple[int, int],
+    plan: Plan,
+    summed: bool = True,
+    divided: bool = False,
+    vectors: bool = True,
+) -> Binary:
+    """Compile a loss's kernel for one request, storage, plan and compute capability."""
+    arguments = signature(request, code, summed, divided)
+    return compile(kernel(request, code, plan.variant, vectors), arguments, cc, plan.threads)

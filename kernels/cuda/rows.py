@@ -1,0 +1,254 @@
+"""What the families of class scores share: how threads are dealt to rows, and what a row counts for.
+
+Scores are (batch, classes, inner), in C order; ``inner == 1`` makes rows contiguous. A row of scores has one
+class index, one sample weight, one upstream gradient and one term; rows are counted in the order (batch,
+inner). Class indices are int64; weights, of classes and of rows, and upstream gradients are of the arithmetic
+type, all else of one storage.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bind import bind
+from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from .reduce import MOST_BLOCKS, THREADS, Launch, add, partial_sum
+from .reduce import launch as launch_of_elements
+from .target import EVERY_LANE, WARP, Binary, Storage, compile, cuda, device, record, storage, types
+
+# Bound by `counts_kernel`; named here for readers and checkers.
+T: Any = np.float32
+store_partial: Any = None
+
+INTEGERS = types.CPointer(types.int64)
+
+# How threads are dealt to rows: a part of a warp, or a block, to one that they hold in registers; a block to
+# a longer one, which it reads twice; several blocks to each of a few long ones; a thread to a vector of rows
+# whose classes are strided.
+TEAM, BLOCK, STREAM, SPLIT, COLUMNS = "team", "block", "stream", "split", "columns"
+
+# Numbers of a row that a thread holds or has in flight: what leaves room for enough threads. Halves that go
+# to a longer row fill two vectors; float64 takes two registers; of single elements, which take an address
+# each, half as many.
+HELD = 8
+MOST_HOLDING = 512  # threads of a block that holds a row
+ENOUGH_BLOCKS = 1024  # for any GPU: rows are split for that many
+PART = 4 * THREADS * HELD  # elements of a part, at least
+ENOUGH_THREADS = ENOUGH_BLOCKS * THREADS // 2
+
+
+class Plan(NamedTuple):
+    """How a kernel over rows is launched."""
+
+    variant: str
+    blocks: int
+    threads: int
+    deal: int  # the logarithm of the threads to a row (TEAM, COLUMNS); the blocks to a row (SPLIT); else 0
+    partials: int  # partial sums, of two numbers each
+
+
+def repeat(code: int, vectors: bool, variant: str) -> int:
+    """The vectors of a row that a thread holds, or has in flight."""
+    numbers = HELD // 2 if code == FLOAT64 else HELD
+    if code in (FLOAT16, BFLOAT16) and variant in (BLOCK, STREAM, SPLIT):
+        numbers *= 2
+    return max(1, numbers // storage(code, vectors).width // (1 if vectors else 2))
+
+
+def plan(batch: int, classes: int, inner: int, code: int, vectors: bool, split: bool = True) -> Plan:
+    """The variant and the launch, from the shape alone.
+
+    Parameters
+    ----------
+    batch, classes, inner : int
+    code : int
+        The storage.
+    vectors : bool
+        Whether all arrays start at multiples of 16 bytes, and the classes (with inner positions: these) are
+        a multiple of the storage's width.
+    split : bool
+        Whether the kernel can share a row between blocks.
+    """
+    width, rows = storage(code, vectors).width, batch * inner
+    if inner > 1:
+        columns = -(-rows // width)
+        deal = 0  # a thread reads two classes at a time
+        while deal < 3 and columns << deal < ENOUGH_THREADS and 4 << deal <= classes:
+            deal += 1
+        blocks = max(1, min(MOST_BLOCKS, -(-(columns << deal) // THREADS)))
+        return Plan(COLUMNS, blocks, THREADS, deal, blocks)
+    deal = _log2(-(-classes // (width * repeat(code, vectors, TEAM))))
+    if 1 << deal <= WARP:
+        blocks = max(1, min(MOST_BLOCKS, -(-(rows << deal) // THREADS)))
+        return Plan(TEAM, blocks, THREADS, deal, blocks)
+    blocks = max(1, min(MOST_BLOCKS, rows))
+    threads = 1 << _log2(-(-classes // (width * repeat(code, vectors, BLOCK))))
+    if threads <= MOST_HOLDING:
+        return Plan(BLOCK, blocks, max(WARP, threads), 0, blocks)
+    parts = min(ENOUGH_BLOCKS // max(rows, 1), classes // PART)
+    if split and rows and parts > 1:
+        return Plan(SPLIT, rows * parts, THREADS, parts, rows)
+    return Plan(STREAM, blocks, THREADS, 0, blocks)
+
+
+def _log2(n: int) -> int:
+    """The logarithm of the smallest power of two that is not less."""
+    return max(n - 1, 0).bit_length()
+
+
+@cache
+def weights(code: int, vectors: bool = True) -> Storage:
+    """The access to weights that go with arrays of a storage."""
+    return storage(FLOAT64 if code == FLOAT64 else FLOAT32, vectors)
+
+
+# ---- what kernels call --------------------------------------------------------------------------------
+
+
+@device
+def optional(array, i, otherwise):
+    """An element of an array that may be None."""
+    if array is None:
+        return otherwise
+    else:
+        return array[i]
+
+
+@device
+def look(labels, weight, sample_weight, upstream, i, n, classes, ignore, scale, own_only, reports, faults):
+    """What a row counts for.
+
+    Parameters
+    ----------
+    labels, weight, sample_weight, upstream : pointers
+        Each may be None; without labels only the sample weight decides.
+    i, n : int
+        The row, and how many there are.
+    ignore : int or None
+    scale : float
+        Of the gradients.
+    own_only : bool
+        Whether a row counts nothing if its class has no weight.
+    reports : bool
+        Whether this thread records what is wrong.
+
+    Returns
+    -------
+    live : bool
+        Whether the row is read. Else its term and gradients are `fill`.
+    fill, label
+    share, own_weight, factor
+        The row's weight, that of its class, and what multiplies its gradients.
+    """
+    zero, one = type(scale)(0), type(scale)(1)
+    live, fill, label = i < n, zero, -1
+    share = own_weight = factor = one
+    if live:
+        share = optional(sample_weight, i, one)
+        factor = scale * optional(upstream, i, one)
+        live = share != zero
+        if labels is not None:
+            label = labels[i]
+            ignored = False
+            if ignore is not None:
+                ignored = label == ignore
+            if ignored:
+                live = False
+            elif label < 0 or label >= classes:
+                live, fill = False, type(scale)(np.nan)
+                if reports:
+                    record(faults, i, label)
+            else:
+                own_weight = optional(weight, label, one)
+                live = share != zero and not (own_only and own_weight * share == zero)
+    return live, fill, label, share, own_weight, factor
+
+
+@device
+def vector_at(ahead, first, step, stop, base, label, width):
+    """A vector of a row, `ahead` steps after its first.
+
+    Its index in memory; whether it comes before `stop`; and which of its lanes is the class `label`, or -1.
+    Where it does not come before, the row's first vector stands for it.
+    """
+    v = first + ahead * step
+    there = v < stop
+    lane = label - v * width
+    lane = lane if there & (lane >= 0) & (lane < width) else -1
+    return base + (v if there else 0) * width, there, np.int32(lane)
+
+
+@device
+def weights_at(ahead, offset, first, step, stop, base, width):
+    """The index of a lane, `offset`, of such a vector."""
+    v = first + ahead * step
+    return (base + (v if v < stop else 0) * width + offset,)
+
+
+@device
+def team_max(x, team):
+    """The largest of the numbers of a team, which is a part of a warp; NaNs do not count."""
+    for step in (1, 2, 4, 8, 16):
+        if step < team:
+            x = max(x, cuda.shfl_xor_sync(EVERY_LANE, x, step))
+    return x
+
+
+@device
+def team_sum(x, team):
+    """The sum over a team, in each of its threads."""
+    for step in (1, 2, 4, 8, 16):
+        if step < team:
+            x += cuda.shfl_xor_sync(EVERY_LANE, x, step)
+    return x
+
+
+@device
+def store_own_partial(partials, hi, lo):
+    """As `reduce.partial_sum`, where the block's first thread has all of the sum."""
+    if cuda.threadIdx.x == 0:
+        partials[2 * cuda.blockIdx.x] = hi
+        partials[2 * cuda.blockIdx.x + 1] = lo
+
+
+# ---- what rows with class indices count for -----------------------------------------------------------
+
+
+def counts(labels, weight, sample_weight, n, classes, ignore, partials):
+    """Partial sums of the rows' class weights times sample weights: what the mean divides by.
+
+    Neither an ignored row counts nor one whose class index is out of range.
+    """
+    hi = lo = T(0)
+    i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+    while i < n:
+        label = labels[i]
+        if label != ignore and label >= 0 and label < classes:
+            hi, lo = add(hi, lo, optional(weight, label, T(1)) * optional(sample_weight, i, T(1)))
+        i += cuda.gridDim.x * THREADS
+    store_partial(partials, hi, lo)
+
+
+def counts_launch(n: int) -> Launch:
+    """The blocks for `n` rows; each stores one partial sum, of two numbers."""
+    return launch_of_elements(n, np.float32)
+
+
+def counts_kernel(code: int) -> Any:
+    """`counts` for scores of one storage."""
+    scope = dict(T=storage(code).T, store_partial=device(partial_sum))
+    return bind(counts, scope, "counts", code, lambda f: f)
+
+
+def compile_counts(code: int, cc: tuple[int, int], weighted: bool, sample_weighted: bool) -> Binary:
+    """Compile `counts`; `finish` with a factor of 1 makes the divisor of its partial sums."""
+    numbers = types.CPointer(storage(code).arithmetic)
+    arguments = (
+        INTEGERS,
+        numbers if weighted else types.none,
+        numbers if sample_weighted else types.none,
+        *[types.int64] * 3,
+        numbers,
+    )
+    return compile(counts_kernel(code), arguments, cc, THREADS)
