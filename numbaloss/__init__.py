@@ -41,6 +41,7 @@ __all__ = [
     "free_memory",
     "math",
     "registry",
+    "synchronize",
     "testing",
 ]
 __all__ += _losses
@@ -50,4 +51,6 @@ del binary, embedding, linear, multiclass, multilabel, regression, sequence
 def __getattr__(name: str) -> object:
     if name == "testing":  # imported when it is asked for, so that importing the library stays quick
         return importlib.import_module(f"{__name__}.testing")
+    if name == "synchronize":  # of a module that no call on the CPU imports
+        return importlib.import_module(f"{__name__}.device").synchronize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

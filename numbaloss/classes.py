@@ -76,6 +76,10 @@ class ClassLoss(RowLoss):
         if plan is MISSING:
             plan = recipe.plans[settings] = cls._plan_quick(mode, call_arguments(recipe, args, kwargs))
         x, y = args[:2]
+        if plan is not None and x.__class__ is not np.ndarray and dispatch.is_device_array(x):
+            from . import device_classes  # on the first call with an array on a device
+
+            return device_classes.quick(cls, mode, plan, x, y, kwargs.get("out"))
         if plan is None or x.__class__ is not np.ndarray or y.__class__ is not np.ndarray:
             return MISSING
         dtype, shape, size = x.dtype, x.shape, x.size

@@ -26,18 +26,34 @@ def code_of(dtype: np.dtype) -> int | None:
     return CODES.get(dtype.name) if dtype.isnative else None
 
 
+class OnDevice:
+    """The base of `device.DeviceArray`, for who has not imported that: an array with no element here."""
+
+    __slots__ = ()
+
+
+def described(array: Any) -> bool:
+    """Whether an array is a device's, as `device.begin` describes it."""
+    return isinstance(array, OnDevice)
+
+
 def is_device_array(value: Any) -> bool:
+    """Whether a caller's value is an array on a CUDA device."""
+    if type(value).__module__ == "cupy" or described(value):
+        return True
+    if hasattr(value, "is_cuda"):  # PyTorch's interface raises for some of its tensors
+        return bool(value.is_cuda)
     return hasattr(value, "__cuda_array_interface__")
 
 
 def as_array(loss: str, name: str, value: Any) -> np.ndarray:
-    """A NumPy array for a CPU call, or a TypeError that says what to do."""
-    if type(value) is np.ndarray:
+    """A NumPy array, or one that `device.begin` has described; else a TypeError that says what to do."""
+    if type(value) is np.ndarray or described(value):
         return value
     if is_device_array(value):
         raise TypeError(
             f"{loss}: {name} is on a CUDA device ({type(value).__module__}.{type(value).__name__}), and this "
-            "version of numbaloss computes on the CPU only: pass a NumPy array, such as cupy.asnumpy(...)"
+            "loss computes on the CPU only: pass a NumPy array, such as cupy.asnumpy(...)"
         )
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{loss}: {name} is a masked array; pass its data and the mask as sample_weight")
@@ -56,7 +72,7 @@ def as_array(loss: str, name: str, value: Any) -> np.ndarray:
     raise TypeError(f"{loss}: {name} must be a NumPy or CuPy array, got {kind}{hint}")
 
 
-def floating(loss: str, name: str, array: np.ndarray) -> np.ndarray:
+def floating(loss: str, name: str, array: Any) -> Any:
     """An array of a floating dtype in native byte order and aligned, or a TypeError."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -84,8 +100,10 @@ def check_out(
     loss: str, name: str, out: Any, like: np.ndarray, inputs: Sequence[tuple[str, np.ndarray]]
 ) -> bool:
     """Refuse an `out` that cannot take the gradient by `name`; say whether it is that very argument."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"{loss}: out for {name} must be a NumPy array, got {type(out).__name__}")
+    on_device = described(like)
+    if not (described(out) if on_device else isinstance(out, np.ndarray)):
+        where = "an array on the device" if on_device else "a NumPy array"
+        raise TypeError(f"{loss}: out for {name} must be {where}, got {type(out).__name__}")
     if out.shape != like.shape:
         raise ValueError(f"{loss}: out for {name} must have shape {like.shape}, got {out.shape}")
     if out.dtype != like.dtype.newbyteorder("="):
@@ -138,8 +156,8 @@ def share_memory(a: np.ndarray, b: np.ndarray) -> bool:
         return True
 
 
-def address_of(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+def address_of(array: Any) -> int:
+    return array.address if described(array) else array.__array_interface__["data"][0]
 
 
 # ---- drivers ---------------------------------------------------------------------------------------
@@ -234,14 +252,19 @@ class _Memory:
         self.__array_interface__ = {**array.__array_interface__, "data": (address_of(array), False)}
 
 
+def axes_in_order(arrays: Sequence[Any]) -> tuple[int, ...]:
+    """The order of the arrays' axes in which memory is walked in order, where there is one."""
+    ndim = arrays[-1].ndim
+    if ndim < 2 or all(a.flags.c_contiguous for a in arrays):
+        return tuple(range(ndim))
+    weight = [sum(abs(a.strides[k]) for a in arrays) for k in range(ndim)]
+    return tuple(sorted(range(ndim), key=lambda k: (-weight[k], k)))
+
+
 def _aligned_axes(arrays: list[np.ndarray]) -> list[np.ndarray]:
     """The arrays with their axes permuted alike, so that memory is walked in order where it can be."""
-    first = arrays[-1]
-    if all(a.flags.c_contiguous for a in arrays) or first.ndim < 2:
-        return arrays
-    weight = [sum(abs(a.strides[k]) for a in arrays) for k in range(first.ndim)]
-    axes = sorted(range(first.ndim), key=lambda k: (-weight[k], k))
-    return [a.transpose(axes) for a in arrays]
+    axes = axes_in_order(arrays)
+    return arrays if axes == tuple(range(len(axes))) else [a.transpose(axes) for a in arrays]
 
 
 def _collapse(arrays: Sequence[np.ndarray]) -> tuple[list[int], list[list[int]]]:

@@ -1,10 +1,12 @@
 """The elementwise family: each term depends on one element of two or three arrays."""
 
+import importlib.util
 import inspect
 import linecache
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -116,13 +118,13 @@ class Plan:
 
 
 class Call(NamedTuple):
-    """A checked call on NumPy arrays."""
+    """A checked call."""
 
     operands: dict[str, np.ndarray]
     weights: np.ndarray | None  # weight * sample_weight, of the terms' shape, possibly a broadcast view
     weight: np.ndarray | None
     sample_weight: np.ndarray | None
-    divisor: float
+    divisor: Any  # a number; on a device, where it is a sum of weights, a 0-d array
     dtype: np.dtype
     shape: tuple[int, ...]
 
@@ -205,7 +207,12 @@ class ElementwiseLoss(Loss):
             scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
             names = (*cls._required, *cls._option_names)
             defaults = tuple(cls.fields[n].default for n in cls._option_names)
-            cls._compiled["scalar"] = compile_scalar(scalars, names, defaults)
+            scalar = compile_scalar(scalars, names, defaults)
+            if importlib.util.find_spec("numba_cuda") is not None:
+                from .kernels.cuda import elementwise, target
+
+                target.also_for_cuda(scalar, elementwise.compile_scalar(scalars, names, defaults))
+            cls._compiled["scalar"] = scalar
         return cls._compiled["scalar"]
 
     @classmethod
@@ -246,7 +253,10 @@ class ElementwiseLoss(Loss):
             if result is not MISSING:
                 return result
         call = call_arguments(recipe, args, kwargs)
-        return cls._evaluate_call(cls._plan(mode, call), call)
+        plan = cls._plan(mode, call)
+        if any(map(dispatch.is_device_array, call.values())):
+            return _on_device().evaluate(plan, call)
+        return cls._evaluate_call(plan, call)
 
     @classmethod
     def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -267,6 +277,8 @@ class ElementwiseLoss(Loss):
             return MISSING
         x = operands[0]
         if x.__class__ is not np.ndarray:
+            if dispatch.is_device_array(x):
+                return _on_device().quick(plan, operands, kwargs.get("out"))
             return MISSING
         dtype, shape, n = x.dtype, x.shape, x.size
         for a in operands:
@@ -457,7 +469,7 @@ class ElementwiseLoss(Loss):
         arrays: dict[str, np.ndarray],
         shape: tuple[int, ...],
         arithmetic: np.dtype,
-    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, float]:
+    ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, Any]:
         """What multiplies the terms, and what the mean divides by."""
         given = []
         for n in ("weight", "sample_weight"):
@@ -477,9 +489,9 @@ class ElementwiseLoss(Loss):
         elif reduction in ("none", "sum"):
             divisor = 1.0
         else:
-            divisor = float(size) if counted is None else _sum(counted, size)
-            if reduction == "batchmean" and size:
-                divisor *= (shape[0] if shape else 1) / size
+            # 'batchmean' counts rows where the mean counts terms.
+            count = float(size if reduction != "batchmean" or not size else shape[0] if shape else 1)
+            divisor = count if counted is None else _sum(counted, count, arithmetic)
         if product is not None:
             product = _broadcast_to(product, shape)
         return product, weight, sample_weight, divisor
@@ -531,7 +543,7 @@ class ElementwiseLoss(Loss):
             if o.shape == c.shape:
                 targets.append(o)
             else:
-                targets.append(np.empty(c.shape, arithmetic))
+                targets.append(np.empty_like(o, arithmetic, subok=False, shape=c.shape))
                 same = False
             in_place.append(same)
         return results, targets, in_place
@@ -608,6 +620,13 @@ class ElementwiseLoss(Loss):
         raise AssertionError("a kernel found an element out of its domain that NumPy does not find")
 
 
+@cache
+def _on_device() -> Any:
+    from . import device_elementwise  # on the first call with an array on a device
+
+    return device_elementwise
+
+
 def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
     """Numba's error as one that leads to the line of the definition."""
     functions = [scalars.value, *(f for _, f in scalars.slopes)]
@@ -643,9 +662,13 @@ def _inverse(divisor: float) -> float:
     return 1.0 / divisor if divisor else np.nan
 
 
-def _sum(weights: np.ndarray, size: int) -> float:
-    """The sum of weights that broadcast to `size` terms."""
-    return float(weights.sum(dtype=np.float64)) * (size / weights.size) if weights.size else 0.0
+def _sum(weights: Any, count: float, arithmetic: np.dtype) -> Any:
+    """The sum of weights that are used so many times altogether: a number, or an array on their device."""
+    if not weights.size:
+        return 0.0
+    if dispatch.described(weights):
+        return weights.total(count / weights.size, arithmetic)
+    return float(weights.sum(dtype=np.float64)) * (count / weights.size)
 
 
 def _sum_into(result: np.ndarray, full: np.ndarray) -> None:

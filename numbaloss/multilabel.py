@@ -14,13 +14,12 @@ from .kernels import math as nm
 from .loss import (
     GRAD,
     VALUE,
-    Loss,
     Recipe,
     call_arguments,
     resolve_normalizer,
     upstream,
 )
-from .rows import flat, places, workers
+from .rows import RowLoss, flat, places, workers
 
 
 @cache
@@ -239,7 +238,7 @@ class _Terms(ElementwiseLoss, function="multilabel_soft_margin_loss"):
         return target * nm.softplus(-input) + (1 - target) * nm.softplus(input)
 
 
-class MultiLabelSoftMarginLoss(Loss, function="multilabel_soft_margin_loss"):
+class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
     r"""Binary cross entropy of logits, averaged over the classes of each row.
 
     .. math:: \ell = -\frac{1}{C} \sum_c
@@ -289,15 +288,43 @@ class MultiLabelSoftMarginLoss(Loss, function="multilabel_soft_margin_loss"):
         return (*cls.operands, "weight")
 
     @classmethod
+    def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
+        name = cls.function.__name__
+        floats: dict[str, np.ndarray] = {}
+        x = floats["input"] = dispatch.floating(
+            name, "input", dispatch.as_array(name, "input", call["input"])
+        )
+        target = cls._weak("target", call, floats, wrt)
+        if target is None or target.shape != x.shape:
+            got = None if target is None else target.shape
+            raise ValueError(f"{name}: target must have input's shape {x.shape}, got {got}")
+        weight = cls._weak("weight", call, floats)
+        if weight is not None and not broadcasts(weight.shape, x.shape):
+            raise ValueError(f"{name}: weight of shape {weight.shape} does not broadcast to {x.shape}")
+        terms = cls._terms(call, options, x.shape[:-1], floats)
+        dtype = dispatch.common_dtype([a.dtype for a in floats.values()])
+        return Problem(x, target, True, weight, terms, dtype, dispatch.arithmetic_dtype(dtype))
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        pass  # what the kernel of rows does not give is computed by elements
+
+    @classmethod
     def _evaluate(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = call_arguments(recipe, args, kwargs)
         name = cls.function.__name__
         how = cls.fields["reduction"].check(name, "reduction", call.get("reduction", "mean"))
-        x = dispatch.as_array(name, "input", call["input"])
-        if not x.ndim or not x.shape[-1]:
-            raise ValueError(f"{name}: input must have shape (..., C), C at least 1, got {x.shape}")
+        on_device = any(map(dispatch.is_device_array, call.values()))
+        x = call["input"] if on_device else dispatch.as_array(name, "input", call["input"])
+        shape = tuple(np.shape(x))
+        if not shape or not shape[-1]:
+            raise ValueError(f"{name}: input must have shape (..., C), C at least 1, got {shape}")
         if how == "mean" and call.get("sample_weight") is None and call.get("normalizer") is None:
             return _Terms.function._run(mode, args, kwargs)  # the mean over all elements
+        if on_device:
+            from . import device_classes  # on the first call with an array on a device
+
+            return device_classes.soft_margin(cls, _Terms.function, mode, how, call)
         rows, classes = x.shape[:-1], x.shape[-1]
         sample_weight = None
         divisor = 1.0

@@ -1,6 +1,7 @@
 """What the families with one term for each row share: weights of terms, outputs, and the order of a call."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
@@ -41,7 +42,12 @@ class RowLoss(Loss):
             result = cls._evaluate_quick(mode, recipe, args, kwargs)
             if result is not MISSING:
                 return result
-        return cls._evaluate_call(mode, call_arguments(recipe, args, kwargs))
+        call = call_arguments(recipe, args, kwargs)
+        if any(map(dispatch.is_device_array, call.values())):
+            from . import device_losses  # on the first call with an array on a device
+
+            return device_losses.evaluate(cls, mode, call)
+        return cls._evaluate_call(mode, call, cls._compute)
 
     @classmethod
     def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -52,14 +58,20 @@ class RowLoss(Loss):
         return MISSING
 
     @classmethod
-    def _evaluate_call(cls, mode: str, call: dict[str, Any]) -> Any:
+    def _evaluate_call(
+        cls,
+        mode: str,
+        call: dict[str, Any],
+        compute: Callable[..., Any],
+        check: Callable[..., Any] | None = None,
+    ) -> Any:
         options = cls._options_of(call)
         wrt, single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
-        p = cls._check(call, options, wrt)
+        p = (check or cls._check)(call, options, wrt)
         if mode == VALUE_GRAD_HESS:
             cls._check_curvature(options, wrt)
         outputs = cls._outputs(mode, call, wrt, single)
-        value = cls._compute(p, options, outputs)
+        value = compute(p, options, outputs)
         if mode == VALUE:
             return value
         gradients = tuple(outputs[n] for n in wrt)
@@ -106,7 +118,11 @@ class RowLoss(Loss):
             raise ValueError(
                 f"{name}: sample_weight of shape {sample_weight.shape} does not broadcast to {rows}"
             )
-        factor, up = upstream(name, call.get("grad_output"), rows, options["reduction"])
+        up: Any = call.get("grad_output")
+        if dispatch.described(up):
+            factor, up = 1.0, up.as_upstream(name, rows, options["reduction"])
+        else:
+            factor, up = upstream(name, up, rows, options["reduction"])
         if up is not None:
             up = dispatch.floating(name, "grad_output", up)
         normalizer = resolve_normalizer(name, call.get("normalizer"))
@@ -163,8 +179,10 @@ class RowLoss(Loss):
         return made
 
 
-def empty_like(array: np.ndarray) -> np.ndarray:
+def empty_like(array: Any) -> Any:
     """A new array for a gradient: laid out as its argument, where no element shares its memory."""
+    if dispatch.described(array):
+        return array.empty_like()
     if array.flags.c_contiguous and array.dtype.isnative:
         return memory.empty(array.shape, array.dtype)
     made = np.empty_like(array, subok=False)

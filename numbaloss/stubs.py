@@ -21,6 +21,7 @@ from numpy.random import Generator
 
 from . import arguments as arguments, testing as testing
 from .custom import elementwise_loss as elementwise_loss
+from .device import synchronize as synchronize
 from .elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math
 from .linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions

@@ -32,7 +32,7 @@ GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
 }
 
 
-def _gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], what: str) -> Any:
+def gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], what: str) -> Any:
     if len(names) not in GATHER:
         raise TypeError(
             f"{what} takes at most {max(GATHER)} arguments inside compiled code, got {len(names)}"
@@ -40,7 +40,7 @@ def _gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], 
     return named(GATHER[len(names)](function), names, defaults)
 
 
-def _arithmetic(operands: tuple[Any, ...]) -> Any:
+def arithmetic_of(operands: tuple[Any, ...]) -> Any:
     """The dtype that numbers are computed in: float64 if one of them is."""
     floats = [t for t in operands if isinstance(t, types.Float)]
     return types.float32 if floats and all(t == types.float32 for t in floats) else types.float64
@@ -55,7 +55,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     def prepare(typingctx, arguments):
         """Operands and options as the definition takes them, operands that are absent included."""
         kinds_given = tuple(arguments)
-        T = _arithmetic(kinds_given[:arity])
+        T = arithmetic_of(kinds_given[:arity])
         const = jets.Const(T)
         kinds = [const] * (arity + len(scalars.absent))
         kinds += [t if isinstance(t, types.Boolean) else const for t in kinds_given[arity:]]
@@ -77,14 +77,14 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
 
     @intrinsic
     def like(typingctx, arguments):
-        T = _arithmetic(tuple(arguments)[:arity])
+        T = arithmetic_of(tuple(arguments)[:arity])
         return T(arguments), lambda context, builder, sig, args: context.get_constant(T, 0)
 
     @njit(**SCALAR)
     def value(arguments):
         return parts(definition(*prepare(arguments)), like(arguments))[0]
 
-    return njit(**SCALAR)(_gathered(value, names, defaults, scalars.name))
+    return njit(**SCALAR)(gathered(value, names, defaults, scalars.name))
 
 
 @intrinsic
@@ -110,21 +110,14 @@ def _flat_of(array, dtype):
     return lambda array, dtype: np.ascontiguousarray(array).reshape(array.size).astype(dtype)
 
 
-def compile_whole(
-    scalars: Scalars,
-    names: tuple[str, ...],
-    defaults: tuple[Any, ...],
-    options: tuple[str, ...],
-) -> Any:
-    """The loss over arrays, as a function to call in ``@njit`` code.
+def compile_runs(scalars: Scalars) -> Any:
+    """The sum of the terms of flat arrays, as a function to call in ``@njit`` code.
 
-    ``jit(input, target, <options>, reduction='mean', out=None)`` returns the value; an array given as `out`
-    receives the gradient by the first operand. It runs on the calling thread: call it in a ``prange``.
+    ``runs(x, t, u, w, out, scale, options)``: the third operand `u`, the weights `w` and `out`, which receives
+    the gradient by `x` times `scale`, may each be None.
     """
-    arity = scalars.arity
     name = scalars.name
     complaint = f"{name}: an element is out of its domain"
-    shapes = f"{name}: the arrays must have one shape"
 
     @cache
     def bound(dtype, graded):
@@ -141,16 +134,15 @@ def compile_whole(
         # `out` may be the operand, so nothing is promised about memory.
         return bind(loop, scope, name, (name, dtype.name, graded), njit(forceinline=True, **LOOP))
 
-    def blocks(x, t, u, out, scale, options):
+    def runs(x, t, u, w, out, scale, options):
         pass
 
-    @overload(blocks)
-    def blocks_of(x, t, u, out, scale, options):
-        graded = not isinstance(out, types.NoneType)
+    @overload(runs)
+    def runs_of(x, t, u, w, out, scale, options):
+        graded, three, weighted = (not isinstance(a, types.NoneType) for a in (out, u, w))
         run = bound(x.dtype, graded)
-        three = arity == 3
 
-        def impl(x, t, u, out, scale, options):
+        def impl(x, t, u, w, out, scale, options):
             numbers = np.empty(len(options) + 1, np.float64)
             numbers[0] = scale
             for k in range(len(options)):
@@ -160,9 +152,10 @@ def compile_whole(
             for start in range(0, x.size, RUN):
                 stop = min(start + RUN, x.size)
                 third = u[start:stop] if three else None
+                weights = w[start:stop] if weighted else None
                 gradient = out[start:stop] if graded else None
                 total += run(
-                    x[start:stop], t[start:stop], third, None, None, None, gradient, None, None, None,
+                    x[start:stop], t[start:stop], third, weights, None, None, gradient, None, None, None,
                     _data(numbers), _data(invalid),
                 )  # fmt: skip
             if invalid[0]:
@@ -170,6 +163,26 @@ def compile_whole(
             return total
 
         return impl
+
+    return runs
+
+
+def compile_whole(
+    scalars: Scalars,
+    names: tuple[str, ...],
+    defaults: tuple[Any, ...],
+    options: tuple[str, ...],
+) -> Any:
+    """The loss over arrays, as a function to call in ``@njit`` code.
+
+    ``jit(input, target, <options>, reduction='mean', out=None)`` returns the value; an array given as `out`
+    receives the gradient by the first operand. It runs on the calling thread: call it in a ``prange``.
+    """
+    arity = scalars.arity
+    name = scalars.name
+    shapes = f"{name}: the arrays must have one shape"
+    out_shape = f"{name}: out must have the input's shape"
+    runs = compile_runs(scalars)
 
     def whole(arguments):
         pass
@@ -182,9 +195,11 @@ def compile_whole(
         float32 = all(a.dtype == types.float32 or not isinstance(a.dtype, types.Float) for a in arrays)
         T = np.float32 if float32 else np.float64
         out = tuple(arguments)[-1]
-        if isinstance(out, types.Array) and (out.layout != "C" or out.dtype != arrays[0].dtype):
-            raise TypingError(f"{name}: out must be a C-contiguous array of the input's dtype")
-        third = 2 if arity == 3 else 1
+        graded = isinstance(out, types.Array)
+        if graded and not (out.layout == "C" and out.mutable and out.dtype == arrays[0].dtype):
+            raise TypingError(f"{name}: out must be a C-contiguous array of the input's dtype, not read-only")
+        three = arity == 3
+        third = 2 if three else 1
         reduction_at = names.index("reduction")
         pick = _picker([names.index(n) for n in options])
         last = len(names) - 1
@@ -194,15 +209,22 @@ def compile_whole(
             reduction = arguments[reduction_at]
             if x.shape != arguments[1].shape or x.shape != arguments[third].shape:
                 raise ValueError(shapes)
+            if graded and arguments[last].shape != x.shape:
+                raise ValueError(out_shape)
             if reduction == "mean":
                 scale = 1.0 / x.size if x.size else np.nan
             elif reduction == "sum":
                 scale = 1.0
             else:
                 raise ValueError("reduction must be 'mean' or 'sum' inside compiled code")
-            out = _flat_or_none(arguments[last])
-            total = blocks(
-                _flat(x, T), _flat(arguments[1], T), _flat(arguments[third], T), out, scale, pick(arguments)
+            total = runs(
+                _flat(x, T),
+                _flat(arguments[1], T),
+                _flat(arguments[third], T) if three else None,
+                None,
+                flat_or_none(arguments[last]),
+                scale,
+                pick(arguments),
             )
             return T(total * scale)
 
@@ -212,15 +234,15 @@ def compile_whole(
     def enter(arguments):
         return whole(arguments)
 
-    return njit(nogil=True)(_gathered(enter, names, defaults, name))
+    return njit(nogil=True)(gathered(enter, names, defaults, name))
 
 
-def _flat_or_none(out):
+def flat_or_none(out):
     pass
 
 
-@overload(_flat_or_none)
-def _flat_or_none_of(out):
+@overload(flat_or_none)
+def flat_or_none_of(out):
     if isinstance(out, types.Array):
         return lambda out: out.reshape(out.size)
     return lambda out: None

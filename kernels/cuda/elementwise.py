@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..bind import adopted, bind, fingerprint
-from ..cpu.inside import _arithmetic, _gathered
+from ..cpu.inside import arithmetic_of, gathered
 from ..spec import Request, Scalars
 from .reduce import THREADS, add, quotient, tiles
 from .target import (
@@ -280,7 +280,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     def prepare(typingctx, arguments):
         """A zero of the arithmetic type, and the definition's arguments, those that are absent included."""
         given = tuple(arguments)
-        arithmetic = _arithmetic(given[:arity])
+        arithmetic = arithmetic_of(given[:arity])
         const = jets.Const(arithmetic)
         kinds = [const] * (arity + len(scalars.absent))
         kinds += [t if isinstance(t, types.Boolean) else const for t in given[arity:]]
@@ -303,4 +303,4 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
         like, prepared = prepare(arguments)
         return parts(definition(*prepared), like)[0]
 
-    return device(_gathered(value, names, defaults, scalars.name))
+    return device(gathered(value, names, defaults, scalars.name))

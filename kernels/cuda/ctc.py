@@ -1,0 +1,485 @@
+"""Connectionist temporal classification: the terms of sequences, and the gradient by their log probabilities.
+
+The states of a sequence of S labels are its labels with a blank before, between and after them: 2 S + 1. A
+sum over all its alignments, in logarithms, runs forward over its frames, which gives the term, and backward:
+together they are the probability that a state has at a frame. As in PyTorch, the gradient is that of log
+probabilities that a softmax makes: ``exp(x) - p``, p what a class's states have together, in their order.
+
+Three kernels. Log probabilities are (frames, batch, classes), in C order; sequences' labels lie in one array,
+joined or padded, each from its start. Integers are int64; weights of sequences and upstream gradients are of
+the arithmetic type, as is scratch.
+
+- `starts`, where labels are joined: their sequences' lengths and number, the labels in all, and the starts.
+- `align`: a block has a sequence, a thread a state, or some. Its arguments: log probabilities, labels, their
+  starts, the lengths of sequences and of their labels, weights, upstream gradients; terms; the numbers of
+  frames, sequences and classes, of labels in all and at most of a sequence's (the columns of padded ones),
+  and the blank; the gradient's factor and a pointer to its divisor; partial sums; faults; scratch: `lines`,
+  and where a gradient is asked for `occupied`, `factors` and `chains`, as :func:`scratch` says.
+- `put`, where a gradient is asked for: a part of a warp has a frame of a sequence. Its arguments: log
+  probabilities, the starts, the lengths of sequences and of their labels; the gradient, which may lie over
+  the log probabilities; frames, sequences, classes, labels in all, the blank, the plan's `deal`; `occupied`,
+  `factors` and `chains`.
+
+A fault's position is ``3 * sequence + k``, k saying which of `WRONG` is out of range, and its number what it
+is. The sequence is NaN.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bind import bind
+from ..math import exp, log
+from . import rows
+from .reduce import MOST_BLOCKS, THREADS, Launch, add, quotient, warp_max, whole
+from .rows import INTEGERS, optional, team_sum
+from .target import WARP, Binary, compile, cuda, device, each, record, shared, storage, types
+
+# Bound by `kernels`; named here for readers and checkers.
+array: Any = None
+T: Any = np.float32
+WIDTH: Any = 4
+LANES: Any = (0, 1, 2, 3)
+ROOM: Any = 256
+GRAD: Any = True
+MEAN: Any = True
+ZERO_INFINITY: Any = True
+line_of: Any = None
+at_class: Any = None
+at_fill: Any = None
+
+WRONG = ("input_lengths", "target_lengths", "targets")
+PERIOD = 8  # frames after which logarithms are taken relative to the largest, lest they lose their digits
+MOST_THREADS = 512
+MOST_SHARED = 32768  # bytes of a block for its two lines of states; of more they lie in memory
+
+
+class Request(NamedTuple):
+    """What the kernels compute."""
+
+    mean: bool = False  # a term is divided by its number of labels, at least 1
+    zero_infinity: bool = False
+    weighted: bool = False  # sequences have weights
+    upstream: bool = False
+    terms: bool = False
+    grad: bool = False
+
+
+class Plan(NamedTuple):
+    """How `align` is launched, a block for each partial sum, and `put`."""
+
+    align: Launch
+    room: int  # states of which a block has two lines in shared memory
+    spills: bool  # whether a sequence may have more, so that `lines` are needed
+    put: Launch
+    deal: int  # the logarithm of the threads to a frame of a sequence
+
+
+class Scratch(NamedTuple):
+    """Elements of scratch."""
+
+    lines: int  # numbers of the arithmetic type; 0: none
+    occupied: int
+    factors: int
+    chains: int  # of int32
+
+
+# ---- where labels start -------------------------------------------------------------------------------
+
+
+def starts(lengths, batch, most, begins):
+    i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+    if i < batch:
+        start = 0
+        for k in range(i):
+            start += min(max(lengths[k], 0), most)  # of one out of range too, no sum overflows
+        begins[i] = start
+
+
+# ---- a sequence ---------------------------------------------------------------------------------------
+
+
+@device
+def log_sum(a, b, c):
+    """The logarithm of a sum of three exponentials."""
+    top = max(a, max(b, c))
+    if top == type(top)(-np.inf):
+        return a + b + c  # NaN, if one is
+    return top + log(exp(a - top) + exp(b - top) + exp(c - top))
+
+
+@device
+def peak(x):
+    """The largest of a block's numbers, in each of its threads; 0 if it is not finite."""
+    zero = type(x)(0)
+    tops = shared(32, zero)
+    warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
+    x = warp_max(x)
+    cuda.syncthreads()  # until all have read what an earlier call left
+    if lane == 0:
+        tops[warp] = x
+    cuda.syncthreads()
+    x = warp_max(tops[lane if lane < cuda.blockDim.x >> 5 else 0])
+    return x if x - x == zero else zero
+
+
+@device
+def peak_of_line(line, base, states, top):
+    s = cuda.threadIdx.x
+    while s < states:
+        top = max(top, line[base + s])
+        s += cuda.blockDim.x
+    return peak(top)
+
+
+@device
+def class_of(targets, start, state, blank):
+    """The class of a state."""
+    return targets[start + (state >> 1)] if state & 1 else blank
+
+
+@device
+def skips(targets, start, state):
+    """Whether a path may come to a state from the one before the last: to a label, from another one."""
+    if state & 1 == 0 or state < 3:
+        return False
+    k = start + (state >> 1)
+    return targets[k] != targets[k - 1]
+
+
+def near_line(lines, states, start, n):
+    return shared(ROOM, T(0)), 0
+
+
+def any_line(lines, states, start, n):
+    near = shared(ROOM, T(0))
+    if 2 * states <= ROOM:
+        return near, 0
+    return lines, 2 * (2 * start + n)
+
+
+@device
+def link(targets, start, count, classes, heads, links, chains):
+    """Of each class the first of its labels, and of each label the next one of its class."""
+    c = cuda.threadIdx.x
+    while c < classes:
+        chains[heads + c] = np.int32(-1)
+        c += cuda.blockDim.x
+    cuda.syncthreads()  # and until all have read the last line, which is written next
+    k = cuda.threadIdx.x
+    while k < count:
+        label = targets[start + k]
+        after = k + 1
+        while after < count and targets[start + after] != label:
+            after += 1
+        chains[links + k] = np.int32(after if after < count else -1)
+        before = k - 1
+        while before >= 0 and targets[start + before] != label:
+            before -= 1
+        if before < 0:
+            chains[heads + label] = np.int32(k)
+        k += cuda.blockDim.x
+
+
+@device
+def check(targets, start, n, length, count, frames, classes, size, most, faults):
+    """Whether a sequence's lengths and labels are in range."""
+    leads = cuda.threadIdx.x == 0
+    wrong = 0
+    if length < 0 or length > frames:
+        wrong = 1
+        if leads:
+            record(faults, 3 * n, length)
+    if count < 0 or count > most or start + count > size:
+        wrong = 1
+        if leads:
+            record(faults, 3 * n + 1, count)
+    k = cuda.threadIdx.x if wrong == 0 else count
+    while k < count:
+        label = targets[start + k]
+        if label < 0 or label >= classes:
+            wrong = 1
+            record(faults, 3 * n + 2, label)
+        k += cuda.blockDim.x
+    return cuda.syncthreads_or(wrong) == 0
+
+
+def align(
+    x, targets, begins, input_lengths, target_lengths, weights, upstream, terms, frames, batch, classes, size,
+    most, blank, factor, divisor, partials, faults, lines, occupied, factors, chains,
+):  # fmt: skip
+    zero, one, never = T(0), T(1), T(-np.inf)
+    scale = factor if divisor is None else quotient(factor, divisor[0])
+    hi = lo = zero
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    n = cuda.blockIdx.x
+    while n < batch:
+        start, length, count = begins[n], input_lengths[n], target_lengths[n]
+        right = check(targets, start, n, length, count, frames, classes, size, most, faults)
+        share = optional(weights, n, one)
+        live = right and share != zero
+        length = length if live else 0
+        states = 2 * count + 1 if live else 0
+        if MEAN is not None:
+            share = share / T(max(count, 1))
+        line, base = line_of(lines, states, start, n)
+        step = batch * classes
+        has = thread < states and length > 0
+        own = n * classes + (class_of(targets, start, thread, blank) if has else 0)
+        own_skips = skips(targets, start, thread) if has else False
+        shifts = rest = zero
+        ahead = array.load(x, own) if has else zero
+        for t in range(length):
+            now, before = base + (t & 1) * states, base + (1 - (t & 1)) * states
+            score, may = ahead, own_skips
+            shift = zero
+            if t % PERIOD == 0 and t > 0:
+                shift = peak_of_line(line, before, states, never)
+                shifts, rest = add(shifts, rest, shift)
+            if has and t + 1 < length:
+                ahead = array.load(x, own + (t + 1) * step)  # on its way while this frame is computed
+            s = thread
+            while s < states:
+                if s != thread:
+                    score = array.load(x, t * step + n * classes + class_of(targets, start, s, blank))
+                    may = skips(targets, start, s)
+                if t == 0:
+                    a = score if s < 2 else never
+                else:
+                    a = line[before + s]
+                    b = line[before + s - 1] if s > 0 else never
+                    c = line[before + s - 2] if may else never
+                    a = log_sum(a, b, c) + (score - shift)
+                line[now + s] = a
+                if GRAD is not None:
+                    occupied[frames * (2 * start + n) + t * states + s] = a
+                s += threads
+            cuda.syncthreads()
+        total = zero if count == 0 else never
+        if length > 0:
+            last = base + ((length - 1) & 1) * states + states - 1
+            total = log_sum(line[last], line[last - 1] if states > 1 else never, never)
+        shifts, rest = add(shifts, rest, total)
+        v, f = -whole(shifts, rest), scale * share * optional(upstream, n, one)
+        if ZERO_INFINITY is not None and v == T(np.inf):
+            v = f = zero
+        elif v - v != zero:
+            f = T(np.nan)
+        v = share * v
+        if not live:
+            v = f = zero if right else T(np.nan)
+        if GRAD is not None:
+            if thread == 0:
+                factors[n] = f
+            if f == f and f != zero:
+                link(targets, start, count, classes, n * classes, batch * classes + start, chains)
+                own_skips = skips(targets, start, thread + 2) if thread + 2 < states else False
+                for back in range(length):
+                    t = length - 1 - back
+                    now, after = base + (t & 1) * states, base + (1 - (t & 1)) * states
+                    score, may = ahead, own_skips
+                    row = frames * (2 * start + n) + t * states
+                    shift = zero
+                    if (t + 1) % PERIOD == 0 and back > 0:
+                        shift = peak_of_line(line, after, states, never)
+                        total += peak_of_line(occupied, row, states, never) - shift
+                    if has and t > 0:
+                        ahead = array.load(x, own + (t - 1) * step)
+                    s = thread
+                    while s < states:
+                        if s != thread:
+                            score = array.load(x, t * step + n * classes + class_of(targets, start, s, blank))
+                            may = skips(targets, start, s + 2) if s + 2 < states else False
+                        if back == 0:
+                            b = zero if s > states - 3 else never
+                        else:
+                            b = line[after + s]
+                            c = line[after + s + 1] if s + 1 < states else never
+                            d = line[after + s + 2] if may else never
+                            b = log_sum(b, c, d) - shift
+                        line[now + s] = b + score
+                        occupied[row + s] = exp(occupied[row + s] + b - total)
+                        s += threads
+                    cuda.syncthreads()
+        if thread == 0:
+            array.store(terms, n, v)
+            hi, lo = add(hi, lo, v)
+        n += cuda.gridDim.x
+    if partials is not None:
+        rows.store_own_partial(partials, hi, lo)
+
+
+# ---- the gradient -------------------------------------------------------------------------------------
+
+
+def slope(x, lane, c, blank, blanks, f, inverse, heads, links, at, occupied, chains):
+    """The gradient by one class."""
+    p = blanks if c + lane == blank else T(0)
+    k = chains[heads + c + lane]
+    while k >= 0:
+        p += occupied[at + 2 * k + 1]
+        k = chains[links + k]
+    return (f * (exp(x) - p * inverse),)
+
+
+def filled(lane, x):
+    return (x,)
+
+
+def put(
+    x, begins, input_lengths, target_lengths, g, frames, batch, classes, size, blank, deal, occupied, factors,
+    chains,
+):  # fmt: skip
+    team, height = 1 << deal, cuda.blockDim.x >> deal
+    lane = cuda.threadIdx.x & (team - 1)
+    vectors = classes // WIDTH
+    first = cuda.blockIdx.x * height
+    while first < frames * batch:
+        i = first + (cuda.threadIdx.x >> deal)
+        there = i < frames * batch
+        i = i if there else 0
+        t = i // batch
+        n = i - t * batch
+        start, f, length = begins[n], factors[n], input_lengths[n]
+        counts = f == f and f != T(0)
+        live = there and counts and t < length
+        states = 2 * target_lengths[n] + 1
+        at = frames * (2 * start + n) + t * states
+        blanks = labels = T(0)
+        s = 2 * lane if live else states
+        while s < states:
+            blanks += occupied[at + s]
+            labels += occupied[at + s + 1] if s + 1 < states else T(0)
+            s += 2 * team
+        blanks, labels = team_sum(blanks, team), team_sum(labels, team)
+        inverse = T(1) / (blanks + labels)
+        # An infeasible sequence's frames are NaN, and all of one that is out of range.
+        fill = f if f != f and (t < length or length < 0 or length > frames) else T(0)
+        v = lane if there else vectors
+        while v < vectors:
+            place = (i * classes + v * WIDTH,)
+            ds = each(at_fill, (LANES,), (fill,))[0]
+            if live:
+                xs = array.load_vectors(x, place)
+                row = blanks, f, inverse, n * classes, batch * classes + start, at
+                ds = each(at_class, (xs, LANES), (v * WIDTH, blank, *row, occupied, chains))[0]
+            array.store_vectors(g, place, (True,), ds)
+            v += team
+        first += cuda.gridDim.x * height
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def plan(frames: int, batch: int, classes: int, size: int, most: int, code: int, vectors: bool) -> Plan:
+    """The launch for so many labels in all, and at most of a sequence's.
+
+    With `vectors` the log probabilities and the gradient start at multiples of 16 bytes, and the classes are
+    a multiple of the storage's width.
+    """
+    room = min(_power_of_two(2 * most + 1), MOST_SHARED // (2 * np.dtype(storage(code).T).itemsize))
+    usual = min(most, 2 * -(-size // max(batch, 1)))  # joined labels are anyone's
+    threads = max(WARP, min(MOST_THREADS, _power_of_two(2 * usual + 1)))
+    deal = min(5, _power_of_two(-(-classes // storage(code, vectors).width)).bit_length() - 1)
+    blocks = max(1, min(MOST_BLOCKS, -(-((frames * batch) << deal) // THREADS)))
+    return Plan(
+        Launch(max(1, min(MOST_BLOCKS, batch)), threads),
+        room,
+        2 * most + 1 > room,
+        Launch(blocks, THREADS),
+        deal,
+    )
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is not less."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def scratch(frames: int, batch: int, classes: int, size: int, spills: bool, grad: bool) -> Scratch:
+    """What the kernels need for `size` labels in all."""
+    states = 2 * size + batch
+    lines = 2 * states if spills else 0
+    return Scratch(lines, frames * states, batch, batch * classes + size) if grad else Scratch(lines, 0, 0, 0)
+
+
+def starts_launch(batch: int) -> Launch:
+    """The blocks of `starts`."""
+    return Launch(max(1, -(-batch // THREADS)), THREADS)
+
+
+def kernels(request: Request, code: int, room: int, spills: bool, vectors: bool = True) -> tuple[Any, Any]:
+    """`align` and `put`, in plain Python."""
+    array = storage(code, vectors)
+    scope: dict[str, Any] = dict(
+        array=array,
+        T=array.T,
+        WIDTH=array.width,
+        LANES=tuple(range(array.width)),
+        ROOM=2 * room,
+        GRAD=True if request.grad else None,
+        MEAN=True if request.mean else None,
+        ZERO_INFINITY=True if request.zero_infinity else None,
+    )
+
+    def made(template: Any, decorate: Any = device) -> Any:
+        return bind(template, scope, "ctc", (tuple(request), code, room, spills, vectors), decorate)
+
+    scope.update(line_of=made(any_line if spills else near_line), at_class=made(slope), at_fill=made(filled))
+    return made(align, lambda f: f), made(put, lambda f: f)
+
+
+def signatures(request: Request, code: int, spills: bool, summed: bool, divided: bool) -> tuple[Any, Any]:
+    """The types of the arguments of `align` and `put`; ``none`` is passed as a null pointer."""
+    arithmetic, pointer = storage(code).arithmetic, storage(code).pointer
+    numbers, chains = types.CPointer(arithmetic), types.CPointer(types.int32)
+
+    def given(present: Any, kind: Any = pointer) -> Any:
+        return kind if present else types.none
+
+    r = request
+    forward = (
+        pointer,
+        *[INTEGERS] * 4,
+        given(r.weighted, numbers),
+        given(r.upstream, numbers),
+        given(r.terms),
+        *[types.int64] * 6,
+        arithmetic,
+        given(divided, numbers),
+        given(summed, numbers),
+        INTEGERS,
+        given(spills, numbers),
+        given(r.grad, numbers),
+        given(r.grad, numbers),
+        given(r.grad, chains),
+    )
+    gradient = (pointer, *[INTEGERS] * 3, pointer, *[types.int64] * 6, numbers, numbers, chains)
+    return forward, gradient
+
+
+def compile_align(
+    request: Request,
+    code: int,
+    cc: tuple[int, int],
+    room: int,
+    spills: bool,
+    threads: int,
+    summed: bool = True,
+    divided: bool = False,
+) -> Binary:
+    """Compile `align` for a request, storage, a plan's room and threads, and compute capability."""
+    arguments = signatures(request, code, spills, summed, divided)[0]
+    return compile(kernels(request, code, room, spills)[0], arguments, cc, threads)
+
+
+def compile_put(code: int, cc: tuple[int, int], vectors: bool = True) -> Binary:
+    """Compile `put` for a storage and compute capability."""
+    request = Request(grad=True)
+    arguments = signatures(request, code, False, False, False)[1]
+    return compile(kernels(request, code, 1, False, vectors)[1], arguments, cc, THREADS)
+
+
+def compile_starts(cc: tuple[int, int]) -> Binary:
+    """Compile `starts`."""
+    return compile(starts, (INTEGERS, types.int64, types.int64, INTEGERS), cc, THREADS)

@@ -1,0 +1,700 @@
+"""Losses of vectors, contiguous rows of (rows, size): each row of two or three arrays gives one term.
+
+A row's sums over its coordinates make the distances between its vectors, these the term, and all of them the
+gradients. Sums that lost terms, or would lose their gradients, are formed again of what is scaled by its
+largest magnitude. How threads are dealt to rows follows from :func:`plan`: a part of a warp (TEAM) or a block
+(BLOCK) holds a row in registers, so each array is read once; a block (STREAM) reads a longer one again for
+its gradients.
+
+The kernel's arguments, `none` where a call does not ask for them:
+
+- the vectors ``x y z`` (`z` with triplets), of one storage;
+- labels (with pairs: 1, -1, or any other, which gives 0), weights and upstream gradients of the rows, of the
+  arithmetic type;
+- the terms and the gradients by ``x y z``, of the storage; a gradient may lie over its vector;
+- the number of rows, the size of a vector, the plan's `deal`;
+- the norm's p, the eps that is added to each coordinate's difference or under each squared norm, the margin,
+  and the gradient's factor;
+- a pointer to the gradient's divisor, and one to the partial sums.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..bind import bind
+from ..cpu.vectors import COSINE, LARGEST, POWER, ROOT_OF_SQUARES, SQUARES, SUM
+from ..math import power, sign, sqrt
+from ..spec import FLOAT64
+from . import rows
+from .reduce import MOST_BLOCKS, THREADS, add, partial_sum, quotient
+from .rows import BLOCK, STREAM, TEAM, Plan, look, optional, vector_at
+from .target import EVERY_LANE, WARP, Binary, compile, cuda, device, each, shared, storage, tree_sum, types
+
+# Bound by `kernel`; named here for readers and checkers.
+array: Any = None
+T: Any = np.float32
+MOST: Any = np.finfo(np.float32).max
+WIDE: Any = np.float32(2.0**60)
+WIDTH: Any = 4
+REPEAT: Any = 2
+AHEAD: Any = (0, 1)
+LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
+NOTHING: Any = (np.float32(0),) * 8
+FIRST: Any = (0, 0, 1)
+SECOND: Any = (1, 2, 2)
+PRODUCT: Any = (3, 4, 5)
+SCALES: Any = (0, 1, 2)
+SUMS: Any = (0, 1, 2, 3, 4, 5)
+ONES: Any = (np.float32(1),) * 3
+NO_PEAKS: Any = (np.float32(0),) * 3
+NO_SUMS: Any = (np.float32(0),) * 6
+THREE: Any = True
+SWAP: Any = True
+TOGETHER: Any = True
+WRITES: Any = True
+SCALED: Any = True
+together: Any = None
+power_of: Any = None
+root_of: Any = None
+slope_of: Any = None
+at_power: Any = None
+at_square: Any = None
+at_product: Any = None
+at_magnitude: Any = None
+at_apart: Any = None
+at_hit: Any = None
+at_summand: Any = None
+at_peak: Any = None
+at_lost: Any = None
+at_inverse: Any = None
+at_finish: Any = None
+at_push: Any = None
+push: Any = None
+at_slope: Any = None
+held: Any = None
+held_third: Any = None
+join: Any = None
+take: Any = None
+visit: Any = None
+give: Any = None
+blank: Any = None
+summed: Any = None
+peaks: Any = None
+measure: Any = None
+finish: Any = None
+judge: Any = None
+store_partial: Any = None
+
+MOST_HOLDING = 512  # threads of a block that holds a row; half as many of float64, with twice the registers
+DISTANCES = {"euclidean": ROOT_OF_SQUARES, "sqeuclidean": SQUARES, "cosine": COSINE, "manhattan": SUM}
+
+
+class Request(NamedTuple):
+    """What one kernel computes."""
+
+    kind: int  # of distance, as in `kernels.cpu.vectors`
+    three: bool = True  # triplets, else pairs
+    swap: bool = False
+    weighted: bool = False  # rows have weights
+    upstream: bool = False
+    terms: bool = False
+    wrt: tuple[int, ...] = ()  # vectors to differentiate
+
+
+# ---- one coordinate -----------------------------------------------------------------------------------
+
+
+def two(x, y, z):
+    return x, y
+
+
+def three(x, y, z):
+    return x, y, z
+
+
+def power_between(first, second, r, vs, there, eps, p):
+    return (power_of(abs(vs[first] - vs[second] + eps) * r, p) if there else T(0),)
+
+
+def square(v, r, there):
+    v = v * r
+    return (v * v if there else T(0),)
+
+
+def product(first, second, vs, rs, there):
+    return (vs[first] * rs[first] * (vs[second] * rs[second]) if there else T(0),)
+
+
+def magnitude(v, there):
+    return (abs(v) if there else T(0),)
+
+
+def apart(first, second, vs, there, eps):
+    return (abs(vs[first] - vs[second] + eps) if there else T(0),)
+
+
+def hit(first, second, top, vs, there, eps):
+    """Whether a difference is the largest; NaN makes the count NaN."""
+    u = abs(vs[first] - vs[second] + eps)
+    return (T(0) if u < top or not there else T(1) if u == top else u,)
+
+
+# What a coordinate adds to the sums, by distance; with cosines by vector, and then by distance.
+
+
+def summands_of_norm(x, y, z, lane, there, rs, eps, p):
+    return each(at_power, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps, p))[0]
+
+
+def summands_of_cosine(x, y, z, lane, there, rs, eps, p):
+    vs, here = together(x, y, z), there[lane // WIDTH]
+    return each(at_square, (vs, rs), (here,))[0] + each(at_product, (FIRST, SECOND), (vs, rs, here))[0]
+
+
+def magnitudes_of_norm(x, y, z, lane, there, rs, eps, p):
+    return each(at_apart, (FIRST, SECOND), (together(x, y, z), there[lane // WIDTH], eps))[0]
+
+
+def magnitudes_of_cosine(x, y, z, lane, there, rs, eps, p):
+    return each(at_magnitude, (together(x, y, z),), (there[lane // WIDTH],))[0]
+
+
+def hits(x, y, z, lane, there, rs, eps, p):
+    return each(at_hit, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps))[0]
+
+
+# By kind of norm: a difference's power, the sum's root, and the gradient by a difference.
+
+
+def absolute(u, p):
+    return u
+
+
+def squared(u, p):
+    return u * u
+
+
+def raised(u, p):
+    return power(u, p)
+
+
+def as_it_is(s, p):
+    return s
+
+
+def square_root(s, p):
+    return sqrt(s)
+
+
+def root(s, p):
+    return power(s, T(1) / p)
+
+
+def slope_of_squares(u, k, r, value, p):
+    return k * (u * r)
+
+
+def slope_of_sum(u, k, r, value, p):
+    return k * sign(u)
+
+
+def slope_of_largest(u, k, r, value, p):
+    return T(0) if abs(u) < value else k * sign(u)
+
+
+def slope_of_powers(u, k, r, value, p):
+    u = u * r
+    return T(0) if u == T(0) else k * sign(u) * power(abs(u), p - T(1))
+
+
+# A distance's gradients by both of its vectors; of factor 0 they are 0, whatever there is.
+
+
+def pushed_by_norm(first, second, factor, slope, value, r, vs, eps, p):
+    t = slope_of(vs[first] - vs[second] + eps, factor * slope, r, value, p)
+    t = t if factor != T(0) else T(0)
+    return t, -t
+
+
+def pushed_by_cosine(first, second, factor, slope, own, other, vs, rs):
+    counts, k = factor != T(0), factor * slope
+    a, b = vs[first] * rs[first], vs[second] * rs[second]
+    by_first = (factor * own * a - k * b) * rs[first]
+    by_second = (factor * other * b - k * a) * rs[second]
+    return by_first if counts else T(0), by_second if counts else T(0)
+
+
+def push_norms(vs, factors, slopes, owns, others, values, rs, eps, p):
+    return each(at_push, (FIRST, SECOND, factors, slopes, values, rs), (vs, eps, p))
+
+
+def push_cosines(vs, factors, slopes, owns, others, values, rs, eps, p):
+    return each(at_push, (FIRST, SECOND, factors, slopes, owns, others), (vs, rs))
+
+
+def slopes(x, y, z, factors, slopes, owns, others, values, rs, eps, p):
+    """The gradients by the vectors."""
+    t, o = push(together(x, y, z), factors, slopes, owns, others, values, rs, eps, p)
+    if THREE is None:
+        return t[0], o[0], None
+    elif SWAP is None:
+        return t[0] + t[1], o[0], o[1]
+    else:
+        return t[0] + t[1], o[0] + t[2], o[1] + o[2]
+
+
+# ---- sums over a row ----------------------------------------------------------------------------------
+
+
+@device
+def total(xs):
+    return (tree_sum(xs),)
+
+
+@device
+def largest(xs):
+    top = xs[0]
+    for x in xs:
+        top = max(top, x)
+    return (top,)
+
+
+@device
+def plus(x, y):
+    return (x + y,)
+
+
+@device
+def larger(x, y):
+    return (max(x, y),)
+
+
+@device
+def across(x, step):
+    return (cuda.shfl_xor_sync(EVERY_LANE, x, step),)
+
+
+@device
+def join_team(xs, numbers, pairwise, team):
+    """The numbers of a part of a warp joined two by two, in each of its threads."""
+    step = team >> 1
+    while step > 0:
+        xs = each(pairwise, (xs, each(across, (xs,), (step,))[0]), ())[0]
+        step >>= 1
+    return xs
+
+
+@device
+def leave(x, k, memory, warp):
+    memory[WARP * k + warp] = x
+    return ()
+
+
+@device
+def found(k, memory, lane, warps, zero):
+    return (memory[WARP * k + lane] if lane < warps else zero,)
+
+
+@device
+def join_block(xs, numbers, pairwise, team):
+    """The same for a block; of `xs` the `numbers` are 0, 1, ..."""
+    memory = shared(192, xs[0])  # for a warp's, six at most
+    warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
+    xs = join_team(xs, numbers, pairwise, WARP)
+    cuda.syncthreads()  # until all have read what an earlier call left
+    if lane == 0:
+        each(leave, (xs, numbers), (memory, warp))
+    cuda.syncthreads()
+    xs = each(found, (numbers,), (memory, lane, cuda.blockDim.x >> 5, type(xs[0])(0)))[0]
+    return join_team(xs, numbers, pairwise, WARP)
+
+
+def loaded(p, at, live):
+    """A thread's part of a vector; zeros of one that is not to be read."""
+    xs = NOTHING
+    if live:
+        xs = array.load_vectors(p, at)
+    return xs
+
+
+def not_loaded(p, at, live):
+    return None
+
+
+# What a thread has of a row: its part of each vector, its place, and what of it is there; or the arrays.
+
+
+def take_held(x, y, z, row, live):
+    base, first, step, stop = row
+    at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
+    return held(x, at, live), held(y, at, live), held_third(z, at, live), at, there
+
+
+def take_streamed(x, y, z, row, live):
+    return x, y, z
+
+
+def visit_held(at, fold, pairwise, start, own, row, rs, eps, p):
+    """A thread's part of some sums over a row, or of some maxima."""
+    x, y, z, _, there = own
+    return each(fold, (each(at, (x, y, z, LANES), (there, rs, eps, p)),), ())[0]
+
+
+def visit_streamed(at, fold, pairwise, start, own, row, rs, eps, p):
+    x, y, z = own
+    base, v, step, stop = row
+    sums = start
+    while v < stop:
+        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+        more = each(fold, (each(at, (a, b, c, LANES), (there, rs, eps, p)),), ())[0]
+        sums = each(pairwise, (sums, more), ())[0]
+        v += REPEAT * step
+    return sums
+
+
+def give_held(gx, gy, gz, own, row, found):
+    """Write the gradients of what a thread has read."""
+    x, y, z, at, there = own
+    dx, dy, dz = each(at_slope, (x, y, z), found)
+    array.store_vectors(gx, at, there, dx)
+    array.store_vectors(gy, at, there, dy)
+    array.store_vectors(gz, at, there, dz)
+
+
+def give_streamed(gx, gy, gz, own, row, found):
+    x, y, z = own
+    base, v, step, stop = row
+    while v < stop:
+        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+        dx, dy, dz = each(at_slope, (a, b, c), found)
+        array.store_vectors(gx, i, there, dx)
+        array.store_vectors(gy, i, there, dy)
+        array.store_vectors(gz, i, there, dz)
+        v += REPEAT * step
+
+
+def blanked(gx, gy, gz, row):
+    base, v, step, stop = row
+    while v < stop:
+        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+        array.store_vectors(gx, i, there, NOTHING)
+        array.store_vectors(gy, i, there, NOTHING)
+        array.store_vectors(gz, i, there, NOTHING)
+        v += REPEAT * step
+
+
+# ---- a row's distances --------------------------------------------------------------------------------
+
+
+def lost_by_norm(k, sums):
+    """Whether a sum of powers lost terms, or would lose its gradients; that of NaN, too."""
+    return (not (sums[k] <= WIDE and sums[k] * WIDE >= T(1)),)
+
+
+def lost_by_cosine(k, sums):
+    return (not sums[k] <= WIDE,)
+
+
+def inverse(m, wanted):
+    """1 over the largest of some magnitudes, if that is a number."""
+    return (min(T(1) / m, MOST) if wanted and m > T(0) and m <= MOST else T(1),)
+
+
+def all_summed(own, row, rs, eps, p):
+    return join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
+
+
+def all_peaks(own, row, eps, p):
+    return join(visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2])
+
+
+def measure_sums(own, row, live, eps, p):
+    """A row's sums, and what its vectors or differences were scaled by."""
+    sums = summed(own, row, ONES, eps, p)
+    rs = ONES
+    if SCALED is not None:
+        wanted = each(at_lost, (SCALES,), (sums,))[0]
+        some = False
+        for one in wanted:
+            some = some or (one and live)
+        if cuda.any_sync(EVERY_LANE, some):
+            peaks = join(
+                visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2]
+            )
+            rs = each(at_inverse, (peaks, wanted), ())[0]
+            again = join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
+            if some:
+                sums = again
+    return sums, rs
+
+
+def measure_peaks(own, row, live, eps, p):
+    """How often a row's largest differences are there, and what they are."""
+    tops = peaks(own, row, eps, p)
+    return summed(own, row, tops, eps, p), tops
+
+
+# Of each distance its value, and what its gradients are made of: a factor of the differences' powers, or of
+# the other vector; with cosines those of the first vector itself and of the second.
+
+
+def sum_finished(s, r, p):
+    return s, T(1), None, None
+
+
+def squares_finished(s, r, p):
+    return s, T(2), None, None
+
+
+def norm_finished(s, r, p):
+    root = root_of(s, p)
+    return root / r, T(0) if s == T(0) else root / s, None, None
+
+
+def largest_finished(count, top, p):
+    return top if count == count else count, T(1) / count, None, None
+
+
+def cosine_finished(first, second, product, sums, rs, eps):
+    xx, yy = sums[first] + eps * rs[first] * rs[first], sums[second] + eps * rs[second] * rs[second]
+    n, xy = sqrt(xx * yy), sums[product]
+    c = xy / n
+    return (n - xy) / n, T(1) / n, c / xx, c / yy
+
+
+def finish_norms(sums, rs, eps, p):
+    return each(at_finish, (sums, rs), (p,))
+
+
+def finish_cosines(sums, rs, eps, p):
+    return each(at_finish, (FIRST, SECOND, PRODUCT), (sums, rs, eps))
+
+
+# ---- a row's term, and the factors of its distances' gradients ----------------------------------------
+
+
+def judge_pair(values, label, share, factor, margin):
+    zero, one = T(0), T(1)
+    term = values[0] if label == one else one - values[0] - margin
+    counts = label == one or (label == -one and not term < zero)
+    return share * term if counts else zero, (label * factor if counts else zero,)
+
+
+def judge_triplet(values, label, share, factor, margin):
+    zero, half, one = T(0), T(0.5), T(1)
+    least, kept = values[1], one
+    if SWAP is not None:
+        other = values[2]
+        kept = one if least < other else half if least == other else zero
+        least = least if least < other or least != least else other
+    term = margin + values[0] - least
+    counts = not term < zero
+    factor = factor if counts else zero
+    term = share * term if counts else zero
+    if SWAP is None:
+        return term, (factor, -factor)
+    else:
+        return term, (factor, -factor * kept, -factor * (one - kept))
+
+
+# ---- the kernel ---------------------------------------------------------------------------------------
+
+
+def loop(
+    x, y, z, labels, weights, upstream, terms, gx, gy, gz, count, size, deal, p, eps, margin, factor, divisor,
+    partials,
+):  # fmt: skip
+    scale = factor if divisor is None else quotient(factor, divisor[0])
+    hi = lo = T(0)
+    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
+    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
+    lane = cuda.threadIdx.x & (team - 1)
+    vectors = size // WIDTH
+    first = cuda.blockIdx.x * height
+    while first < count:
+        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
+        live, fill, _, share, _, up = look(
+            None, None, weights, upstream, i, count, 0, None, scale, False, False, None
+        )
+        row = i * size, lane, team, vectors if live else 0
+        own = take(x, y, z, row, live)
+        sums, rs = measure(own, row, live, eps, p)
+        values, slopes, owns, others = finish(sums, rs, eps, p)
+        label = optional(labels, i if live else 0, T(1))
+        term, factors = judge(values, label, share, up * share, margin)
+        if WRITES is not None:
+            if live:
+                give(gx, gy, gz, own, row, (factors, slopes, owns, others, values, rs, eps, p))
+            elif i < count:
+                blank(gx, gy, gz, (i * size, lane, team, vectors))
+        if lane == 0 and i < count:
+            term = term if live else fill
+            array.store(terms, i, term)
+            hi, lo = add(hi, lo, term)
+        first += cuda.gridDim.x * height
+    if partials is not None:
+        store_partial(partials, hi, lo)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def kind_of(kind: int, p: float, code: int) -> int:
+    """The kind that a distance is computed as: of a large p to the last bit the largest difference."""
+    return LARGEST if p > (2.0**59 if code == FLOAT64 else 2.0**30) else kind
+
+
+def repeat(code: int, vectors: bool) -> int:
+    """The 16 bytes, or the elements, of each vector that a thread holds or has in flight.
+
+    Three vectors and their gradients leave room for no more.
+    """
+    return 1 if vectors else 2 if code == FLOAT64 else 4
+
+
+def plan(count: int, size: int, code: int, vectors: bool) -> Plan:
+    """The variant and the launch for `count` rows of `size` coordinates.
+
+    With `vectors` all arrays start at multiples of 16 bytes, and `size` is a multiple of the storage's width.
+    """
+    deal = max(0, -(-size // (storage(code, vectors).width * repeat(code, vectors))) - 1).bit_length()
+    if 1 << deal <= WARP:
+        blocks = max(1, min(MOST_BLOCKS, -(-(count << deal) // THREADS)))
+        return Plan(TEAM, blocks, THREADS, deal, blocks)
+    blocks = max(1, min(MOST_BLOCKS, count))
+    if 1 << deal <= MOST_HOLDING >> (code == FLOAT64):
+        return Plan(BLOCK, blocks, 1 << deal, 0, blocks)
+    return Plan(STREAM, blocks, THREADS, 0, blocks)
+
+
+# By kind of distance: power, sum's root, the gradient by a difference, and what ends a distance.
+NORMS: dict[int, tuple[Any, ...]] = {
+    POWER: (raised, root, slope_of_powers, norm_finished),
+    SUM: (absolute, None, slope_of_sum, sum_finished),
+    SQUARES: (squared, None, slope_of_squares, squares_finished),
+    ROOT_OF_SQUARES: (squared, square_root, slope_of_squares, norm_finished),
+    LARGEST: (absolute, None, slope_of_largest, largest_finished),
+}
+
+
+def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> Any:
+    """The kernel, in plain Python."""
+    array = storage(code, vectors)
+    T, ahead = array.T, repeat(code, vectors)
+    cosine, most = request.kind == COSINE, request.kind == LARGEST
+    streamed, together = variant == STREAM, variant == TEAM
+    count = 3 if request.three else 2
+    distances = ((0, 1), (0, 2), (1, 2))[: (2 + request.swap) if request.three else 1]
+    scales = count if cosine else len(distances)
+    sums = count * cosine + len(distances)
+    power, root, slope, finished = NORMS.get(request.kind, (None, None, None, cosine_finished))
+    scope: dict[str, Any] = dict(
+        array=array,
+        T=T,
+        MOST=np.finfo(T).max,
+        WIDE=T(2.0**60 if T is np.float32 else 2.0**500),
+        WIDTH=array.width,
+        REPEAT=ahead,
+        AHEAD=tuple(range(ahead)),
+        LANES=tuple(range(ahead * array.width)),
+        NOTHING=(T(0),) * (ahead * array.width),
+        FIRST=tuple(a for a, _ in distances),
+        SECOND=tuple(b for _, b in distances),
+        PRODUCT=tuple(range(count, sums)),
+        SCALES=tuple(range(scales)),
+        SUMS=tuple(range(sums)),
+        ONES=(T(1),) * scales,
+        NO_PEAKS=(T(0),) * scales,
+        NO_SUMS=(T(0),) * sums,
+        THREE=True if request.three else None,
+        SWAP=True if request.swap else None,
+        TOGETHER=True if together else None,
+        WRITES=True if request.wrt else None,
+        SCALED=True if request.kind in (POWER, ROOT_OF_SQUARES, COSINE) else None,
+        join=join_team if together else join_block,
+        store_partial=device(partial_sum) if together else rows.store_own_partial,
+    )
+    identity = (tuple(request), code, streamed, together, vectors)
+
+    def made(template: Any, decorate: Any = device) -> Any:
+        return None if template is None else bind(template, scope, "vectors", identity, decorate)
+
+    layers: tuple[dict[str, Any], ...] = (
+        dict(
+            together=three if request.three else two,
+            power_of=power,
+            root_of=root,
+            slope_of=slope,
+            at_square=square,
+            at_product=product,
+            at_magnitude=magnitude,
+            at_apart=apart,
+            at_hit=hit,
+            at_lost=lost_by_cosine if cosine else lost_by_norm,
+            at_inverse=inverse,
+            held=loaded,
+            held_third=loaded if request.three else not_loaded,
+            blank=blanked,
+            judge=judge_triplet if request.three else judge_pair,
+        ),
+        dict(
+            at_power=power_between,
+            at_push=pushed_by_cosine if cosine else pushed_by_norm,
+            at_finish=finished,
+            take=take_streamed if streamed else take_held,
+        ),
+        dict(
+            at_summand=summands_of_cosine if cosine else hits if most else summands_of_norm,
+            at_peak=magnitudes_of_cosine if cosine else magnitudes_of_norm,
+            push=push_cosines if cosine else push_norms,
+            finish=finish_cosines if cosine else finish_norms,
+            visit=visit_streamed if streamed else visit_held,
+        ),
+        dict(at_slope=slopes, summed=all_summed, peaks=all_peaks),
+        dict(give=give_streamed if streamed else give_held, measure=measure_peaks if most else measure_sums),
+    )
+    for layer in layers:
+        scope.update({name: made(template) for name, template in layer.items()})
+    return made(loop, lambda f: f)
+
+
+def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
+    """The types of the kernel's arguments; ``none`` is passed as a null pointer."""
+    arithmetic, pointer = storage(code).arithmetic, storage(code).pointer
+    numbers = types.CPointer(arithmetic)
+
+    def given(present: Any, kind: Any = pointer) -> Any:
+        return kind if present else types.none
+
+    r = request
+    return (
+        pointer,
+        pointer,
+        given(r.three),
+        given(not r.three, numbers),
+        given(r.weighted, numbers),
+        given(r.upstream, numbers),
+        given(r.terms),
+        *[given(k in r.wrt) for k in range(3)],
+        *[types.int64] * 3,
+        *[arithmetic] * 4,
+        given(divided, numbers),
+        given(summed, numbers),
+    )
+
+
+def compile_kernel(
+    request: Request,
+    code: int,
+    cc: tuple[int, int],
+    plan: Plan,
+    summed: bool = True,
+    divided: bool = False,
+    vectors: bool = True,
+) -> Binary:
+    """Compile the kernel of a request, storage, plan and compute capability."""
+    arguments = signature(request, code, summed, divided)
+    return compile(kernel(request, code, plan.variant, vectors), arguments, cc, plan.threads)
