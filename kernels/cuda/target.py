@@ -89,11 +89,6 @@ class Binary(NamedTuple):
     shared_bytes: int  # a block
 
 
-# The most registers a thread, the first of them with which nothing spills: 64 let half of the threads that a
-# multiprocessor has room for run at once, and it takes many to hide the latency of memory.
-REGISTERS = (64, 80, 96, 128, 255)
-
-
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels call, compiled into them."""
     return cuda.jit(device=True, forceinline=True)(function)
@@ -126,15 +121,15 @@ def compile(
     # Python functions have, one for each function that was inlined.
     name = re.sub(r"\W", "_", function.__qualname__)
     ptx = re.sub(r"^\.common .*\n", "", ptx.replace(library._entry_name, name), flags=re.MULTILINE)
-    for most in REGISTERS:
-        options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", max_register_count=most, ptxas_options=["-v"])
-        linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-        image = linker.link("cubin").code
-        numbers = _numbers(linker.get_info_log())
-        if not numbers["local_bytes"]:
-            break
-    parameters = tuple(re.findall(r"^\t\.param \.(\w+)", ptx, re.MULTILINE))
-    return Binary(name, parameters, image, ptx, **numbers)
+    linker = Linker(
+        ObjectCode.from_ptx(ptx.encode()),
+        options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options=["-v"]),
+    )
+    image = linker.link("cubin").code
+    # Functions that were not inlined, such as the power of float64, have parameters too.
+    entry = ptx[ptx.index(f".entry {name}(") :]
+    parameters = tuple(re.findall(r"^\t\.param \.(\w+)", entry[: entry.index(")")], re.MULTILINE))
+    return Binary(name, parameters, image, ptx, **_numbers(linker.get_info_log()))
 
 
 def _numbers(log: str) -> dict[str, int]:
@@ -397,7 +392,8 @@ def shared(typingctx, count, like):
 
     if not isinstance(count, types.IntegerLiteral):
         raise RequireLiteralValue("shared: count must be a literal")
-    return types.CPointer(like)(types.int64, like), codegen
+    # The literal stays in the signature: by that numba-cuda remembers what it has generated.
+    return types.CPointer(like)(count, like), codegen
 
 
 @intrinsic
