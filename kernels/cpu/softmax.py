@@ -16,7 +16,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, prange, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from .. import math
@@ -33,7 +35,9 @@ TILE = 16384  # elements of a tile: what a block visits several times stays in L
 NARROW = 64  # rows of a tile of columns, at least: enough for whole vectors
 SHORT = 64  # classes up to which rows are transposed
 PAD = 64  # elements that an unrolled loop over vectors does at a time, at most
-RUN = 4096  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
+LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
+LINE = 64  # bytes that are fetched at once
+RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
 GROUP = 64  # the same for a strided class axis, where the sum goes on in the arithmetic dtype
 ROWS, COLUMNS, TRANSPOSED = range(3)
 VECTORS = 10  # rows of scratch memory, an element a position, that a block of columns takes
@@ -99,6 +103,22 @@ def ordered(context, i):
         return builder.xor(args[0], builder.lshr(sign, kind(1)))
 
     return i(i), emit
+
+
+@intrinsic
+def prefetch(context, array, i):
+    """Have the memory of element `i`, which may lie beyond the array, brought to cache."""
+
+    def emit(context, builder, signature, args):
+        start = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(start, [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
 
 
 def exp(x):
@@ -185,6 +205,9 @@ def exponentials(x, g, in_place, m, skip, pad):
         if not in_place:
             copy(x[start : start + run.size], run)
         total += _exponentials(run, m, np.int32(skip - start))
+        if x.size >= LONG:
+            for line in range(start, start + run.size, LINE // x.itemsize):
+                prefetch(x, x.size + line)
     pad[:] = -np.inf
     copy(x[whole:], pad[: g.size - whole])
     total += _exponentials(pad, m, np.int32(skip - whole))
