@@ -113,8 +113,8 @@ def _flat_of(array, dtype):
 def compile_runs(scalars: Scalars) -> Any:
     """The sum of the terms of flat arrays, as a function to call in ``@njit`` code.
 
-    ``runs(x, t, u, w, out, scale, options)``: the third operand `u`, the weights `w` and `out`, which receives
-    the gradient by `x` times `scale`, may each be None.
+    ``runs(x, t, u, w, out, scale, options)``: the third operand `u`, the weights `w` and `out`, which
+    receives the gradient by `x` times `scale`, may each be None.
     """
     name = scalars.name
     complaint = f"{name}: an element is out of its domain"
@@ -143,10 +143,7 @@ def compile_runs(scalars: Scalars) -> Any:
         run = bound(x.dtype, graded)
 
         def impl(x, t, u, w, out, scale, options):
-            numbers = np.empty(len(options) + 1, np.float64)
-            numbers[0] = scale
-            for k in range(len(options)):
-                numbers[k + 1] = options[k]
+            numbers = np.array((scale, *options))
             invalid = np.zeros(1, np.int64)
             total = 0.0
             for start in range(0, x.size, RUN):
