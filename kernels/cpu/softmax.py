@@ -31,7 +31,7 @@ from .target import LOOP, SCALAR, prefer_widest_vectors
 INPUT, TARGET, GRAD, TARGET_GRAD, CURVATURE = range(5)
 ARRAYS = 5
 
-TILE = 16384  # elements of a tile: what a block visits several times stays in L2
+TILE = 32768  # bytes of a tile: it stays in cache, and malloc keeps what scratch it takes
 NARROW = 64  # rows of a tile of columns, at least: enough for whole vectors
 SHORT = 64  # classes up to which rows are transposed
 PAD = 64  # elements that an unrolled loop over vectors does at a time, at most
@@ -667,10 +667,11 @@ def store(tile, layout, a, shape, strides, out, pitch, flat):
 @njit(nogil=True)
 def plan(batch, classes, inner, itemsize):
     """How the rows are cut into tiles, and how many there are."""
+    most = TILE // itemsize // classes
     if inner == 1 and classes > SHORT:
-        height = max(1, min(batch, TILE // classes))
+        height = max(1, min(batch, most))
         return Layout(ROWS, classes, 1, height, 1, 1, itemsize), (batch + height - 1) // height
-    height = max(NARROW, TILE // classes // 16 * 16)
+    height = max(NARROW, min(most, batch if inner == 1 else inner) // 16 * 16)
     # Columns an odd number of cache lines apart do not fall on the same places in cache.
     pitch = (height // 16 | 1) * 16
     if inner == 1:
@@ -717,7 +718,10 @@ def share(
     q_scratch = np.empty(size if apart[TARGET] else 0, terms.dtype)
     gq_scratch = np.empty(size if apart[TARGET_GRAD] else 0, terms.dtype)
     h_scratch = np.empty(size if apart[CURVATURE] else 0, terms.dtype)
-    flat = np.empty(size if layout.kind == TRANSPOSED else 0, terms.dtype)
+    copied = False
+    for a in arrays:
+        copied |= a.present and not a.direct
+    flat = np.empty(size if layout.kind == TRANSPOSED and copied else 0, terms.dtype)
     vectors = np.empty((VECTORS, layout.height if layout.kind != ROWS else 0), terms.dtype)
     own = np.empty(layout.height if layout.kind != ROWS else 0, np.int32)
     losses = np.empty(layout.height, terms.dtype)
