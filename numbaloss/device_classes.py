@@ -155,7 +155,9 @@ def quick(cls: type[ClassLoss], mode: str, plan: Any, x: Any, y: Any, out: Any) 
                 return MISSING
         vectors = not (address | gradient) % device.VECTOR_BYTES
         key = cls, plan, mode, dtype, shape, extents, on, vectors
-        made = launcher.recipes.get(key) or launcher.remember(key, _prepare(*key))
+        made = launcher.recipes.get(key)
+        if made is None:
+            made = launcher.recipes[key] = _prepare(*key)
         blocks, threads, size = made.plan.blocks, made.plan.threads, dispatch.arithmetic_dtype(dtype)
         counting = 0 if made.counts is None else 2 * made.counts[1].blocks
         partials = 0 if mode == GRAD else made.plan.partials

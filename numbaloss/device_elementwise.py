@@ -86,7 +86,9 @@ def quick(plan: Plan, operands: tuple[Any, ...], out: Any) -> Any:
                 together |= address
         vectors = not together % device.VECTOR_BYTES
         key = plan, dtype, shape, on, vectors
-        made = launcher.recipes.get(key) or launcher.remember(key, _prepare(*key))
+        made = launcher.recipes.get(key)
+        if made is None:
+            made = launcher.recipes[key] = _prepare(*key)
         arithmetic = dispatch.arithmetic_dtype(dtype)
         partials = value = 0
         if plan.mode != GRAD:

@@ -24,6 +24,7 @@ from .loss import (
     VALUE_AND_GRAD,
     VALUE_GRAD_HESS,
     Loss,
+    Memo,
     Recipe,
     call_arguments,
     plain_function,
@@ -152,7 +153,7 @@ class ElementwiseLoss(Loss):
     _option_names: ClassVar[tuple[str, ...]] = ()
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
     _slopes: ClassVar[dict[str, Callable[..., Any]]] = {}
-    _plans: ClassVar[dict[Any, Plan]] = {}
+    _plans: ClassVar[Memo] = Memo()
     _compiled: ClassVar[dict[str, Any]] = {}
 
     @classmethod
@@ -179,7 +180,7 @@ class ElementwiseLoss(Loss):
         cls._required = tuple(n for n in arrays if n not in cls.fields)
         cls._option_names = tuple(options)
         cls._slopes = {n: plain_function(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
-        cls._plans, cls._compiled = {}, {}
+        cls._plans, cls._compiled = Memo(), {}
 
     @classmethod
     def _differentiable(cls) -> tuple[str, ...]:
@@ -241,9 +242,10 @@ class ElementwiseLoss(Loss):
         if mode == VALUE_GRAD_HESS and not single:
             raise ValueError(f"{name}: value_grad_hess takes one name in wrt, got {wrt!r}")
         key = mode, wrt, single, *options.items()
-        if key not in cls._plans:
-            cls._plans[key] = Plan(cls, mode, options, wrt, single)
-        return cls._plans[key]
+        plan: Plan | None = cls._plans.get(key)
+        if plan is None:
+            plan = cls._plans[key] = Plan(cls, mode, options, wrt, single)
+        return plan
 
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod

@@ -20,6 +20,7 @@ import numpy as np
 
 from .kernels import bind
 from .kernels.spec import CODES
+from .loss import Memo
 
 INSTALL = (
     "computing on a CUDA device needs numba-cuda: pip install 'numbaloss[cuda12]' or 'numbaloss[cuda13]', as "
@@ -227,15 +228,7 @@ def _is_half(storage: Any) -> bool:
 
 
 # What quick calls need, by all that it depends on: their shape too.
-recipes: dict[Any, Any] = {}
-MOST_RECIPES = 4096
-
-
-def remember(key: Any, recipe: Any) -> Any:
-    if len(recipes) >= MOST_RECIPES:
-        recipes.clear()
-    recipes[key] = recipe
-    return recipe
+recipes = Memo()
 
 
 @cache

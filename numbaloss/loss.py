@@ -48,6 +48,20 @@ grad_output : float or array, optional
 """
 
 
+class Memo(dict[Any, Any]):
+    """What was worked out, by what it depends on; forgotten when it becomes too much.
+
+    A loop whose options change with every step must not take memory without end.
+    """
+
+    MOST = 4096
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= self.MOST:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 class Recipe(NamedTuple):
     """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
 
@@ -56,7 +70,7 @@ class Recipe(NamedTuple):
         bool  # the operands first, by position; then options that are no arrays, `wrt`, `out`; nothing else
     )
     keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
-    plans: dict[Any, Any]  # by the values of the options: what a family works out for them
+    plans: Memo  # by the values of the options: what a family works out for them
 
 
 class Modes:
@@ -149,7 +163,7 @@ class LossFunction(Modes):
         )
         plain = plain and count >= len(required)
         keys = tuple(k for k in keywords if k != "out")
-        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain, keys, {})
+        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain, keys, Memo())
         return recipe
 
 

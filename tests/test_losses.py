@@ -9,7 +9,7 @@ import pytest
 
 import numbaloss as nl
 from numbaloss import reference, testing
-from numbaloss.loss import registry
+from numbaloss.loss import Memo, registry
 
 HAVE_WEIGHT = [n for n, f in registry.items() if "weight" in f.Class.fields and hasattr(f.Class, "value")]
 
@@ -437,3 +437,19 @@ class NowhereSmooth(nl.ElementwiseLoss):
 def test_check_loss_finds(definition, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_loss(definition)
+
+
+def test_what_was_worked_out_is_forgotten_when_it_becomes_too_much(monkeypatch):
+    monkeypatch.setattr(Memo, "MOST", 8)
+    x = np.ones(3)
+    calls = [
+        (nl.huber_loss, (x, 99 * x), "delta"),
+        (nl.multi_margin_loss, (np.ones((1, 3)), np.zeros(1, int)), "margin"),
+        (nl.triplet_margin_loss, (np.ones((1, 3)),) * 3, "margin"),
+    ]
+    for loss, arrays, option in calls:
+        values = [loss(*arrays, **{option: 1 + k}) for k in range(30)]
+        assert len(set(values)) > 1  # an option's value counts
+        (recipe,) = (r for key, r in loss._recipes.items() if key == ("value", len(arrays), option))
+        assert len(recipe.plans) <= 8
+    assert len(nl.huber_loss.Class._plans) <= 8
