@@ -288,6 +288,13 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         return (*cls.operands, "weight")
 
     @classmethod
+    @cache
+    def _jit(cls) -> Any:
+        from .kernels.cpu.inside_rows import compile_multilabel_soft_margin
+
+        return compile_multilabel_soft_margin(_Terms._scalars((), 2))
+
+    @classmethod
     def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
         name = cls.function.__name__
         floats: dict[str, np.ndarray] = {}

@@ -50,6 +50,12 @@ class RowLoss(Loss):
         return cls._evaluate_call(mode, call, cls._compute)
 
     @classmethod
+    def _jit(cls) -> Any:
+        from .kernels.cpu import inside_rows
+
+        return getattr(inside_rows, cls.function.__name__)
+
+    @classmethod
     def _evaluate_quick(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The commonest call, with nothing that it does not need.
 

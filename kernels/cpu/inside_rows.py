@@ -1,0 +1,1027 @@
+"""Losses with one term for each row, inside the caller's own compiled code.
+
+Each function here has its loss's own parameters and then `out`, which receives the gradient: an array, or for
+vectors a tuple of arrays, or of None where a gradient is not wanted. It may be the very array that it is the
+gradient of. The value is of the input's dtype, float32 or float64, which all is computed in. They run on the
+calling thread, through the serial kernels that the library's own calls run.
+
+What cannot be is a TypingError, when the caller's function is compiled. What is raised at run time has
+constant messages: that is all that Numba can do where the GIL is not held.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload
+
+from ..bind import bind
+from ..spec import FLOAT32, FLOAT64, Scalars
+from . import ctc, margins, pick, softmax, vectors
+from .inside import compile_runs, flat_or_none
+
+ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
+
+COSINE_EPS = 1e-12  # under each squared norm
+DISTANCE_EPS = 1e-6  # added to each coordinate's difference
+
+# A chunk of the scores of `linear_cross_entropy`: so many bytes, but rows enough that products are quick.
+CHUNK_BYTES, CHUNK_ROWS = 24_000_000, 64
+SCRATCH_BYTES = 2 << 20  # that products are made in to be added up: they stay in cache
+
+
+# ---- arguments -------------------------------------------------------------------------------------
+def flat(array, dtype):
+    """The elements in C order: the array's own memory where it can be, else a copy; empty for None."""
+
+
+@overload(flat)
+def flat_of(array, dtype):
+    if isinstance(array, types.NoneType):
+        return lambda array, dtype: np.empty(0, dtype)
+    if not isinstance(array, types.Array):
+        return lambda array, dtype: np.full(1, array, dtype)
+    if array.ndim == 0:
+        return lambda array, dtype: flat(array.reshape(1), dtype)
+    # Kernels are compiled for arrays that may be written.
+    if array.dtype == dtype.dtype and array.layout == "C" and array.mutable:
+        return lambda array, dtype: array.reshape(array.size)
+    unsigned = array.dtype == types.uint64 and dtype.dtype == types.int64
+
+    def impl(array, dtype):
+        made = np.empty(array.size, dtype)
+        for i, element in enumerate(array.flat):
+            # No class has the largest index, nor is it ignored.
+            made[i] = min(element, np.uint64(2**63 - 1)) if unsigned else element
+        return made
+
+    return impl
+
+
+def gradient(out, like):
+    """The flat memory of an output, empty for None."""
+
+
+@overload(gradient)
+def gradient_of(out, like):
+    if isinstance(out, types.NoneType):
+        return lambda out, like: np.empty(0, like.dtype)
+    check_out(out, like)
+    return lambda out, like: out.reshape(out.size)
+
+
+def check_out(out: Any, like: Any) -> None:
+    if not isinstance(out, types.Array):
+        raise TypingError(f"out must be an array or None, got {out}")
+    if out.layout != "C" or not out.mutable or out.dtype != like.dtype:
+        raise TypingError(f"out must be a C-contiguous array of {like.dtype} that may be written, got {out}")
+
+
+def same_shape(a, b):
+    """Whether two arrays have one shape; None has any."""
+
+
+@overload(same_shape)
+def same_shape_of(a, b):
+    if isinstance(a, types.NoneType):
+        return lambda a, b: True
+    if a.ndim != b.ndim:
+        return lambda a, b: False
+    return lambda a, b: a.shape == b.shape
+
+
+def outputs_for(count: int) -> Any:
+    """A function to call in compiled code: what was given as `out`, one for each gradient."""
+    nothing = (None,) * count
+
+    def outputs(out):
+        pass
+
+    @overload(outputs)
+    def outputs_of(out):
+        if isinstance(out, types.NoneType):
+            return lambda out: nothing
+        if not isinstance(out, types.BaseTuple) or len(out) != count:
+            raise TypingError(f"out must be None or a tuple of {count}, got {out}")
+        return lambda out: out
+
+    return outputs
+
+
+pair, triple = outputs_for(2), outputs_for(3)
+
+
+def is_float(array: Any) -> bool:
+    return isinstance(array, types.Array) and array.dtype in (types.float32, types.float64)
+
+
+def is_label(array: Any) -> bool:
+    """An array of integers, or the integer that is the one row's."""
+    return isinstance(getattr(array, "dtype", array), types.Integer)
+
+
+@njit(**ENTRY)
+def apart(a, b):
+    """Whether two flat arrays share no memory."""
+    p, q = a.ctypes.data, b.ctypes.data
+    return a.size == 0 or b.size == 0 or p >= q + b.nbytes or q >= p + a.nbytes
+
+
+@njit(**ENTRY)
+def may_write(gradients, arguments):
+    """Whether each gradient goes into its own argument's memory, or into some that is nothing else's."""
+    for j in range(len(gradients)):
+        g = gradients[j]
+        for k in range(len(arguments)):
+            a = arguments[k]
+            own = j == k and g.ctypes.data == a.ctypes.data and g.size == a.size
+            if not own and not apart(g, a):
+                return False
+        for k in range(j):
+            if not apart(g, gradients[k]):
+                return False
+    return True
+
+
+@njit(**ENTRY)
+def divisor_of(reduction):
+    """What the sum is divided by: NaN for what the rows count for."""
+    if reduction == "mean":
+        return np.nan
+    if reduction != "sum":
+        raise ValueError("reduction must be 'mean' or 'sum' inside compiled code")
+    return 1.0
+
+
+def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
+    """A function to call in compiled code: the kernel for its first argument's dtype, with a tuple's others.
+
+    A function that is compiled around it, as by `overload`, would be optimised anew with all of the kernel.
+    """
+
+    @intrinsic
+    def call(typingctx, x, arguments):
+        kernel = types.Dispatcher(compile_kernel(np.dtype(x.dtype.name)))
+        result = kernel.get_call_type(typingctx, (x, *arguments), {})
+
+        def codegen(context, builder, sig, args):
+            function = context.get_function(kernel, result)
+            context.add_linking_libs(function.libs)
+            return function(builder, (args[0], *cgutils.unpack_tuple(builder, args[1])))
+
+        return result.return_type(x, arguments), codegen
+
+    return call
+
+
+@njit(**ENTRY)
+def one():
+    """How many share a kernel's work; a literal would have it compiled for that."""
+    return np.int64(1)
+
+
+# Bound by `compile_template`.
+whole: Any = None
+loss: Any = None
+slope: Any = None
+add: Any = None
+
+
+def compile_template(template: Any, dtype: np.dtype, name: str = "", **scope: Any) -> Any:
+    identity = f"{name}{dtype.name}"
+    return bind(template, scope, identity, identity, njit(nogil=True, cache=True, error_model="numpy"))
+
+
+# ---- class scores ----------------------------------------------------------------------------------
+def extents_of(x):
+    """Batch, classes and inner positions of scores."""
+
+
+@overload(extents_of)
+def extents_of_scores(x):
+    if not is_float(x) or not x.ndim:
+        raise TypingError(f"input must be an array of float32 or float64 with an axis of classes, got {x}")
+    if x.ndim == 1:
+        return lambda x: (1, x.size, 1)
+    if x.ndim == 2:
+        return lambda x: (x.shape[0], x.shape[1], 1)
+
+    def impl(x):
+        inner = 1
+        for n in x.shape[2:]:
+            inner *= n
+        return x.shape[0], x.shape[1], inner
+
+    return impl
+
+
+def one_a_row(target, x):
+    """Whether there is one label for each row of scores."""
+
+
+@overload(one_a_row)
+def one_a_row_of(target, x):
+    if not is_label(target):
+        raise TypingError(f"target must hold integers, got {target}")
+    if getattr(target, "ndim", 0) != x.ndim - 1:
+        return lambda target, x: False
+    if x.ndim == 1:
+        return lambda target, x: True
+    if x.ndim == 2:
+        return lambda target, x: target.size == x.shape[0]
+    return lambda target, x: target.shape == x.shape[:1] + x.shape[2:]
+
+
+def target_fits(target, x):
+    """Whether there is a label, or a distribution over the classes, for each row of scores."""
+
+
+@overload(target_fits)
+def target_fits_scores(target, x):
+    if is_float(target):
+        return lambda target, x: same_shape(target, x)
+    return lambda target, x: one_a_row(target, x)
+
+
+def labels_of(target):
+    """Class indices; empty where there are probabilities."""
+
+
+@overload(labels_of)
+def labels_of_target(target):
+    if is_float(target):
+        return lambda target: np.empty(0, np.int64)
+    return lambda target: flat(target, np.int64)
+
+
+def probabilities_of(target, dtype):
+    """Probabilities; empty where there are class indices."""
+
+
+@overload(probabilities_of)
+def probabilities_of_target(target, dtype):
+    if is_float(target):
+        return lambda target, dtype: flat(target, dtype)
+    return lambda target, dtype: np.empty(0, dtype)
+
+
+def weight_fits(weight, classes):
+    """Whether there is a weight for each class, or none."""
+
+
+@overload(weight_fits)
+def weight_fits_classes(weight, classes):
+    if isinstance(weight, types.NoneType):
+        return lambda weight, classes: True
+    if not isinstance(weight, types.Array) or weight.ndim != 1:
+        raise TypingError(f"weight must be an array with one axis, got {weight}")
+    return lambda weight, classes: weight.size == classes
+
+
+def softmax_rows(x, q, labels, g, weight, extents, settings):
+    """`softmax.plain`, with weights of the classes and with probabilities."""
+    places, codes = np.zeros(softmax.ARRAYS, np.int64), np.full(softmax.ARRAYS, -1)
+    direct = np.ones(softmax.ARRAYS, np.int64)
+    places[softmax.INPUT], codes[softmax.INPUT] = x.ctypes.data, 0
+    if q.size:
+        places[softmax.TARGET], codes[softmax.TARGET] = q.ctypes.data, 0
+    if g.size:
+        places[softmax.GRAD], codes[softmax.GRAD] = g.ctypes.data, 0
+    none = np.empty(0, x.dtype)
+    if weight.size == 0 and (q.size or settings[1]):
+        weight = np.ones(extents[1], x.dtype)
+    shape, strides = np.empty(0, np.int64), np.empty((softmax.ARRAYS, 0), np.int64)
+    return whole(
+        places, codes, direct, shape, strides, extents, labels, weight, none, none, none, settings, one()
+    )
+
+
+@cache
+def compile_softmax_rows(dtype: np.dtype) -> Any:
+    return compile_template(softmax_rows, dtype, whole=softmax.compile_softmax(dtype, False))
+
+
+softmax_of = by_dtype(compile_softmax_rows)
+
+
+@njit(**ENTRY)
+def cross_entropy(
+    input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, out=None
+):
+    divisor = divisor_of(reduction)
+    extents = extents_of(input)
+    if extents[1] == 0:
+        raise ValueError("cross_entropy: input must have at least one class")
+    if not target_fits(target, input):
+        raise ValueError(
+            "cross_entropy: target must have input's shape without the axis of classes, or for class "
+            "probabilities input's shape"
+        )
+    if not weight_fits(weight, extents[1]):
+        raise ValueError("cross_entropy: weight must have one element per class")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError("cross_entropy: label_smoothing must be in [0, 1]")
+    if not same_shape(out, input):
+        raise ValueError("cross_entropy: out must have input's shape")
+    T = input.dtype.type
+    if input.size == 0:
+        return T(0 * divisor)
+    x, g = flat(input, T), gradient(out, input)
+    q, labels, w = probabilities_of(target, T), labels_of(target), flat(weight, T)
+    if q.size and ignore_index >= 0:
+        raise ValueError("cross_entropy: ignore_index must not be given with class probabilities")
+    if not (may_write((g,), (x, q, w)) and apart(g, labels)):
+        raise ValueError("cross_entropy: out overlaps an argument; it may be input itself")
+    settings = np.int64(ignore_index), float(label_smoothing), 1.0, divisor
+    value, wrong = softmax_of(x, (q, labels, g, w, extents, settings))
+    if wrong >= 0:
+        raise IndexError("cross_entropy: target holds a class index that is out of range")
+    return T(value)
+
+
+def pick_rows(x, labels, g, weight, extents, settings):
+    """`pick.plain`, with weights of the classes."""
+    if weight.size == 0:
+        return whole(x, labels, g, extents, settings, one())
+    batch, classes, inner = extents
+    ignore, _, scale, divisor = settings
+    none, terms = np.empty(0, x.dtype), np.empty(labels.size, x.dtype)
+    code, step = FLOAT32 if x.itemsize == 4 else FLOAT64, inner * x.itemsize
+    shape, strides = np.array([batch, inner]), np.array([classes * step, x.itemsize])
+    value, divisor, wrong = loss(
+        x.ctypes.data, code, shape, strides, step, classes, labels, weight, none, terms, ignore, divisor
+    )
+    if g.size and wrong < 0:
+        g[:] = 0
+        scale /= divisor
+        slope(g.ctypes.data, code, shape, strides, step, labels, weight, none, none, ignore, scale)
+    return value, wrong
+
+
+@cache
+def compile_pick_rows(dtype: np.dtype) -> Any:
+    kernels = dict(
+        whole=pick.compile_plain(dtype), loss=pick.compile_pick(dtype), slope=pick.compile_put(dtype)
+    )
+    return compile_template(pick_rows, dtype, **kernels)
+
+
+pick_of = by_dtype(compile_pick_rows)
+
+
+@njit(**ENTRY)
+def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
+    divisor = divisor_of(reduction)
+    extents = extents_of(input)
+    if extents[1] == 0:
+        raise ValueError("nll_loss: input must have at least one class")
+    if not one_a_row(target, input):
+        raise ValueError("nll_loss: target must have input's shape without the axis of classes")
+    if not weight_fits(weight, extents[1]):
+        raise ValueError("nll_loss: weight must have one element per class")
+    if not same_shape(out, input):
+        raise ValueError("nll_loss: out must have input's shape")
+    T = input.dtype.type
+    if input.size == 0:
+        return T(0 * divisor)
+    x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
+    if not (may_write((g,), (x, w)) and apart(g, labels)):
+        raise ValueError("nll_loss: out overlaps an argument; it may be input itself")
+    value, wrong = pick_of(x, (labels, g, w, extents, (np.int64(ignore_index), 0.0, 1.0, divisor)))
+    if wrong >= 0:
+        raise IndexError("nll_loss: target holds a class index that is out of range")
+    return T(value)
+
+
+def margin_rows(x, labels, g, weight, extents, settings):
+    """`margins.plain`, with weights of the classes."""
+    places, codes = np.zeros(3, np.int64), np.full(3, -1)
+    code = FLOAT32 if x.itemsize == 4 else FLOAT64
+    places[margins.INPUT], codes[margins.INPUT] = x.ctypes.data, code
+    if g.size:
+        places[margins.GRAD], codes[margins.GRAD] = g.ctypes.data, code
+    none = np.empty(0, x.dtype)
+    shape, strides = np.full(1, x.size), np.full((3, 1), x.itemsize)
+    return whole(places, codes, shape, strides, extents, labels, weight, none, none, none, settings, one())
+
+
+@cache
+def compile_margin_rows(many: bool, dtype: np.dtype) -> Any:
+    kernel = margins.compile_margins(many, dtype, False)
+    return compile_template(margin_rows, dtype, f"{many}_", whole=kernel)
+
+
+one_margin_of, many_margins_of = (by_dtype(partial(compile_margin_rows, many)) for many in (False, True))
+
+
+@njit(**ENTRY)
+def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="mean", out=None):
+    divisor = divisor_of(reduction)
+    batch, classes, _ = extents_of(input)
+    if classes == 0 or input.ndim > 2:
+        raise ValueError("multi_margin_loss: input must have shape (C) or (N, C), C at least 1")
+    if not one_a_row(target, input):
+        raise ValueError("multi_margin_loss: target must have one class index for each row of input")
+    if p != 1 and p != 2:
+        raise ValueError("multi_margin_loss: p must be 1 or 2")
+    if margin != margin:
+        raise ValueError("multi_margin_loss: margin must be a number")
+    if not weight_fits(weight, classes):
+        raise ValueError("multi_margin_loss: weight must have one element per class")
+    if not same_shape(out, input):
+        raise ValueError("multi_margin_loss: out must have input's shape")
+    T = input.dtype.type
+    if input.size == 0:
+        return T(0 * divisor)
+    x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
+    if not (may_write((g,), (x, w)) and apart(g, labels)):
+        raise ValueError("multi_margin_loss: out overlaps an argument; it may be input itself")
+    settings = np.int64(p), float(margin), 1.0, divisor
+    value, wrong = one_margin_of(x, (labels, g, w, (batch, classes), settings))
+    if wrong >= 0:
+        raise IndexError("multi_margin_loss: target holds a class index that is out of range")
+    return T(value)
+
+
+@njit(**ENTRY)
+def multilabel_margin_loss(input, target, reduction="mean", out=None):
+    divisor = divisor_of(reduction)
+    batch, classes, _ = extents_of(input)
+    if classes == 0 or input.ndim > 2:
+        raise ValueError("multilabel_margin_loss: input must have shape (C) or (N, C), C at least 1")
+    if not lists_fit(target, input):
+        raise ValueError("multilabel_margin_loss: target must have input's shape")
+    if not same_shape(out, input):
+        raise ValueError("multilabel_margin_loss: out must have input's shape")
+    T = input.dtype.type
+    if input.size == 0:
+        return T(0 * divisor)
+    x, g, labels = flat(input, T), gradient(out, input), flat(target, np.int64)
+    if not (may_write((g,), (x,)) and apart(g, labels)):
+        raise ValueError("multilabel_margin_loss: out overlaps an argument; it may be input itself")
+    settings = np.int64(1), 1.0, 1.0, divisor
+    value, wrong = many_margins_of(x, (labels, g, x[:0], (batch, classes), settings))
+    if wrong >= 0:
+        raise IndexError("multilabel_margin_loss: target holds a class index that is out of range")
+    return T(value)
+
+
+def lists_fit(target, x):
+    """Whether there is a list of labels for each row, as long as the row."""
+
+
+@overload(lists_fit)
+def lists_fit_scores(target, x):
+    if not isinstance(target, types.Array) or not is_label(target):
+        raise TypingError(f"target must be an array of integers, got {target}")
+    return lambda target, x: same_shape(target, x)
+
+
+def marks_fit(target, x):
+    """Whether there is a number for each score."""
+
+
+@overload(marks_fit)
+def marks_fit_scores(target, x):
+    if not is_float(x) or not x.ndim:
+        raise TypingError(f"input must be an array of float32 or float64 with an axis of classes, got {x}")
+    if not isinstance(getattr(target, "dtype", None), types.Number | types.Boolean):
+        raise TypingError(f"target must be an array of numbers, got {target}")
+    return lambda target, x: same_shape(target, x)
+
+
+def over(weight, x):
+    """Weights of elements, of the shape of the scores; None for none."""
+
+
+@overload(over)
+def over_scores(weight, x):
+    if isinstance(weight, types.NoneType):
+        return lambda weight, x: None
+    T = np.float32 if x.dtype == types.float32 else np.float64
+    return lambda weight, x: flat(np.broadcast_to(weight, x.shape), T)
+
+
+def broadcasts(weight, x):
+    """Whether weights of elements, if there are any, broadcast to the shape of the scores."""
+
+
+@overload(broadcasts)
+def broadcasts_to_scores(weight, x):
+    if isinstance(weight, types.NoneType):
+        return lambda weight, x: True
+    if not isinstance(weight, types.Array) or weight.ndim > x.ndim:
+        raise TypingError(f"weight must be an array that broadcasts to the input's shape, got {weight}")
+    skipped = x.ndim - weight.ndim
+
+    def impl(weight, x):
+        for k in range(weight.ndim):
+            if weight.shape[k] != 1 and weight.shape[k] != x.shape[skipped + k]:
+                return False
+        return True
+
+    return impl if weight.ndim else lambda weight, x: True
+
+
+def compile_multilabel_soft_margin(scalars: Scalars) -> Any:
+    """`multilabel_soft_margin_loss`, of the elementwise loss that it averages over classes."""
+    runs = compile_runs(scalars)
+
+    @njit(**ENTRY)
+    def multilabel_soft_margin_loss(input, target, weight=None, reduction="mean", out=None):
+        divisor = divisor_of(reduction)
+        if not marks_fit(target, input):
+            raise ValueError("multilabel_soft_margin_loss: target must have input's shape")
+        classes = input.shape[input.ndim - 1]
+        if classes == 0:
+            raise ValueError("multilabel_soft_margin_loss: input must have shape (..., C), C at least 1")
+        if not broadcasts(weight, input):
+            raise ValueError("multilabel_soft_margin_loss: weight must broadcast to input's shape")
+        if not same_shape(out, input):
+            raise ValueError("multilabel_soft_margin_loss: out must have input's shape")
+        T = input.dtype.type
+        if input.size == 0:
+            return T(0 * divisor)
+        x, t, w = flat(input, T), flat(target, T), over(weight, input)
+        if not may_write((gradient(out, input),), (x, t)):
+            raise ValueError("multilabel_soft_margin_loss: out overlaps an argument; it may be input itself")
+        scale = 1 / classes if divisor == 1 else 1 / x.size
+        return T(runs(x, t, None, w, flat_or_none(out), scale, ()) * scale)
+
+    return multilabel_soft_margin_loss
+
+
+# ---- vectors ---------------------------------------------------------------------------------------
+def same_vectors(x, y):
+    """Whether two arrays of vectors have one shape."""
+
+
+@overload(same_vectors)
+def same_vectors_of(x, y):
+    for a in (x, y):
+        if not is_float(a) or not a.ndim or a.dtype != x.dtype:
+            raise TypingError(f"vectors must be arrays of one dtype, float32 or float64, got {x} and {y}")
+    return lambda x, y: same_shape(x, y)
+
+
+def one_a_vector(target, x):
+    """Whether there is a number for each vector."""
+
+
+@overload(one_a_vector)
+def one_a_vector_of(target, x):
+    if not isinstance(getattr(target, "dtype", target), types.Number):
+        raise TypingError(f"target must hold numbers, got {target}")
+    if getattr(target, "ndim", 0) != x.ndim - 1:
+        return lambda target, x: False
+    if x.ndim == 1:
+        return lambda target, x: True
+    return lambda target, x: target.shape == x.shape[:-1]
+
+
+pairs_of, triplets_of = (
+    by_dtype(partial(vectors.compile_plain, three, parallel=False)) for three in (False, True)
+)
+
+
+@njit(**ENTRY)
+def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean", out=None):
+    divisor = divisor_of(reduction)
+    by_1, by_2 = pair(out)
+    if not same_vectors(input1, input2):
+        raise ValueError("cosine_embedding_loss: input2 must have input1's shape")
+    size = input1.shape[input1.ndim - 1]
+    if size == 0 or input1.ndim > 2:
+        raise ValueError("cosine_embedding_loss: input1 must have shape (N, D) or (D), D at least 1")
+    if not one_a_vector(target, input1):
+        raise ValueError("cosine_embedding_loss: target must have one element for each vector")
+    if margin != margin:
+        raise ValueError("cosine_embedding_loss: margin must be a number")
+    if not (same_shape(by_1, input1) and same_shape(by_2, input2)):
+        raise ValueError("cosine_embedding_loss: out must have the inputs' shape")
+    T = input1.dtype.type
+    if input1.size == 0:
+        return T(0 * divisor)
+    x, y, labels = flat(input1, T), flat(input2, T), flat(target, T)
+    gx, gy = gradient(by_1, input1), gradient(by_2, input2)
+    if not may_write((gx, gy), (x, y, labels)):
+        raise ValueError("cosine_embedding_loss: out overlaps an argument; it may be the inputs themselves")
+    settings = np.int64(vectors.COSINE), 2.0, COSINE_EPS, float(margin), False, 1.0, divisor
+    none = x[:0]
+    extents = x.size // size, size
+    return T(pairs_of(x, (y, none, gx, gy, none, labels, extents, settings, one())))
+
+
+@njit(**ENTRY)
+def triplet_margin_loss(
+    anchor, positive, negative, margin=1.0, p=2.0, eps=DISTANCE_EPS, swap=False, reduction="mean", out=None
+):
+    divisor = divisor_of(reduction)
+    by_a, by_p, by_n = triple(out)
+    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
+        raise ValueError("triplet_margin_loss: positive and negative must have anchor's shape")
+    size = anchor.shape[anchor.ndim - 1]
+    if size == 0:
+        raise ValueError("triplet_margin_loss: anchor must have shape (..., D), D at least 1")
+    if not margin > 0:
+        raise ValueError("triplet_margin_loss: margin must be > 0")
+    if not p >= 1:
+        raise ValueError("triplet_margin_loss: p must be >= 1")
+    if not eps >= 0:
+        raise ValueError("triplet_margin_loss: eps must be >= 0")
+    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
+        raise ValueError("triplet_margin_loss: out must have anchor's shape")
+    T = anchor.dtype.type
+    if anchor.size == 0:
+        return T(0 * divisor)
+    kind = vectors.POWER
+    if p == 1:
+        kind = vectors.SUM
+    elif p == 2:
+        kind = vectors.ROOT_OF_SQUARES
+    elif p == np.inf:
+        kind = vectors.LARGEST
+    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
+    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
+    if not may_write((gx, gy, gz), (x, y, z)):
+        raise ValueError("triplet_margin_loss: out overlaps an argument; it may be the vectors themselves")
+    settings = kind, float(p), float(eps), float(margin), bool(swap), 1.0, divisor
+    extents = x.size // size, size
+    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
+
+
+def metric(distance):
+    """A distance's kind, and what it adds; the kind is -1 for a name that is none."""
+
+
+@overload(metric)
+def metric_of(distance):
+    if isinstance(distance, types.NoneType):
+        return lambda distance: (vectors.ROOT_OF_SQUARES, DISTANCE_EPS)
+    if not isinstance(distance, types.UnicodeType | types.StringLiteral):
+        raise TypingError(
+            f"distance_function must be None or a name in compiled code, not a function; got {distance}"
+        )
+
+    def impl(distance):
+        if distance == "euclidean":
+            return vectors.ROOT_OF_SQUARES, DISTANCE_EPS
+        if distance == "sqeuclidean":
+            return vectors.SQUARES, 0.0
+        if distance == "cosine":
+            return vectors.COSINE, COSINE_EPS
+        if distance == "manhattan":
+            return vectors.SUM, 0.0
+        return -1, 0.0
+
+    return impl
+
+
+@njit(**ENTRY)
+def triplet_margin_with_distance_loss(
+    anchor,
+    positive,
+    negative,
+    distance_function=None,
+    margin=1.0,
+    swap=False,
+    reduction="mean",
+    out=None,
+):
+    divisor = divisor_of(reduction)
+    by_a, by_p, by_n = triple(out)
+    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
+        raise ValueError("triplet_margin_with_distance_loss: positive and negative must have anchor's shape")
+    size = anchor.shape[anchor.ndim - 1]
+    if size == 0:
+        raise ValueError("triplet_margin_with_distance_loss: anchor must have shape (..., D), D at least 1")
+    if not margin > 0:
+        raise ValueError("triplet_margin_with_distance_loss: margin must be > 0")
+    kind, eps = metric(distance_function)
+    if kind < 0:
+        raise ValueError("triplet_margin_with_distance_loss: distance_function has none of the names it may")
+    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
+        raise ValueError("triplet_margin_with_distance_loss: out must have anchor's shape")
+    T = anchor.dtype.type
+    if anchor.size == 0:
+        return T(0 * divisor)
+    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
+    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
+    if not may_write((gx, gy, gz), (x, y, z)):
+        raise ValueError(
+            "triplet_margin_with_distance_loss: out overlaps an argument; it may be the vectors themselves"
+        )
+    settings = kind, 2.0, eps, float(margin), bool(swap), 1.0, divisor
+    extents = x.size // size, size
+    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
+
+
+# ---- scores that are a matrix product --------------------------------------------------------------
+def linear_fits(target, x, w, options):
+    """Whether there is one label for each row of the input, and the features are as many as the weight's."""
+
+
+@overload(linear_fits)
+def linear_fits_scores(target, x, w, options):
+    if find_spec("scipy") is None:
+        raise TypingError("matrix products in compiled code need SciPy: pip install scipy")
+    for a, name in ((x, "input"), (w, "linear_weight")):
+        if not is_float(a) or a.dtype != x.dtype:
+            raise TypingError(f"{name} must be an array of float32 or float64, of the input's dtype, got {a}")
+    if x.ndim not in (1, 2) or w.ndim != 2:
+        raise TypingError(
+            f"in compiled code input has shape (F) or (N, F) and linear_weight (C, F), got {x} and {w}"
+        )
+    if not is_label(target):
+        raise TypingError(f"in compiled code target must hold class indices, got {target}")
+    if not isinstance(options, types.NoneType):
+        raise TypingError(f"options must be None in compiled code, got {options}")
+    last = x.ndim - 1
+    return lambda target, x, w, options: one_a_row(target, x) and x.shape[last] == w.shape[1]
+
+
+def ignored(index):
+    """The class index that counts nothing."""
+
+
+@overload(ignored)
+def ignored_index(index):
+    if isinstance(index, types.NoneType):
+        return lambda index: np.int64(-100)
+    return lambda index: np.int64(index)
+
+
+def add_product(g, x, into, pieces, products):
+    """Add ``g.T @ x``, made of some columns at a time in memory that stays in cache."""
+    rows, features = x.shape
+    step = products.size // features
+    for start in range(0, into.shape[0], step):
+        stop = min(start + step, into.shape[0])
+        piece = pieces[: rows * (stop - start)].reshape(rows, stop - start)
+        piece[:] = g[:, start:stop]
+        product = products[: features * (stop - start)].reshape(stop - start, features)
+        np.dot(piece.T, x, product)
+        for c in range(start, stop):
+            for k in range(features):
+                into[c, k] += product[c - start, k]
+
+
+def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
+    """Value and gradients over chunks of the rows that count; of others the input is not read.
+
+    The gradients are empty where they are not wanted. Either may lie over what it is the gradient of.
+    """
+    ignore, smoothing, divisor = settings
+    features, classes = x.shape[1], w.shape[0]
+    none = np.empty(0, x.dtype)
+    count, wrong = softmax.survey(labels, ignore, classes, weight, none)
+    if wrong >= 0:
+        return 0.0, wrong
+    if divisor != divisor:
+        divisor = count
+    live = np.empty(labels.size, np.int64)
+    rows = 0
+    for i in range(labels.size):
+        if labels[i] != ignore and (smoothing or weight.size == 0 or weight[labels[i]]):
+            live[rows] = i
+            rows += 1
+    gathers = rows < labels.size
+    height = max(1, min(rows, max(CHUNK_ROWS, CHUNK_BYTES // (classes * x.itemsize))))
+    scores = np.empty(height * classes, x.dtype)
+    chosen = np.empty((height if gathers else 0, features), x.dtype)
+    sum_ = gw if apart(gw.reshape(gw.size), w.reshape(w.size)) else np.empty_like(gw)
+    step = max(1, min(classes, SCRATCH_BYTES // (features * x.itemsize)))
+    adds = gw.size and rows > height
+    pieces, products = np.empty(height * step * adds, x.dtype), np.empty(step * features * adds, x.dtype)
+    if gathers and gx.size:
+        for i in range(labels.size):
+            if labels[i] == ignore or not (smoothing or weight.size == 0 or weight[labels[i]]):
+                gx[i] = 0
+    if rows == 0:
+        sum_[:] = 0
+    total = 0.0
+    for start in range(0, rows, height):
+        stop = min(start + height, rows)
+        part, own = x[start:stop], labels[start:stop]
+        if gathers:
+            part, own = chosen[: stop - start], labels[live[start:stop]]
+            for i in range(stop - start):
+                part[i] = x[live[start + i]]
+        flat_scores = scores[: (stop - start) * classes]
+        g = flat_scores.reshape(stop - start, classes)
+        np.dot(part, w.T, g)
+        if bias.size:
+            for i in range(stop - start):
+                for c in range(classes):
+                    g[i, c] += bias[c]
+        value, _ = whole(
+            flat_scores,
+            none,
+            own,
+            flat_scores if gx.size or gw.size else none,
+            weight,
+            (stop - start, classes, one()),
+            (ignore, smoothing, 1 / divisor, 1.0),
+        )
+        total += value
+        if gw.size and start == 0:
+            np.dot(g.T, part, sum_)
+        elif gw.size:
+            add(g, part, sum_, pieces, products)
+        if gx.size and gathers:
+            np.dot(g, w, part)
+            for i in range(stop - start):
+                gx[live[start + i]] = part[i]
+        elif gx.size:
+            np.dot(g, w, gx[start:stop])
+    if gw.size:
+        gw[:] = sum_
+    return total / divisor, -1
+
+
+@cache
+def compile_linear_rows(dtype: np.dtype) -> Any:
+    kernels = dict(whole=compile_softmax_rows(dtype), add=njit(nogil=True)(add_product))
+    return compile_template(linear_rows, dtype, **kernels)
+
+
+linear_of = by_dtype(compile_linear_rows)
+
+
+@njit(**ENTRY)
+def linear_cross_entropy(
+    input,
+    linear_weight,
+    target,
+    linear_bias=None,
+    weight=None,
+    reduction="mean",
+    ignore_index=None,
+    label_smoothing=0.0,
+    options=None,
+    out=None,
+):
+    divisor = divisor_of(reduction)
+    by_input, by_weight = pair(out)
+    if not linear_fits(target, input, linear_weight, options):
+        raise ValueError(
+            "linear_cross_entropy: shapes must be (N, F) or (F) of input, (C, F) of linear_weight and (N) or "
+            "() of target"
+        )
+    classes, features = linear_weight.shape
+    if classes == 0 or features == 0:
+        raise ValueError("linear_cross_entropy: linear_weight must have at least one class and one feature")
+    if not weight_fits(linear_bias, classes):
+        raise ValueError("linear_cross_entropy: linear_bias must have one element per class")
+    if not weight_fits(weight, classes):
+        raise ValueError("linear_cross_entropy: weight must have one element per class")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError("linear_cross_entropy: label_smoothing must be in [0, 1]")
+    if not (same_shape(by_input, input) and same_shape(by_weight, linear_weight)):
+        raise ValueError("linear_cross_entropy: out must have the shapes of input and linear_weight")
+    T = input.dtype.type
+    x, w, b, c = flat(input, T), flat(linear_weight, T), flat(linear_bias, T), flat(weight, T)
+    gx, gw, labels = gradient(by_input, input), gradient(by_weight, linear_weight), flat(target, np.int64)
+    if not (may_write((gx, gw), (x, w, b, c)) and apart(gx, labels) and apart(gw, labels)):
+        raise ValueError(
+            "linear_cross_entropy: out overlaps an argument; it may be input and linear_weight themselves"
+        )
+    settings = ignored(ignore_index), float(label_smoothing), divisor
+    value, wrong = linear_of(
+        x.reshape(labels.size, features),
+        (
+            w.reshape(classes, features),
+            b,
+            labels,
+            c,
+            gx.reshape(gx.size // features, features),
+            gw.reshape(gw.size // features, features),
+            settings,
+        ),
+    )
+    if wrong >= 0:
+        raise IndexError("linear_cross_entropy: target holds a class index that is out of range")
+    return T(value)
+
+
+# ---- sequences -------------------------------------------------------------------------------------
+def lengths_fit(lengths, batch, most):
+    """Whether there is a length for each sequence, none above `most`."""
+
+
+@overload(lengths_fit)
+def lengths_fit_sequences(lengths, batch, most):
+    if not is_label(lengths) or getattr(lengths, "ndim", 0) > 1:
+        raise TypingError(f"lengths must be integers, one for each sequence, got {lengths}")
+
+    def impl(lengths, batch, most):
+        own = flat(lengths, np.int64)
+        return own.size == batch and np.all((own >= 0) & (own <= most))
+
+    return impl
+
+
+def sequences_of(log_probs):
+    """Frames, sequences and classes of log-probabilities."""
+
+
+@overload(sequences_of)
+def sequences_of_log_probs(log_probs):
+    if not is_float(log_probs) or log_probs.ndim not in (2, 3):
+        raise TypingError(
+            f"log_probs must be an array of float32 or float64, (T, N, C) or (T, C), got {log_probs}"
+        )
+    if log_probs.ndim == 3:
+        return lambda log_probs: log_probs.shape
+    return lambda log_probs: (log_probs.shape[0], 1, log_probs.shape[1])
+
+
+def width_of(targets, log_probs):
+    """How many labels a row of targets has; 0 of joined ones; -1 where there are too few or many rows."""
+
+
+@overload(width_of)
+def width_of_targets(targets, log_probs):
+    if not isinstance(targets, types.Array) or not is_label(targets) or targets.ndim not in (1, 2):
+        raise TypingError(f"targets must be an array of integers with one or two axes, got {targets}")
+    if targets.ndim == 2:
+        return lambda targets, log_probs: (
+            targets.shape[1] if targets.shape[0] == sequences_of(log_probs)[1] else -1
+        )
+    return lambda targets, log_probs: 0
+
+
+def ctc_sequences(x, labels, label_counts, frame_counts, g, width, extents, settings):
+    """`ctc` of contiguous log-probabilities; a sequence has `width` places for labels, 0 of joined ones."""
+    _, batch, classes = extents
+    addresses, codes = np.empty(2, np.int64), np.full(2, FLOAT32 if x.itemsize == 4 else FLOAT64)
+    addresses[0], addresses[1] = x.ctypes.data, g.ctypes.data
+    step = np.array([batch * classes, classes, 1]) * x.itemsize
+    strides = np.empty((2, 3), np.int64)
+    strides[:] = step
+    starts = np.empty(batch, np.int64)
+    start = 0
+    for n in range(batch):
+        starts[n] = start
+        start += width if width else label_counts[n]
+    count = 2 if g.size else 1
+    none = np.empty(0, x.dtype)
+    return whole(
+        addresses[:count], codes[:count], strides[:count], extents, labels, starts, label_counts,
+        frame_counts, none, none, np.empty(batch), settings, one(),
+    )  # fmt: skip
+
+
+@cache
+def compile_ctc_sequences(dtype: np.dtype) -> Any:
+    return compile_template(ctc_sequences, dtype, whole=ctc.compile_ctc(dtype, False))
+
+
+ctc_of = by_dtype(compile_ctc_sequences)
+
+
+@njit(**ENTRY)
+def ctc_loss(
+    log_probs,
+    targets,
+    input_lengths,
+    target_lengths,
+    blank=0,
+    reduction="mean",
+    zero_infinity=False,
+    out=None,
+):
+    divisor = divisor_of(reduction)
+    longest, batch, classes = sequences_of(log_probs)
+    if classes == 0:
+        raise ValueError("ctc_loss: log_probs must have shape (T, N, C) or (T, C), C at least 1")
+    if not 0 <= blank < classes:
+        raise ValueError("ctc_loss: blank must be a class")
+    width = width_of(targets, log_probs)
+    if width < 0:
+        raise ValueError("ctc_loss: targets must have shape (N, S), or one axis with all sequences' labels")
+    if not lengths_fit(input_lengths, batch, longest):
+        raise ValueError("ctc_loss: input_lengths must be one for each sequence, at most the frames")
+    if not lengths_fit(target_lengths, batch, targets.shape[targets.ndim - 1]):
+        raise ValueError("ctc_loss: target_lengths must be one for each sequence, at most the labels")
+    if not same_shape(out, log_probs):
+        raise ValueError("ctc_loss: out must have log_probs's shape")
+    T = log_probs.dtype.type
+    x, g, labels = flat(log_probs, T), gradient(out, log_probs), flat(targets, np.int64)
+    frame_counts, label_counts = flat(input_lengths, np.int64), flat(target_lengths, np.int64)
+    if targets.ndim == 1 and log_probs.ndim == 3 and label_counts.sum() != labels.size:
+        raise ValueError("ctc_loss: target_lengths must sum to the number of labels")
+    if not (may_write((g,), (x,)) and apart(g, labels) and apart(g, frame_counts) and apart(g, label_counts)):
+        raise ValueError("ctc_loss: out overlaps an argument; it may be log_probs itself")
+    settings = np.int64(blank), bool(zero_infinity), reduction == "mean", 1.0, divisor
+    value, wrong, _ = ctc_of(
+        x, (labels, label_counts, frame_counts, g, width, (longest, batch, classes), settings)
+    )
+    if wrong >= 0:
+        raise IndexError("ctc_loss: targets holds a class index that is out of range")
+    return T(value)
