@@ -16,7 +16,7 @@ from ..bind import bind
 from ..math import select
 from ..spec import FLOAT32, FLOAT64
 from .drive import _transfer
-from .target import LOOP, SCALAR
+from .target import BLOCK, LOOP, SCALAR
 
 # The arrays of one call, in the order of `places`, `codes` and `strides`.
 INPUT, GRAD, CURVATURE = range(3)
@@ -79,7 +79,7 @@ def curvatures(x, h, shift, factor):
     return total
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def one_label(x, h, labels, scratch, weight, share, upstream, n):
     """The term of a row with one class; gradient and curvature overwrite `x` and `h`."""
     T = type(n.margin)
@@ -119,7 +119,7 @@ def _against(scores, other, slope, shift, grad):
     return loss, slopes
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def many_labels(x, h, labels, scratch, weight, share, upstream, n):
     """The term of a row whose classes end at the first -1; the gradient overwrites `x`."""
     T = type(n.margin)

@@ -25,7 +25,7 @@ from .. import math
 from ..bind import bind
 from ..math import bits, log, log1p, select, unbits
 from .drive import _transfer, at_address
-from .target import LOOP, SCALAR, prefer_widest_vectors
+from .target import BLOCK, LOOP, SCALAR, prefer_widest_vectors
 
 # The arrays of one call, in the order of `places`, `codes` and `strides`.
 INPUT, TARGET, GRAD, TARGET_GRAD, CURVATURE = range(5)
@@ -37,6 +37,9 @@ SHORT = 64  # classes up to which rows are transposed
 PAD = 64  # elements that an unrolled loop over vectors does at a time, at most
 LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
 LINE = 64  # bytes that are fetched at once
+# Eighths of the next row that are fetched while this one is read for its maximum, while its exponentials are
+# taken, and while they are scaled: about as long as each takes. Together more than memory gives would stall.
+OF_LARGEST, OF_EXPONENTIALS, OF_SCALING = (0, 1), (1, 4), (5, 3)
 RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
 GROUP = 64  # the same for a strided class axis, where the sum goes on in the arithmetic dtype
 ROWS, COLUMNS, TRANSPOSED = range(3)
@@ -161,12 +164,32 @@ def _overload_exp(x):
 
 
 @njit(**SCALAR)
-def largest(x):
-    """The maximum. As integers, because a maximum of floats does not vectorise; a NaN may be it."""
+def fetch_next(x, start, stop, eighths):
+    """Have what goes with some elements of a long row brought to cache, of the next row."""
+    if x.size >= LONG:
+        first, count = eighths
+        skipped = x.size + x.size // 8 * first
+        for i in range(start // 8 * count, stop // 8 * count, LINE // x.itemsize):
+            prefetch(x, skipped + i)
+
+
+@njit(**SCALAR)
+def _largest(x):
     prefer_widest_vectors()
     m = ordered(bits(x[0]))
     for i in range(x.size):
         m = max(m, ordered(bits(x[i])))
+    return m
+
+
+@njit(**SCALAR)
+def largest(x):
+    """The maximum. As integers, because a maximum of floats does not vectorise; a NaN may be it."""
+    m = ordered(bits(x[0]))
+    for start in range(0, x.size, 4 * RUN):
+        stop = min(start + 4 * RUN, x.size)
+        m = max(m, _largest(x[start:stop]))
+        fetch_next(x, start, stop, OF_LARGEST)
     return unbits(ordered(m))
 
 
@@ -205,9 +228,7 @@ def exponentials(x, g, in_place, m, skip, pad):
         if not in_place:
             copy(x[start : start + run.size], run)
         total += _exponentials(run, m, np.int32(skip - start))
-        if x.size >= LONG:
-            for line in range(start, start + run.size, LINE // x.itemsize):
-                prefetch(x, x.size + line)
+        fetch_next(x, start, start + run.size, OF_EXPONENTIALS)
     pad[:] = -np.inf
     copy(x[whole:], pad[: g.size - whole])
     total += _exponentials(pad, m, np.int32(skip - whole))
@@ -244,15 +265,19 @@ def curvatures(g, h, total, factor):
 
 
 @njit(**SCALAR)
-def scale_row(g, weight, r, k):
+def scale_row(x, g, weight, r, k):
     """Exponentials to gradients: times `r`, less what label smoothing asks of each class."""
     prefer_widest_vectors()
-    if k == type(k)(0):
-        for i in range(g.size):
-            g[i] = r * g[i]
-    else:
-        for i in range(g.size):
-            g[i] = r * g[i] - k * weight[i]
+    for start in range(0, g.size, RUN):
+        stop = min(start + RUN, g.size)
+        run = g[start:stop]
+        if k == type(k)(0):
+            for i in range(run.size):
+                run[i] = r * run[i]
+        else:
+            for i in range(run.size):
+                run[i] = r * run[i] - k * weight[start + i]
+        fetch_next(x, start, stop, OF_SCALING)
 
 
 @njit(**SCALAR)
@@ -274,7 +299,7 @@ def spread(source, into):
         into[:] = type(into[0])(1)
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def rows_of_labels(x, g, h, wanted, labels, weight, sample_weight, upstream, terms, pad, n):
     prefer_widest_vectors()
     T = type(n.scale)
@@ -314,13 +339,13 @@ def rows_of_labels(x, g, h, wanted, labels, weight, sample_weight, upstream, ter
         if wanted.curvature:
             curvatures(gr, hr, total, r * inverse)
             hr[label] = r * own * (others * inverse)
-        scale_row(gr, weight, r, up * rest_share)
+        scale_row(xr, gr, weight, r, up * rest_share)
         # Of its own class's gradient p W - t, all that cancels is left out.
         t = own_share + rest_share * own_weight
         gr[label] = up * (rest_share * (n.weight_sum - own_weight) * own - t * others) * inverse
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def rows_of_probabilities(x, q, g, gq, h, wanted, weight, sample_weight, upstream, terms, n):
     prefer_widest_vectors()
     T = type(n.scale)
@@ -423,7 +448,7 @@ def column_exponentials(g, m, part, own, c):
         part[i] += select(own[i] == c, T(0), e)
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def columns_of_labels(
     x, xp, g, gp, h, hp, wanted, labels, weight, sample_weight, upstream, terms, vectors, own, n
 ):
@@ -508,7 +533,7 @@ def columns_of_labels(
                 h[own[i] * hp + i] = r[i] * hit[i] * (s[i] / total[i])
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def columns_of_probabilities(
     x, xp, q, qp, g, gp, gq, gqp, h, hp, wanted, weight, sample_weight, upstream, terms, vectors, n
 ):

@@ -17,7 +17,10 @@ from .. import jets
 # rounding tricks of `kernels.math`, and `nnan`/`ninf` would delete the handling of NaN and infinity. Flags
 # travel with the instruction, so both sets hold after inlining.
 SCALAR: dict[str, Any] = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
-# A loop over elements may also reassociate: that is what lets its sum vectorise.
+# A function of loops, each element by itself.
+BLOCK: dict[str, Any] = dict(nogil=True, fastmath=SCALAR["fastmath"], error_model="numpy")
+# A loop that sums may also reassociate: that is what lets it vectorise. Nothing else should, or
+# ``(s - 1) + e`` loses e's digits, and the same source in two kernels rounds in two ways.
 LOOP: dict[str, Any] = dict(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 

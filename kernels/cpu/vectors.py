@@ -17,7 +17,7 @@ from .. import math
 from ..bind import bind
 from ..math import bits, select, unbits
 from .drive import _transfer, at_address
-from .target import LOOP, SCALAR, prefer_widest_vectors
+from .target import BLOCK, LOOP, SCALAR, prefer_widest_vectors
 
 VECTORS = 3  # at most, a row; their gradients are as many, and so are the distances between them
 TILE = 8192  # elements of an array's tile, which stays in the second-level cache
@@ -103,7 +103,7 @@ def sums(x, y, size, rx, ry, n, d):
             d[0, i] = total
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def sums_of_row(x, y, rx, ry, n, d):
     """The same for one row of any length, in runs."""
     a = b = c = 0.0
@@ -148,7 +148,7 @@ def largest(x):
     return unbits(m)
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def rescale(x, y, n, d):
     """Form again, of scaled vectors, the sums that lost terms or would lose their gradients."""
     T = type(n.eps)
@@ -196,7 +196,7 @@ def finish_norm(n, d):
         d[VALUE, i], d[SLOPE, i] = root / d[FIRST, i], select(s == zero, zero, root / s)
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def measure(x, y, n, d):
     """How far each row of `x` is from that of `y`."""
     T = type(n.eps)
@@ -225,7 +225,7 @@ def measure(x, y, n, d):
 
 
 # Not to reassociate: ``factor * r`` overflows where ``factor * (x * r)`` does not.
-@njit(**(LOOP | {"fastmath": SCALAR["fastmath"]}))
+@njit(**BLOCK)
 def add_gradients(x, y, n, d, gx, gy):
     """Add the gradients of the distances by both vectors, each times its factor."""
     prefer_widest_vectors()
@@ -274,7 +274,7 @@ def read(array, i):
     return array[i] if array.size else array.dtype.type(1)
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def pairs(x, y, z, labels, weights, upstream, terms, n, distances, gx, gy, gz):
     """The sum of a tile's terms of cosine embedding; the gradients are added to `gx` and `gy`."""
     T = type(n.eps)
@@ -296,7 +296,7 @@ def pairs(x, y, z, labels, weights, upstream, terms, n, distances, gx, gy, gz):
     return total
 
 
-@njit(**LOOP)
+@njit(**BLOCK)
 def triplets(x, y, z, labels, weights, upstream, terms, n, distances, gx, gy, gz):
     """The sum of a tile's terms of triplets; the gradients are added to `gx`, `gy` and `gz`."""
     T = type(n.eps)

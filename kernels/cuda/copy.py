@@ -1,4 +1,7 @@
-"""A copy between arrays of any strides and dtypes: to the contiguous array that a kernel takes, and back."""
+"""A copy between arrays of any strides and dtypes: to the contiguous array that a kernel takes, and back.
+
+One kernel copies all elements; another leaves out those whose share, a number that goes with each, is zero.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +20,7 @@ AHEAD: Any = (0, 256, 512, 768)
 at_element: Any = None
 read: Any = None
 write: Any = None
+MOST: Any = np.uint64(2**63 - 1)
 source: Any = None
 target: Any = None
 
@@ -27,30 +31,29 @@ WIDE = 2**31  # elements from which an index has 64 bits
 LABELS = np.dtype(np.int64)
 
 
-def collapse(
-    shape: Sequence[int], source: Sequence[int], target: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def collapse(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The same copy over as few axes as can be, those of the target's smallest strides last.
 
     Parameters
     ----------
     shape : sequence of int
-    source, target : sequence of int
-        Strides in elements; 0 where the source is broadcast, negative where an array runs backwards.
+    *strides : sequences of int
+        Of the source, the target, and the shares, if any, in elements; 0 where an array is broadcast,
+        negative where it runs backwards.
 
     Returns
     -------
-    shape, source, target : of the same length, at least 1
+    shape, *strides : of the same length, at least 1
     """
-    axes = [a for a in zip(shape, source, target, strict=True) if a[0] != 1]
+    axes = [a for a in zip(shape, *strides, strict=True) if a[0] != 1]
     axes.sort(key=lambda a: -abs(a[2]))
-    joined: list[tuple[int, int, int]] = []
-    for n, s, t in axes:
-        if joined and joined[-1][1] == n * s and joined[-1][2] == n * t:
-            joined[-1] = (joined[-1][0] * n, s, t)
+    joined: list[tuple[int, ...]] = []
+    for n, *steps in axes:
+        if joined and all(before == n * s for before, s in zip(joined[-1][1:], steps, strict=True)):
+            joined[-1] = (joined[-1][0] * n, *steps)
         else:
-            joined.append((n, s, t))
-    return tuple(zip(*(joined or [(1, 0, 0)]), strict=True))  # type: ignore[return-value]
+            joined.append((n, *steps))
+    return tuple(zip(*(joined or [(1, *[0] * len(strides))]), strict=True))
 
 
 def launch(n: int) -> Launch:
@@ -66,11 +69,30 @@ def element(ahead, first, n, x, y, shape, source_strides, target_strides):
     return ()
 
 
+def shared_element(ahead, first, n, x, y, shares, shape, source_strides, target_strides, share_strides):
+    i = first + ahead
+    if i < n:
+        at = unravel(INDEX(i), shape)
+        share = shares[dot(at, share_strides)]
+        there = share != type(share)(0)
+        write(y, dot(at, target_strides), read(x, dot(at, source_strides)) if there else T(0))
+    return ()
+
+
 def loop(x, y, n, shape, source_strides, target_strides):
     """Copy the `n` elements of `x` to `y`: arrays of one shape, each of its strides in elements."""
     first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
     while first < n:
         each(at_element, (AHEAD,), (first, n, x, y, shape, source_strides, target_strides))
+        first += cuda.gridDim.x * (THREADS * REPEAT)
+
+
+def loop_shared(x, y, shares, n, shape, source_strides, target_strides, share_strides):
+    """As `loop`, but what has no share is not read: there, `y` is zero."""
+    first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
+    while first < n:
+        common = first, n, x, y, shares, shape, source_strides, target_strides, share_strides
+        each(at_element, (AHEAD,), common)
         first += cuda.gridDim.x * (THREADS * REPEAT)
 
 
@@ -82,6 +104,11 @@ def read_integer(p, i):
     return T(p[i])
 
 
+def read_large(p, i):
+    """What no int64 holds is the largest: no class has that index, nor is it ignored."""
+    return T(min(p[i], MOST))
+
+
 def write_float(p, i, x):
     target.store(p, i, x)
 
@@ -90,10 +117,11 @@ def write_integer(p, i, x):
     p[i] = x
 
 
-def kernel(dtype: np.dtype, to: np.dtype, wide: bool) -> Any:
-    """`loop` from one dtype to another: the four floating ones and `LABELS`."""
+def kernel(dtype: np.dtype, to: np.dtype, wide: bool, shared: bool = False) -> Any:
+    """`loop`, or `loop_shared`, from one dtype to another: the four floating ones and `LABELS`."""
     scope: dict[str, Any] = dict(
         INDEX=np.int64 if wide else np.int32,
+        MOST=MOST,
         AHEAD=tuple(THREADS * k for k in range(REPEAT)),
         T=storage(CODES[to.name]).T if to.name in CODES else to.type,
         source=storage(CODES[dtype.name]) if dtype.name in CODES else None,
@@ -102,16 +130,19 @@ def kernel(dtype: np.dtype, to: np.dtype, wide: bool) -> Any:
     name = f"{dtype.name}_{to.name}"
 
     def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, name, (name, wide), decorate)
+        return bind(template, scope, name, (name, wide, shared), decorate)
 
-    scope["read"] = made(read_float if dtype.name in CODES else read_integer)
+    large = dtype == np.uint64 and to == LABELS
+    scope["read"] = made(read_float if dtype.name in CODES else read_large if large else read_integer)
     scope["write"] = made(write_float if to.name in CODES else write_integer)
-    scope["at_element"] = made(element)
-    return made(loop, lambda f: f)
+    scope["at_element"] = made(shared_element if shared else element)
+    return made(loop_shared if shared else loop, lambda f: f)
 
 
-def compile_copy(dtype: np.dtype, to: np.dtype, axes: int, wide: bool, cc: tuple[int, int]) -> Binary:
-    """Compile `loop` for arrays of so many axes (after :func:`collapse`).
+def compile_copy(
+    dtype: np.dtype, to: np.dtype, axes: int, wide: bool, cc: tuple[int, int], shares: int | None = None
+) -> Binary:
+    """Compile `loop`, or `loop_shared`, for arrays of so many axes (after :func:`collapse`).
 
     Parameters
     ----------
@@ -121,12 +152,16 @@ def compile_copy(dtype: np.dtype, to: np.dtype, axes: int, wide: bool, cc: tuple
     wide : bool
         Whether there are 2**31 elements or more.
     cc : tuple
+    shares : int, optional
+        The storage of the shares.
     """
 
     def pointer(d: np.dtype) -> Any:
         return storage(CODES[d.name]).pointer if d.name in CODES else types.CPointer(numba_type(d))
 
     sizes = types.UniTuple(types.int64, axes)
-    return compile(
-        kernel(dtype, to, wide), (pointer(dtype), pointer(to), types.int64, sizes, sizes, sizes), cc, THREADS
-    )
+    made, arrays = kernel(dtype, to, wide, shares is not None), (pointer(dtype), pointer(to))
+    if shares is None:
+        return compile(made, (*arrays, types.int64, sizes, sizes, sizes), cc, THREADS)
+    arguments = (*arrays, storage(shares).pointer, types.int64, sizes, sizes, sizes, sizes)
+    return compile(made, arguments, cc, THREADS)
