@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import device, dispatch, launcher
+from . import device, dispatch, embedding, launcher
 from .classes import INT64
 from .device import DeviceArray, Queue
-from .device_elementwise import owner
+from .device_elementwise import combined, launch, owner
 from .device_rows import InOrder, Rows, shape_free, whole_vectors
 from .embedding import VectorLoss
+from .kernels import math as nm
+from .kernels.spec import Request, Scalars
 from .rows import Terms
 
 # ---- vectors ------------------------------------------------------------------------------------------
@@ -20,9 +22,7 @@ def vector_loss(
     cls: type[VectorLoss], p: Any, options: dict[str, Any], outputs: dict[str, Any], queue: Queue
 ) -> Any:
     if callable(options.get("distance_function")):
-        raise TypeError(
-            f"{cls.function.__name__}: a distance_function of one's own is computed on the CPU only"
-        )
+        return measured_loss(cls, p, options, outputs, queue)
     templates, shape = launcher.templates("vectors"), p.vectors[0].shape
     outs = [outputs.get(n) for n in cls._vector_names()]
     arrays = [*p.vectors, *(a for a in outs if a is not None)]
@@ -66,6 +66,131 @@ def vector_loss(
     for array, w in zip(outs, written, strict=True):
         rows.deliver(array, w)
     return rows.finish(partials, divisor, by) if terms is None else terms
+
+
+# ---- vectors, by a distance of the caller's own ----------------------------------------------------------
+
+
+def _hinge(near, far, swapped, margin, swap):
+    h = margin + near - (nm.minimum(far, swapped) if swap else far)
+    return nm.where(h < 0, 0, h)
+
+
+def _by_near(near, far, swapped, margin, swap):
+    h = margin + near - (nm.minimum(far, swapped) if swap else far)
+    return nm.minimum(nm.sign(h) + 1, 1)  # it passes at exactly the clamp
+
+
+def _by_far(near, far, swapped, margin, swap):
+    h = margin + near - (nm.minimum(far, swapped) if swap else far)
+    share = nm.sign(swapped - far) * 0.5 + 0.5 if swap else 1  # of equal distances a half each
+    return nm.where(h < 0, 0, -share * nm.minimum(nm.sign(h) + 1, 1))
+
+
+def _by_swapped(near, far, swapped, margin, swap):
+    h = margin + near - (nm.minimum(far, swapped) if swap else far)
+    share = nm.sign(far - swapped) * 0.5 + 0.5 if swap else 0
+    return nm.where(h < 0, 0, -share * nm.minimum(nm.sign(h) + 1, 1))
+
+
+def _chained(factor, derivative):
+    return nm.where(factor == 0, 0, factor * derivative)
+
+
+def _sum(a, b):
+    return a + b
+
+
+SLOPES = (0, _by_near), (1, _by_far), (2, _by_swapped)
+HINGES = {s: Scalars("hinge", 3, _hinge, SLOPES, (None, s)) for s in (False, True)}
+CHAINED, SUM = Scalars("chained", 2, _chained), Scalars("sum", 2, _sum)
+
+
+class Measured(embedding.Measured):
+    """The caller's distance on a device, checked."""
+
+    def __init__(self, loss: str, function: Any, gradients: bool, arithmetic: np.dtype, queue: Queue) -> None:
+        super().__init__(loss, function, gradients)
+        self.arithmetic, self.queue = arithmetic, queue
+
+    def array(self, what: str, found: Any) -> DeviceArray:
+        what = f"{what} of distance_function"
+        if not dispatch.is_device_array(found):
+            raise TypeError(
+                f"{self.loss}: {what} must be an array on the vectors' device, got {type(found).__name__}"
+            )
+        library, place = device.described(self.loss, what, found)
+        return DeviceArray(place, found, library, self.queue)
+
+    def checked(self, what: str, found: Any, shape: tuple[int, ...]) -> DeviceArray:
+        return device.flat(super().checked(what, found, shape), shape, self.arithmetic, self.queue)
+
+
+def measured_loss(cls: Any, p: Any, options: dict[str, Any], outputs: dict[str, Any], queue: Queue) -> Any:
+    """A triplet loss over the caller's distance: a hinge of distances, and the chain to its derivatives."""
+    shape, T, swap = p.vectors[0].shape, p.arithmetic, options["swap"]
+    rows = Rows(p, options, list(p.vectors), shape[:-1], InOrder(len(shape)), queue)
+    terms = rows.terms()
+    if not rows.count:
+        return rows.finish(None, 1.0, None) if terms is None else terms
+    measured = Measured(cls.function.__name__, options["distance_function"], bool(outputs), T, queue)
+    a, b, c = (given_to_caller(v, T, queue) for v in p.vectors)
+    near, (near_a, near_b) = measured(a, b)
+    far, (far_a, far_c) = measured(a, c)
+    swapped, (swapped_b, swapped_c) = measured(b, c) if swap else (far, (far_a, far_c))
+    divisor, by = rows.divisors()
+    gradients_by = rows.gradients_by(by) if outputs else None
+    hinges = None if terms is None else queue.empty(rows.shape, T)
+    factors = [queue.empty(rows.shape, T) for _ in range(3 if outputs else 0)]
+    optional = (rows.sample_weight, rows.upstream if outputs else None)
+    request = Request(
+        weighted=optional[0] is not None,
+        upstream=optional[1] is not None,
+        terms=hinges is not None,
+        wrt=tuple(range(len(factors))),
+    )
+    partials = None
+    if hinges is None:
+        partials = queue.empty((2 * launcher.templates("reduce").launch(rows.count, T).blocks,), T)
+    launch(
+        HINGES[swap],
+        request,
+        [near, far, swapped, *(o for o in optional if o is not None)],
+        [*([] if hinges is None else [hinges]), *factors],
+        rows.factor / divisor,
+        gradients_by,
+        (options["margin"],),
+        partials,
+        None,
+        queue,
+    )
+    if outputs:
+        by_near, by_far, by_swapped = factors
+        parts = {
+            "anchor": [(by_near, near_a), (by_far, far_a)],
+            "positive": [(by_near, near_b), *([(by_swapped, swapped_b)] if swap else [])],
+            "negative": [(by_far, far_c), *([(by_swapped, swapped_c)] if swap else [])],
+        }
+        # All before the first is stored: a derivative may be a view of the other vector.
+        found = {n: chained(parts[n], T, queue) for n in outputs}
+        for n, out in outputs.items():
+            out.assign(found[n])
+    if terms is None or hinges is None:
+        return rows.finish(partials, divisor, by)
+    terms.assign(hinges)
+    return terms
+
+
+def given_to_caller(vectors: DeviceArray, dtype: np.dtype, queue: Queue) -> Any:
+    """Vectors as an array of the call's library: C-contiguous, in the arithmetic's dtype."""
+    plain = vectors.dtype == dtype and vectors.flags.c_contiguous and vectors.library is queue.library
+    return (vectors if plain else vectors.astype(dtype)).owner
+
+
+def chained(parts: list[tuple[DeviceArray, DeviceArray]], dtype: np.dtype, queue: Queue) -> DeviceArray:
+    """The sum of derivatives, each row's times its factor."""
+    products = [combined(CHAINED, f[..., np.newaxis], by, dtype, queue) for f, by in parts]
+    return products[0] if len(products) == 1 else combined(SUM, *products, dtype, queue)
 
 
 # ---- sequences ----------------------------------------------------------------------------------------

@@ -396,7 +396,8 @@ class TripletMarginWithDistanceLoss(
         squared norm), ``'manhattan'``: these are computed in the fused pass. Or a function over rows,
         ``d(x, y)`` with x and y of shape (..., D), that gives the distances, of shape (...). For gradients it
         must have an attribute ``value_and_grad``, a function of the same arguments that gives
-        ``(distances, (by_x, by_y))``: each row's derivative by its x and its y, both (..., D).
+        ``(distances, (by_x, by_y))``: each row's derivative by its x and its y, both (..., D). On a GPU it
+        is given and gives arrays of the caller's library.
     margin : float, default 1.0
         Above 0.
     swap : bool, default False
@@ -471,7 +472,8 @@ class Measured:
                 f"a function that gives (distances, (by_x, by_y)); got {function!r}"
             )
 
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    def __call__(self, x: Any, y: Any) -> tuple[Any, tuple[Any, Any]]:
+        """The distances of rows, and their derivatives by both vectors; without gradients, any two arrays."""
         found: Any = self.function(x, y)  # type: ignore[misc]
         by: tuple[Any, ...] = (x, y)
         if self.gradients:
@@ -483,11 +485,16 @@ class Measured:
                     f"got {got}"
                 )
             found, by = found
-        value = self.checked("distances", found, x.shape[:-1]).astype(np.float64)
-        return value, (self.checked("by_x", by[0], x.shape), self.checked("by_y", by[1], x.shape))
+        shape = tuple(x.shape)
+        value = self.checked("distances", found, shape[:-1])
+        return value, (self.checked("by_x", by[0], shape), self.checked("by_y", by[1], shape))
 
-    def checked(self, what: str, found: Any, shape: tuple[int, ...]) -> np.ndarray:
-        array = np.asarray(found)
+    def array(self, what: str, found: Any) -> Any:
+        """What the caller's function gave, as an array."""
+        return np.asarray(found)
+
+    def checked(self, what: str, found: Any, shape: tuple[int, ...]) -> Any:
+        array = self.array(what, found)
         if array.shape != shape:
             raise ValueError(
                 f"{self.loss}: distance_function must give {what} of shape {shape}, got {array.shape}"
@@ -506,6 +513,7 @@ def _compute_measured(
     near, (near_a, near_b) = measured(a, b)
     far, (far_a, far_c) = measured(a, c)
     swapped, (swapped_b, swapped_c) = measured(b, c) if options["swap"] else (far, (b, c))
+    near, far, swapped = (d.astype(np.float64) for d in (near, far, swapped))
 
     def chain(*parts: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         total = np.zeros(a.shape)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from numbaloss import testing
+from numbaloss import device_classes, device_elementwise, device_vectors, testing
 from numbaloss.kernels import math as nm
 from numbaloss.kernels.cuda import copy, elementwise, reduce
 from numbaloss.kernels.cuda.target import also_for_cuda, compile, cuda, storage, types
@@ -118,6 +118,28 @@ def budget(scalars, request, code, vectors):
 def test_covering(name, k):
     what, code, cc, vectors = COVERING[k]
     check(*compiled(name, k, what, code, cc, vectors), code, vectors)
+
+
+OWN = [
+    (device_elementwise.PRODUCT, "none"),
+    (device_elementwise.RATIO, "none"),
+    (device_elementwise.EXCESS, "weighted"),
+    (device_classes.ATTRIBUTED, "none"),
+    (device_vectors.CHAINED, "none"),
+    (device_vectors.SUM, "none"),
+    (device_vectors.HINGES[True], "none"),
+    (device_vectors.HINGES[True], "all gradients"),
+    (device_vectors.HINGES[False], "all gradients"),
+]
+
+
+@pytest.mark.parametrize("code, cc", [(FLOAT32, AMPERE), (FLOAT32, HOPPER), (FLOAT64, HOPPER)])
+@pytest.mark.parametrize("scalars, what", OWN, ids=lambda x: getattr(x, "name", x))
+def test_arithmetic_that_losses_are_made_of(scalars, what, code, cc):
+    request, summed, divided = REQUESTS[what]
+    request = request._replace(wrt=request.wrt[: scalars.arity])
+    binary = elementwise.compile_kernel(scalars, request, code, cc, summed, divided, True)
+    check(binary, scalars, request, code, True)
 
 
 @pytest.mark.exhaustive

@@ -1039,12 +1039,6 @@ def test_multilabel_soft_margin(gpu, shape):
         loss(put(CuPyArray, arrays["input"]), put(CuPyArray, samples), reduction="sum")
 
 
-def test_losses_that_stay_on_the_host(gpu):
-    x, w = put(CuPyArray, np.zeros((3, 4), "f4")), put(CuPyArray, np.zeros((5, 4), "f4"))
-    with pytest.raises(TypeError, match="linear_cross_entropy: computes on the CPU only"):
-        nl.linear_cross_entropy(x, w, put(CuPyArray, np.zeros(3, "i8")))
-
-
 # ---- vectors ------------------------------------------------------------------------------------------
 
 VECTOR_CALLS = {
@@ -1099,9 +1093,87 @@ def test_vectors_of_other_dtypes_and_none(gpu):
     empty = [put(CuPyArray, np.zeros((0, 3), "f4")) for _ in range(3)]
     value, gradients = nl.triplet_margin_loss.value_and_grad(*empty)
     assert np.isnan(host(value)) and gradients[0].shape == (0, 3)
-    with pytest.raises(TypeError, match="distance_function of one's own is computed on the CPU only"):
-        three = [put(CuPyArray, x) for _ in range(3)]
-        nl.triplet_margin_with_distance_loss(*three, distance_function=lambda a, b: a)
+
+
+def chebyshev(xp):
+    """A distance of one's own, by an array library."""
+
+    def value(x, y):
+        return xp.abs(x - y).max(-1)
+
+    def value_and_grad(x, y):
+        u = x - y
+        d = xp.abs(u).max(-1)
+        by_x = xp.where(xp.abs(u) == d[..., None], xp.sign(u), 0)
+        return d, (by_x, -by_x)
+
+    value.value_and_grad = value_and_grad
+    return value
+
+
+def on_device(function):
+    """The same on arrays of the device, whose elements the test's host computes."""
+
+    def value(x, y):
+        return put(CuPyArray, function(host(x), host(y)))
+
+    def value_and_grad(x, y):
+        d, by = function.value_and_grad(host(x), host(y))
+        return put(CuPyArray, d), tuple(put(CuPyArray, g) for g in by)
+
+    value.value_and_grad = value_and_grad
+    return value
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_distance_of_ones_own(gpu, swap, dtype):
+    loss, rng = nl.triplet_margin_with_distance_loss, np.random.default_rng(9)
+    names = "anchor", "positive", "negative"
+    arrays = {n: rng.normal(size=(6, 5)).astype(dtype) for n in names}
+    arrays["positive"][1] = np.nan  # in a row that does not count
+    arrays["anchor"][2], arrays["positive"][2], arrays["negative"][2] = 0, 2, 1  # as far as the swapped
+    weights = rng.integers(1, 3, 6).astype("f4")
+    weights[1] = 0
+    up = rng.normal(size=6).astype("f4")
+    own = chebyshev(np)
+    for options, upstream in [
+        (dict(sample_weight=weights), None),
+        (dict(sample_weight=weights, reduction="sum", margin=0.5), -2.0),
+        (dict(sample_weight=weights, reduction="none"), up),
+        (dict(sample_weight=weights, normalizer=3.0), None),
+    ]:
+        given = {**arrays, **options, "swap": swap}
+        expected, by = loss.value_and_grad(**given, distance_function=own, grad_output=upstream)
+        there = moved({n: np.asarray(a, order="F") for n, a in arrays.items()})
+        call = {**there, **moved(options), "swap": swap, "distance_function": on_device(own)}
+        upstream = put(CuPyArray, upstream) if isinstance(upstream, np.ndarray) else upstream
+        value, gradients = loss.value_and_grad(
+            **call, grad_output=upstream, out=tuple(there[n] for n in names)
+        )
+        close(value, expected, expected.dtype)
+        for n, g, e in zip(names, gradients, by, strict=True):
+            assert g is there[n] and not host(g)[1].any()
+            close(g, e, e.dtype)
+    call.update(moved(arrays))
+    close(loss(**call), loss(**{**given, "distance_function": own}), expected.dtype)
+
+
+def test_a_wrong_distance_of_ones_own(gpu):
+    three = [put(CuPyArray, np.ones((2, 3), "f4")) for _ in range(3)]
+    for distance, error, message in [
+        (
+            lambda x, y: 1.0,
+            TypeError,
+            "distances of distance_function must be an array on the vectors' device",
+        ),
+        (lambda x, y: np.ones(2), TypeError, "must be an array on the vectors' device, got ndarray"),
+        (lambda x, y: x, ValueError, r"distances of shape \(2,\), got \(2, 3\)"),
+    ]:
+        with pytest.raises(error, match=message):
+            nl.triplet_margin_with_distance_loss(*three, distance_function=distance)
+    with pytest.raises(TypeError, match="must have an attribute value_and_grad"):
+        nl.triplet_margin_with_distance_loss.grad(*three, distance_function=distance)
 
 
 # ---- sequences ----------------------------------------------------------------------------------------
