@@ -189,8 +189,10 @@ def given_to_caller(vectors: DeviceArray, dtype: np.dtype, queue: Queue) -> Any:
 
 def chained(parts: list[tuple[DeviceArray, DeviceArray]], dtype: np.dtype, queue: Queue) -> DeviceArray:
     """The sum of derivatives, each row's times its factor."""
-    products = [combined(CHAINED, f[..., np.newaxis], by, dtype, queue) for f, by in parts]
-    return products[0] if len(products) == 1 else combined(SUM, *products, dtype, queue)
+    total, *others = [combined(CHAINED, f[..., np.newaxis], by, dtype, queue) for f, by in parts]
+    for other in others:
+        total = combined(SUM, total, other, dtype, queue)
+    return total
 
 
 # ---- sequences ----------------------------------------------------------------------------------------

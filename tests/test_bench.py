@@ -16,9 +16,9 @@ pytest.importorskip("rich")
 
 import numbaloss as nl
 from numbaloss import bench, reference, testing
-from numbaloss.bench import measure, report, speed
+from numbaloss.bench import gpu, measure, report, speed
 from numbaloss.bench.cases import FAMILIES, MODES, Case, cases, family_of
-from numbaloss.bench.devices import CUDA, HOST
+from numbaloss.bench.devices import CUDA, HOST, Absent
 from numbaloss.bench.formulas import FORMULAS
 from numbaloss.bench.measure import OURS, Quartiles, Side, interleave, plan
 from numbaloss.bench.peers import PEERS
@@ -455,3 +455,55 @@ def test_the_suite_is_of_the_same_cases():
         m for m in test_losses.test_loss.pytestmark if m.name == "parametrize" and m.args[0] == "case"
     )
     assert marks.args[1] == cases(nl.registry, quick=True)
+
+
+# ---- the command for GPUs, on the host ----------------------------------------------------------------
+
+
+def test_gpu_needs_a_device(capsys, monkeypatch):
+    def absent(name):
+        raise Absent("no device")
+
+    monkeypatch.setattr(gpu, "open_device", absent)
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err == "numbaloss: no device\n"
+
+
+def test_gpu_needs_the_checkout(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "open_device", lambda name: HOST)
+    monkeypatch.chdir(tmp_path)
+    assert gpu.main([]) == 2
+    assert "run this where" in capsys.readouterr().err
+
+
+def test_gpu_table(capsys, monkeypatch, tmp_path):
+    work = (
+        gpu.Work("mse_loss", (1 << 21,), "float32", True, 0.9),
+        gpu.Work("cross_entropy", (7, 1000), "float32", True, 0.85, 1.5, 2, 1),
+    )
+    tests = tmp_path / "test_trivial.py"
+    tests.write_text("def test_trivial():\n    pass\n")
+    monkeypatch.setattr(gpu, "open_device", lambda name: HOST)
+    monkeypatch.setattr(gpu, "WORK", work)
+    monkeypatch.setattr(gpu, "BUDGET", 0.1)
+    monkeypatch.setattr(gpu, "COMPARED", ())
+    monkeypatch.setattr(gpu, "TESTS", tests)
+    monkeypatch.setattr(gpu, "launch_seconds", lambda call, device: 2e-6)
+    monkeypatch.setattr(gpu, "driver_version", lambda: "13.0")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    assert gpu.main(["--folder", str(tmp_path)]) == 0
+    text = (tmp_path / "cuda.md").read_text()
+    assert "1 passed" in text and "driver 13.0" in text and "| compute-sanitizer | not installed |" in text
+    rows = Report.from_json((tmp_path / "cuda.json").read_text()).rows
+    assert [r.loss for r in rows] == ["mse_loss", "cross_entropy"] and all(r.in_place for r in rows)
+    assert f"| {1.5 * rows[1].share_of_copy:.0%} (85%) | - (2) | - (1) |" in text
+    assert "| mse_loss 1000 float32 | 2 µs |" in text
+    tests.write_text("def test_trivial():\n    assert False\n")
+    assert gpu.main(["--folder", str(tmp_path)]) == 1
+
+
+def test_gpu_arrays_repeat_a_drawn_part():
+    case = gpu.Large("mse_loss", (gpu.DRAWN + 3,))
+    for a in case.arrays().values():
+        assert a.shape == case.shape and a.dtype == np.float32
+        np.testing.assert_array_equal(a[gpu.DRAWN :], a[:3])
