@@ -58,6 +58,7 @@ class Pointer:
         self.written = np.full(array.size, written)
         self.writers: dict[int, Moment] = {}
         self.readers: dict[int, list[Moment]] = {}
+        self.address, self.shared = array.ctypes.data, not written
 
     def _visit(self, i: Any, writes: bool) -> int:
         i = operator.index(i) + self.origin
@@ -70,6 +71,8 @@ class Pointer:
         if writes:
             self.writers[i], self.readers[i] = now, []
             self.written[i] = True
+            if not self.shared:
+                self.grid.writers[self.address + i * self.array.itemsize] = now
         else:
             readers = self.readers.setdefault(i, [])
             if not readers or readers[-1] != now:
@@ -79,7 +82,15 @@ class Pointer:
         return i
 
     def __getitem__(self, i: Any) -> Any:
-        x = self.array[self._visit(i, writes=False)]
+        i = self._visit(i, writes=False)
+        # Through another pointer a thread may have written here, as a gradient over its scores. Lanes without
+        # work read what is another's and drop it: what they get must not matter, so it is NaN.
+        then = None if self.shared else self.grid.writers.get(self.address + i * self.array.itemsize)
+        if then is not None and then.races(self.grid.now()):
+            if self.array.dtype.kind in "iub":
+                raise Fault(f"{then} and {self.grid.now()} race for element {i}")
+            return self.array.dtype.type(np.nan)
+        x = self.array[i]
         return x.item() if self.array.dtype.kind in "iub" else x
 
     def __setitem__(self, i: Any, x: Any) -> None:
@@ -153,6 +164,7 @@ class Grid:
         self.block = 0
         self.running: Any = None
         self.memory: dict[Any, Pointer] = {}  # shared, of the running block
+        self.writers: dict[int, Moment] = {}  # of the arrays given to the kernel, by address
         self.barriers = 0
         self.warp_barriers: dict[int, int] = {}
         self.cuda = View(self)

@@ -161,6 +161,18 @@ def test_blocks_race_whatever_the_barriers():
         launch(kernel, 2, 1, floats(1))
 
 
+def test_what_another_thread_wrote_through_another_pointer_is_no_number():
+    def kernel(x, y):  # in place: a neighbour's score may be a gradient already
+        y[thread()] = x[thread() ^ 1]
+
+    x = floats(64)
+    launch(kernel, 1, 64, x, y := floats(64))
+    assert not np.isnan(y).any()
+    for order in ORDERS:
+        launch(kernel, 1, 64, x, x, order=order)
+        assert np.isnan(x).any()
+
+
 def test_an_unaligned_array_is_read_by_elements_only():
     x = floats(65)[1:]
 
