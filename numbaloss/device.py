@@ -534,7 +534,7 @@ def begin(loss: str, call: dict[str, Any]) -> tuple[dict[str, Any], Queue]:
     arrays = [(n, v) for n, v in given if dispatch.is_device_array(v)]
     first = arrays[0][0]
     for name, value in given:
-        if isinstance(value, np.ndarray | list) and np.ndim(value):
+        if isinstance(value, np.ndarray | list | tuple) and np.ndim(value):
             raise TypeError(
                 f"{loss}: all arrays must be on one device, but {first} is on a CUDA device and {name} on "
                 "the host"

@@ -20,6 +20,10 @@ def _ratio(a, b):
     return a / b
 
 
+def _sum(a, b):
+    return a + b
+
+
 def _difference(a, b):
     return a - b
 
@@ -28,6 +32,7 @@ def _difference(a, b):
 # difference times scale, weights and upstream gradient.
 PRODUCT = Scalars("product", 2, _product)
 RATIO = Scalars("ratio", 2, _ratio)
+SUM = Scalars("sum", 2, _sum)
 EXCESS = Scalars("excess", 2, _difference, ((0, _difference),))
 
 

@@ -138,8 +138,8 @@ def whole_vectors(classes: int, inner: int, dtype: np.dtype) -> bool:
     return (inner if inner > 1 else classes) * dtype.itemsize % device.VECTOR_BYTES == 0
 
 
-def index_error(name: str, index: tuple[int, ...], label: int, classes: int) -> IndexError:
+def index_error(name: str, index: tuple[int, ...], label: int, classes: int, of: str = "input") -> IndexError:
     most = launcher.templates("target").FAULT_MOST
     at = f"[{', '.join(map(str, index))}]" if index else ""
     said = f"{label}" if abs(label) < most else f"{label} or {'above' if label > 0 else 'below'}"
-    return IndexError(f"{name}: target{at} is {said}, but input has {classes} classes")
+    return IndexError(f"{name}: target{at} is {said}, but {of} has {classes} classes")

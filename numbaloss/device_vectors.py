@@ -8,7 +8,7 @@ import numpy as np
 from . import device, dispatch, embedding, launcher
 from .classes import INT64
 from .device import DeviceArray, Queue
-from .device_elementwise import combined, launch, owner
+from .device_elementwise import SUM, combined, launch, owner
 from .device_rows import InOrder, Rows, shape_free, whole_vectors
 from .embedding import VectorLoss
 from .kernels import math as nm
@@ -97,13 +97,9 @@ def _chained(factor, derivative):
     return nm.where(factor == 0, 0, factor * derivative)
 
 
-def _sum(a, b):
-    return a + b
-
-
 SLOPES = (0, _by_near), (1, _by_far), (2, _by_swapped)
 HINGES = {s: Scalars("hinge", 3, _hinge, SLOPES, (None, s)) for s in (False, True)}
-CHAINED, SUM = Scalars("chained", 2, _chained), Scalars("sum", 2, _sum)
+CHAINED = Scalars("chained", 2, _chained)
 
 
 class Measured(embedding.Measured):

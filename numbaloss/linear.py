@@ -73,6 +73,21 @@ def _chunking() -> Any:
     return Option(None, check, samples, bad, annotation="LinearCrossEntropyOptions | None")
 
 
+class Arrays(NamedTuple):
+    """A call's arrays as they were given; checked is what shapes and dtypes tell."""
+
+    input: Any
+    linear_weight: Any
+    linear_bias: Any
+    target: Any
+    probable: bool  # the target holds probabilities, not indices
+    weight: Any
+    terms: Terms
+    shape: tuple[int, ...]  # of the terms
+    dtype: np.dtype  # that the arrays promote to
+    arithmetic: np.dtype
+
+
 class Problem(NamedTuple):
     """A checked call, as if it had rows and one axis of positions: without them, they are of length one."""
 
@@ -113,14 +128,20 @@ class Problem(NamedTuple):
         )
 
 
-def plan(options: LinearCrossEntropyOptions | None, rows: int, row_bytes: int) -> tuple[int, int]:
-    """Rows of a chunk, and bytes to add up products in."""
+def plan(
+    options: LinearCrossEntropyOptions | None,
+    rows: int,
+    row_bytes: int,
+    most: int = ROWS,
+    scratch: int = SCRATCH,
+) -> tuple[int, int]:
+    """Rows of a chunk, if not chosen at most so many; and bytes to add up products in, at most `scratch`."""
     chosen = options or LinearCrossEntropyOptions()
     rows, row_bytes = max(1, rows), max(1, row_bytes)
     if chosen.batch_chunk_size:
-        return chosen.batch_chunk_size, SCRATCH
-    budget = chosen.memory_budget or max(LEAST, min(ROWS * row_bytes, rows * row_bytes // SHARE))
-    scratch = min(budget // 8, SCRATCH)
+        return chosen.batch_chunk_size, scratch
+    budget = chosen.memory_budget or max(LEAST, min(most * row_bytes, rows * row_bytes // SHARE))
+    scratch = min(budget // 8, scratch)
     height = (budget - scratch) // row_bytes
     if height < TILE:
         return max(1, height), scratch
@@ -309,6 +330,10 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
     of it is made in the arithmetic's dtype; where its gradient is, or overwrites it, another. The last bits
     depend on the chunks and on the threads of NumPy's matrix product, not on Numba's.
 
+    On a CUDA device, whichever library's the arrays are, the matrix product is CuPy's. A chunk there has at
+    most 2048 rows, those that count nothing among them; of several positions one is done at a time, with a
+    copy of its weight.
+
     Parameters
     ----------
     input : array, shape (F) or (N, F)
@@ -470,7 +495,8 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
         return "input", "linear_weight", "linear_bias", "target", "weight"
 
     @classmethod
-    def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
+    def _check_arrays(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Arrays:
+        """What is to be known without reading an element."""
         name = cls.function.__name__
         for n in wrt:
             if call.get(n) is None:
@@ -490,8 +516,7 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
                 f"{name}: input must have shape {wanted} with a linear_weight of {w.shape}, got {x.shape}"
             )
         floats = {"input": x, "linear_weight": w}
-        classes, features, rows = w.shape[0], w.shape[-1], (*x.shape[:-1], *w.shape[1:-1])
-        batch, positions = math.prod(x.shape[:-1]), math.prod(w.shape[1:-1])
+        rows = (*x.shape[:-1], *w.shape[1:-1])
         bias = cls._weak("linear_bias", call, floats, wrt)
         if bias is not None and bias.shape != w.shape[:-1]:
             raise ValueError(f"{name}: linear_bias must have shape {w.shape[:-1]}, got {bias.shape}")
@@ -500,44 +525,53 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
         if probable:
             floats["target"] = target
         weight = cls._weak("weight", call, floats, wrt)
-        if weight is not None and weight.shape != (classes,):
+        if weight is not None and weight.shape != w.shape[:1]:
             raise ValueError(
-                f"{name}: weight must have shape ({classes},), one per class, got {weight.shape}"
+                f"{name}: weight must have shape {w.shape[:1]}, one per class, got {weight.shape}"
             )
         terms = cls._terms(call, options, rows, floats)
         dtype = dispatch.common_dtype([a.dtype for a in floats.values()])
+        arithmetic = dispatch.arithmetic_dtype(dtype)
+        return Arrays(x, w, bias, target, probable, weight, terms, rows, dtype, arithmetic)
+
+    @classmethod
+    def _check(cls, call: dict[str, Any], options: dict[str, Any], wrt: tuple[str, ...]) -> Problem:
+        a = cls._check_arrays(call, options, wrt)
+        classes, features = a.linear_weight.shape[0], a.linear_weight.shape[-1]
+        batch, positions = math.prod(a.input.shape[:-1]), math.prod(a.linear_weight.shape[1:-1])
 
         def over_rows(array: np.ndarray | None) -> np.ndarray | None:
-            return None if array is None else np.broadcast_to(array, rows).reshape(batch, positions)
+            return None if array is None else np.broadcast_to(array, a.shape).reshape(batch, positions)
 
-        sample_weight = over_rows(terms.sample_weight)
+        sample_weight = over_rows(a.terms.sample_weight)
         share: Any = 1.0 if sample_weight is None else sample_weight.astype(np.float64)
         own: Any = 1.0
-        if probable:
-            target, counted = target.reshape(batch, classes, positions), np.ones((batch, positions), bool)
+        if a.probable:
+            target, counted = a.target.reshape(batch, classes, positions), np.ones((batch, positions), bool)
         else:
-            target = target.reshape(batch, positions)
+            cls._check_indices(a, options)
+            target = a.target.reshape(batch, positions)
             counted = target != cls._ignored(options)
             target = np.where(counted, target, 0).astype(np.int64)
-            if weight is not None:
-                own = weight.astype(np.float64)[target]
-        divisor = terms.divisor
+            if a.weight is not None:
+                own = a.weight.astype(np.float64)[target]
+        divisor = a.terms.divisor
         if math.isnan(divisor):
             divisor = float(np.where(counted, share * own, 0.0).sum())
         return Problem(
-            x.reshape(batch, features),
-            w.reshape(classes, positions, features),
-            None if bias is None else bias.reshape(classes, positions),
+            a.input.reshape(batch, features),
+            a.linear_weight.reshape(classes, positions, features),
+            None if a.linear_bias is None else a.linear_bias.reshape(classes, positions),
             target,
             counted & (share != 0) & ((own != 0) | (options["label_smoothing"] > 0)),
-            weight,
+            a.weight,
             sample_weight,
-            over_rows(terms.upstream),
-            terms.factor,
+            over_rows(a.terms.upstream),
+            a.terms.factor,
             divisor,
-            rows,
-            dtype,
-            dispatch.arithmetic_dtype(dtype),
+            a.shape,
+            a.dtype,
+            a.arithmetic,
         )
 
     @classmethod
@@ -549,7 +583,7 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
         options: dict[str, Any],
         wrt: tuple[str, ...],
     ) -> np.ndarray:
-        """Class indices, all in range, or probabilities."""
+        """Class indices, or probabilities."""
         name = cls.function.__name__
         target = dispatch.as_array(name, "target", call["target"])
         rows, scored = (*x.shape[:-1], *w.shape[1:-1]), (*x.shape[:-1], *w.shape[:-1])
@@ -575,12 +609,20 @@ class LinearCrossEntropyLoss(RowLoss, function="linear_cross_entropy", keyword_o
         for n in wrt:
             if n in ("target", "weight"):
                 raise ValueError(f"{name}: wrt may hold {n!r} only where target holds class probabilities")
-        wrong = (target != cls._ignored(options)) & ((target < 0) | (target >= len(w)))
-        if wrong.any():
-            at = tuple(map(int, np.unravel_index(wrong.argmax(), rows)))
-            place = f"[{', '.join(map(str, at))}]" if at else ""
-            raise IndexError(f"{name}: target{place} is {target[at]}, but linear_weight has {len(w)} classes")
         return target
+
+    @classmethod
+    def _check_indices(cls, a: Arrays, options: dict[str, Any]) -> None:
+        """Whether they are in range."""
+        classes = a.linear_weight.shape[0]
+        wrong = (a.target != cls._ignored(options)) & ((a.target < 0) | (a.target >= classes))
+        if wrong.any():
+            at = tuple(map(int, np.unravel_index(wrong.argmax(), a.shape)))
+            place = f"[{', '.join(map(str, at))}]" if at else ""
+            raise IndexError(
+                f"{cls.function.__name__}: target{place} is {a.target[at]}, "
+                f"but linear_weight has {classes} classes"
+            )
 
     @classmethod
     def _ignored(cls, options: dict[str, Any]) -> int:

@@ -393,6 +393,7 @@ def install(monkeypatch: Any, compiled: bool = False) -> Driver:
         "ctc",
         "elementwise",
         "fold",
+        "linear",
         "margins",
         "pick",
         "reduce",

@@ -126,7 +126,7 @@ OWN = [
     (device_elementwise.EXCESS, "weighted"),
     (device_classes.ATTRIBUTED, "none"),
     (device_vectors.CHAINED, "none"),
-    (device_vectors.SUM, "none"),
+    (device_elementwise.SUM, "none"),
     (device_vectors.HINGES[True], "none"),
     (device_vectors.HINGES[True], "all gradients"),
     (device_vectors.HINGES[False], "all gradients"),

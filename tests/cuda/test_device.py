@@ -922,6 +922,8 @@ def test_errors_of_class_scores(gpu):
     arrays = moved(scored((3, 5)))
     with pytest.raises(TypeError, match="cross_entropy: all arrays must be on one device"):
         nl.cross_entropy(arrays["input"], np.zeros(3, "i8"))
+    with pytest.raises(TypeError, match="on a CUDA device and weight on the host"):
+        nl.cross_entropy(arrays["input"], put(CuPyArray, np.zeros(3, "i8")), weight=(1.0, 2.0, 3.0, 4.0, 5.0))
     with pytest.raises(ValueError, match="cross_entropy: target must have shape"):
         nl.cross_entropy(arrays["input"], put(CuPyArray, np.zeros(4, "i8")))
     with pytest.raises(TypeError, match="nll_loss: target must hold integers, got float32"):
