@@ -19,7 +19,7 @@ from .peers import NumPy, Peer
 
 OURS, COPY = "numbaloss", "copy"
 
-SAMPLE_SECONDS = 2e-4  # a timed sample holds as many calls as take that long
+SAMPLE_SECONDS = 2e-3  # a timed sample holds as many calls as take that long
 RUNS = 5, 101  # samples: of ours and the copy at least, of any side at most
 ERROR_ELEMENTS = 1 << 17  # of the input, that results are compared with the reference on
 
@@ -77,13 +77,14 @@ def plan(
     sides = {}
     for name, call in calls.items():
         ready = prepare.get(name)
-        once, spent = math.inf, 0.0
-        for _ in range(3):  # the first warms up
+        once = math.inf
+        for k in range(3):
             if ready is not None:
                 ready()
             last = device.seconds(call)
-            once, spent = min(once, last), spent + last
-            if spent > share:
+            if k:  # the first warms up, and may have compiled
+                once = min(once, last)
+            if k and last > share:
                 break
         repeat = 1 if ready is not None else max(1, round(SAMPLE_SECONDS / max(once, 1e-9)))
         runs = int(share / (repeat * max(once, 1e-9)))
