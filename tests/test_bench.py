@@ -20,7 +20,7 @@ from numbaloss.bench import gpu, measure, report, speed
 from numbaloss.bench.cases import FAMILIES, MODES, Case, cases, family_of
 from numbaloss.bench.devices import CUDA, HOST, Absent
 from numbaloss.bench.formulas import FORMULAS
-from numbaloss.bench.measure import OURS, Quartiles, Side, interleave, plan
+from numbaloss.bench.measure import COPY, OURS, Quartiles, Side, interleave, plan
 from numbaloss.bench.peers import PEERS
 from numbaloss.bench.report import Report, slower
 from numbaloss.bench.session import benchmark
@@ -194,9 +194,17 @@ def test_runs_follow_the_budget(monkeypatch):
     names = {id(c): n for n, c in calls.items()}
     monkeypatch.setattr(type(HOST), "seconds", lambda self, call, n=1: clock[names[id(call)]])
     sides = plan(calls, {}, HOST, 16.0)
-    assert [s.calls for s in sides.values()] == [1, 200, 1, 1]
+    assert [s.calls for s in sides.values()] == [1, 2000, 2, 1]
     assert [s.runs for s in sides.values()] == [40, 40, 101, 4]
     assert [s.runs for s in plan(calls, {}, HOST, 1e-9).values()] == [5, 5, 1, 1]
+
+
+def test_a_first_call_that_compiles_does_not_count(monkeypatch):
+    clock = {OURS: iter([9.0, 1e-5, 2e-5]), COPY: iter([1e-5] * 3)}
+    calls = {n: lambda: None for n in clock}
+    names = {id(c): n for n, c in calls.items()}
+    monkeypatch.setattr(type(HOST), "seconds", lambda self, call, n=1: next(clock[names[id(call)]]))
+    assert [s.calls for s in plan(calls, {}, HOST, 1.0).values()] == [200, 200]
 
 
 def test_a_row(made):
