@@ -366,7 +366,7 @@ def share_of_tiles(
     copied = False
     for k in range(VECTORS):
         copied |= codes[k] >= 0 and not direct[k]
-    scratch = np.empty((VECTORS, room if copied else 0), terms.dtype)
+    scratch = np.empty((VECTORS, room if copied else 1), terms.dtype)
     gradients = np.empty((VECTORS, room if n.grad else 1), terms.dtype)
     distances = np.empty((VECTORS, FACTOR + 1, height), terms.dtype)
     for tile in range(tiles_from, tiles_to):
