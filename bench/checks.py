@@ -16,6 +16,14 @@ SHARED = 1 << 16  # elements that all threads work on together
 HELD = {"blank": 0}  # the labels of a sequence are drawn with this blank
 
 
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+# As in PyTorch, some gradients are those by the input of what made the argument.
+MADE_BY = {"log_probs": log_softmax}
+
+
 class Failure(AssertionError):
     """What a loss got wrong."""
 
@@ -89,6 +97,7 @@ def _check_differences(loss: Any, options: dict[str, Any], arrays: Arrays, gradi
         positions = rng.choice(gradient.size, min(POINTS, gradient.size), replace=False).tolist()
 
         def terms(x: np.ndarray, name: str = name) -> np.ndarray:
+            x = MADE_BY[name](x) if name in MADE_BY else x
             return oracle(**{**arrays, name: x}, **options, reduction="none")
 
         left, right = (

@@ -198,6 +198,12 @@ def test_check_passes(run):
     assert out == "1 losses passed, 0 failed: float64 on cpu, float32 on cpu\n"
 
 
+@pytest.mark.parametrize("loss", nl.registry)
+def test_check_passes_for_every_loss(run, loss):
+    code, out, _ = run("check", "--loss", loss, "--dtype", "float64")
+    assert code == 0, out
+
+
 def broken(monkeypatch, cls, value):
     """Change a definition as an edit would: nothing that was worked out for the old one is kept."""
     monkeypatch.setattr(cls, "value", value)
