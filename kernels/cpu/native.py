@@ -1,0 +1,212 @@
+"""Compiled code that takes Python's arrays as they are, and calls compiled functions by address.
+
+Numba unboxes each array that a compiled function takes, and compiles the function again for each dtype, rank
+and layout. The drivers here take one tuple of arrays as an object (`held`), read where each lies themselves, and
+are compiled once for all losses and dtypes. What a loss computes is a C function that they call by its address.
+
+Only `data_of` to `stride_of` know how CPython's tuples and NumPy's arrays lie in memory: NumPy's ABI.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import NativeValue, intrinsic, register_model, unbox
+
+from ..bind import bind
+
+# Nobody calls a helper from Python: without these flags Numba compiles two more functions for each.
+HELPER: dict[str, Any] = dict(
+    forceinline=True,
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+    fastmath={"contract", "nsz"},
+    error_model="numpy",
+)
+
+I64, F64 = ir.IntType(64), ir.DoubleType()
+
+
+class Held(types.Type):
+    """A Python object that the caller keeps alive, by its address."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Held")
+
+
+held = Held()
+
+
+@register_model(Held)
+class HeldModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, I64)
+
+
+@unbox(Held)
+def unbox_held(kind: Any, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(c.builder.ptrtoint(obj, I64))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def at_address(typingctx, address, like):
+    """A pointer to elements of the type of `like`."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(like)(types.int64, like), codegen
+
+
+@intrinsic
+def store(typingctx, address, x):
+    """Store a number at an address. (Numba drops a store through a pointer that a ``prange`` made.)"""
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_data_type(sig.args[1]).as_pointer()
+        data = context.get_value_as_data(builder, sig.args[1], args[1])
+        builder.store(data, builder.inttoptr(args[0], kind))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, x), codegen
+
+
+@intrinsic(prefer_literal=True)
+def stack(typingctx, size):
+    """The address of `size` bytes, a literal, that live until the calling function returns."""
+    if not isinstance(size, types.IntegerLiteral):
+        return None
+    words = ir.Constant(I64, (size.literal_value + 7) // 8)
+
+    def codegen(context, builder, sig, args):
+        room = cgutils.alloca_once(builder, I64, size=words)
+        return builder.ptrtoint(room, I64)
+
+    return types.int64(size), codegen
+
+
+@intrinsic
+def allocate(typingctx, size):
+    """The address of `size` bytes from malloc."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(I64, [I64])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "malloc"), args)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def release(typingctx, address):
+    """Give memory back to malloc."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# ---- objects ---------------------------------------------------------------------------------------------
+
+HEAD = object.__basicsize__
+ITEMS = tuple.__basicsize__  # before a tuple's items
+DATA, RANK, SHAPE, STRIDES = HEAD, HEAD + 8, HEAD + 16, HEAD + 24  # of NumPy's array object
+
+
+def _reader(offset: int, bits: int = 64) -> Any:
+    """An intrinsic: the integer at an offset of an object's memory."""
+
+    @intrinsic
+    def read(typingctx, address):
+        def codegen(context, builder, sig, args):
+            at = builder.add(args[0], ir.Constant(I64, offset))
+            x = builder.load(builder.inttoptr(at, ir.IntType(bits).as_pointer()))
+            return x if bits == 64 else builder.sext(x, I64)
+
+        return types.int64(address), codegen
+
+    return read
+
+
+data_of = _reader(DATA)  # the address of an array's first element
+rank_of = _reader(RANK, 32)
+shape_of = _reader(SHAPE)  # the address of `rank_of` extents
+strides_of = _reader(STRIDES)  # the address of as many strides in bytes
+
+
+@intrinsic
+def item(typingctx, objects, k):
+    """The address of a held tuple's k-th object."""
+
+    def codegen(context, builder, sig, args):
+        at = builder.add(args[0], ir.Constant(I64, ITEMS))
+        at = builder.add(at, builder.mul(args[1], ir.Constant(I64, 8)))
+        return builder.load(builder.inttoptr(at, I64.as_pointer()))
+
+    return types.int64(held, types.int64), codegen
+
+
+# ---- calls by address ------------------------------------------------------------------------------------
+
+
+def caller(result: Any, count: int) -> Any:
+    """An intrinsic: call the C function at an address with `count` int64; `result` is its type.
+
+    ``call(function, (a, b, ...))``.
+    """
+
+    @intrinsic
+    def call(typingctx, function, arguments):
+        def codegen(context, builder, sig, args):
+            kind = ir.FunctionType(context.get_value_type(result), [I64] * count).as_pointer()
+            values = cgutils.unpack_tuple(builder, args[1], count)
+            return builder.call(builder.inttoptr(args[0], kind), values)
+
+        return result(types.int64, types.UniTuple(types.int64, count)), codegen
+
+    return call
+
+
+# What was compiled stays where it is for as long as the process lives: addresses of it are in use.
+_kept: list[Any] = []
+
+
+def c_address(dispatcher: Any, signature: Any) -> int:
+    """The address of a jitted function's C form."""
+    _kept.append(dispatcher)
+    compiled = dispatcher.overloads[signature.args]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+
+
+FLAGS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+
+
+def compile_function(
+    template: Callable[..., Any],
+    scope: dict[str, Any],
+    name: str,
+    identity: object,
+    signature: Any,
+    **flags: Any,
+) -> int:
+    """The address of a C function, which is kept on disk."""
+    made = bind(template, scope, name, identity, cfunc(signature, cache=True, **FLAGS | flags))
+    _kept.append(made)
+    return made.address
+
+
+def compile_entry(
+    template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object, signature: Any
+) -> Any:
+    """A function to call from Python, past Numba's dispatcher; it is kept on disk."""
+    made = bind(template, scope, name, identity, njit(signature, cache=True, no_cfunc_wrapper=True, **FLAGS))
+    _kept.append(made)
+    return made.overloads[signature.args].entry_point
