@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ..spec import BLOCK
+from ..spec import BLOCK, FLOAT32, FLOAT64
+from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, call_lay, call_order_axes
 from .launch import OK, UNFIT
 from .native import (
     HELPER,
@@ -44,18 +45,22 @@ from .parallel import TASK, run_fork, run_task
 from .strided import transfer
 
 # Of a recipe.
-FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, CODES = range(9)
+FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WORKERS, CODES = range(12)
 # What divides the sum and the gradients: 1, the number in `numbers`, the number of elements or of rows, or the
 # sum of an array of weights.
 BY_ONE, BY_NUMBER, BY_ELEMENTS, BY_ROWS, BY_WEIGHTS = range(5)
 DIVISOR, FACTOR, OPTIONS = range(3)  # of `numbers`
-MOST_ARRAYS, MOST_AXES, MOST_NUMBERS = 16, 64, 32
+APART = 16  # added to the code of an output that lies over an input: it goes through scratch memory
+LAYOUTS = 8 * 16 * LAYOUT  # bytes of sixteen arrays' layouts, more than any block takes
 
 run_block = caller(types.float64, 4)
 
-# A task's context: int64.
-CONTEXT = BLOCK_AT, ARRAYS, POINTERS, NUMBERS, SIZE, ITEMSIZE, SUMS, WRONG = range(8)
-STAGED = AXES, SHAPE, STRIDES, CODES_AT, READ, GATHER_AT, SCATTER_AT, SCRATCH, WORKERS = range(8, 17)
+# Of a task's context, in int64: the block's address; how many arrays there are, and the address of their
+# pointers (of `direct`) or layouts (of `staged`); that of the block's numbers; elements in all, bytes of one; the
+# addresses of the blocks' sums and numbers of invalid elements. Of `staged` further: how many arrays are inputs;
+# the addresses of `strided`'s functions and of the workers' scratch memory; how many workers there are.
+BLOCK_AT, ARRAYS, POINTERS, NUMBERS, SIZE, ITEMSIZE, SUMS, WRONG = range(8)
+READ, GATHER_AT, SCATTER_AT, SCRATCH, SHARES = range(8, 13)
 
 
 def block_at(context, b):
@@ -73,30 +78,33 @@ def block_at(context, b):
 
 
 def share_of_blocks(context, worker):
-    """The task of `staged`: one worker's blocks, through scratch memory of its own."""
+    """The task of `staged`: one worker's blocks, through scratch memory of its own where they need it."""
     c = at_address(context, 0)
-    arrays, item, size = c[ARRAYS], c[ITEMSIZE], c[SIZE]
-    blocks = (size + BLOCK - 1) // BLOCK
-    rows = c[SCRATCH] + worker * arrays * BLOCK * item
+    arrays, size, read, bytes_each = c[ARRAYS], c[SIZE], c[READ], c[ITEMSIZE]
+    blocks, room = (size + BLOCK - 1) // BLOCK, bytes_each * BLOCK
+    own = FLOAT32 if bytes_each == 4 else FLOAT64
+    scratch = c[SCRATCH] + worker * arrays * room
     table = stack(8 * 16)
-    for k in range(arrays):
-        at_address(table, 0)[k] = rows + k * BLOCK * item
-    pointers, codes = at_address(c[POINTERS], 0), at_address(c[CODES_AT], 0)
-    for b in range(worker * blocks // c[WORKERS], (worker + 1) * blocks // c[WORKERS]):
+    for b in range(worker * blocks // c[SHARES], (worker + 1) * blocks // c[SHARES]):
         start = b * BLOCK
         n = min(BLOCK, size - start)
-        wrong = c[WRONG] + 8 * b
-        store(wrong, 0)
-        for k in range(arrays):
-            if k == c[READ]:
+        for pass_ in range(2):  # inputs and the places of outputs; then, after the block, outputs
+            for k in range(arrays):
+                at = c[POINTERS] + 8 * LAYOUT * k
+                a = at_address(at, 0)
+                if a[AXES] == 1 and a[STRIDES] == bytes_each and a[CODE] == own:
+                    store(table + 8 * k, a[ADDRESS] + start * bytes_each)
+                    continue
+                row = scratch + k * room
+                store(table + 8 * k, row)
+                if (k < read) == (pass_ == 0):
+                    move = c[GATHER_AT] if k < read else c[SCATTER_AT]
+                    shape, strides, code = at + 8 * SHAPE, at + 8 * STRIDES, a[CODE] % APART
+                    transfer(move, (code, a[ADDRESS], shape, strides, a[AXES], start, row, n))
+            if pass_ == 0:
+                wrong = c[WRONG] + 8 * b
+                store(wrong, 0)
                 store(c[SUMS] + 8 * b, run_block(c[BLOCK_AT], (table, c[NUMBERS], n, wrong)))
-            move = c[GATHER_AT] if k < c[READ] else c[SCATTER_AT]
-            strides = c[STRIDES] + k * 8 * MOST_AXES
-            transfer(
-                move, (codes[k], pointers[k], c[SHAPE], strides, c[AXES], start, rows + k * BLOCK * item, n)
-            )
-        if arrays == c[READ]:
-            store(c[SUMS] + 8 * b, run_block(c[BLOCK_AT], (table, c[NUMBERS], n, wrong)))
     return 0
 
 
@@ -182,7 +190,7 @@ def direct(recipe, numbers, arrays, task, fork):
         return total * scale, 0 if at_address(wrong, 0)[0] else OK
     blocks = (n + BLOCK - 1) // BLOCK
     sums = allocate(16 * blocks)
-    context = stack(8 * 17)
+    context = stack(8 * 13)
     c = at_address(context, 0)
     c[BLOCK_AT], c[ARRAYS], c[POINTERS], c[NUMBERS] = r[FUNCTION], r[COUNT], pointers, filled
     c[SIZE], c[ITEMSIZE], c[SUMS], c[WRONG] = n, r[ITEM], sums, sums + 8 * blocks
@@ -196,16 +204,83 @@ def direct(recipe, numbers, arrays, task, fork):
     return total * scale, 0 if invalid else OK
 
 
+def staged(recipe, numbers, arrays, task, fork):
+    """As `direct`, for arrays of any strides and dtype; all but the first may be broadcast to its shape.
+
+    `task` is the address of `share_of_blocks`.
+    """
+    r = at_address(data_of(recipe), 0)
+    count, first = r[COUNT], item(arrays, 0)
+    objects, order, layouts = stack(8 * 16), stack(8 * 64), stack(LAYOUTS)
+    n, rank = 1, rank_of(first)
+    for axis in range(rank):
+        n *= at_address(shape_of(first), 0)[axis]
+    same = 0  # arrays of the first one's rank settle the order of axes
+    for k in range(count):
+        array = item(arrays, k)
+        if rank_of(array) == rank:
+            store(objects + 8 * same, array)
+            same += 1
+    call_order_axes(r[ORDER], (objects, same, order))
+    for k in range(count):
+        into = layouts + 8 * LAYOUT * k
+        array = item(arrays, k)
+        if call_lay(r[LAY], (array, first, order, -1, k < r[INPUTS], into)) < 0:
+            return 0.0, UNFIT
+        at_address(into, 0)[CODE] = r[CODES + k]
+    by = 1.0
+    if r[DIVIDE] == BY_NUMBER:
+        by = at_address(data_of(numbers), 0.0)[DIVISOR]
+    elif r[DIVIDE] == BY_ELEMENTS:
+        by = float(n)
+    elif r[DIVIDE] == BY_ROWS:
+        by = float(at_address(shape_of(first), 0)[0] if rank else 1)
+    room = r[ITEM] * BLOCK
+    if r[DIVIDE] == BY_WEIGHTS:
+        by = 0.0
+        scratch = allocate(room)
+        w = at_address(layouts + 8 * LAYOUT * r[WEIGHTS], 0)
+        at = layouts + 8 * LAYOUT * r[WEIGHTS]
+        for start in range(0, n, BLOCK):
+            size = min(BLOCK, n - start)
+            shape, strides = at + 8 * SHAPE, at + 8 * STRIDES
+            transfer(r[GATHER], (w[CODE], w[ADDRESS], shape, strides, w[AXES], start, scratch, size))
+            by += weights_sum(scratch, size, r[ITEM] == 4)
+        release(scratch)
+    filled = stack(8 * 32)
+    scale = fill_numbers(data_of(numbers), filled, at_address(shape_of(numbers), 0)[0] - OPTIONS, by)
+    if not n:
+        return 0.0 * scale, OK
+    blocks = (n + BLOCK - 1) // BLOCK
+    workers = min(blocks, r[WORKERS]) if fork else 1
+    sums = allocate(16 * blocks + workers * count * room)
+    context = stack(8 * 13)
+    c = at_address(context, 0)
+    c[BLOCK_AT], c[ARRAYS], c[POINTERS], c[NUMBERS] = r[FUNCTION], count, layouts, filled
+    c[SIZE], c[ITEMSIZE], c[SUMS], c[WRONG] = n, r[ITEM], sums, sums + 8 * blocks
+    c[READ], c[GATHER_AT], c[SCATTER_AT] = r[INPUTS], r[GATHER], r[SCATTER]
+    c[SCRATCH], c[SHARES] = sums + 16 * blocks, workers
+    if fork:
+        run_fork(fork, (task, context, workers))
+    else:
+        run_task(task, (context, 0))
+    total, invalid = add_up(sums, sums + 8 * blocks, blocks)
+    release(sums)
+    return total * scale, 0 if invalid else OK
+
+
 ENTRY = types.Tuple((types.float64, types.int64))(held, held, held, types.int64, types.int64)
 
 
 @cache
-def direct_task() -> int:
-    """The address of `block_at`."""
-    return compile_function(block_at, {}, "elements", "elements", TASK)
+def direct_driver() -> tuple[Any, int]:
+    """`direct` and its task."""
+    task = compile_function(block_at, {}, "elements", "elements", TASK)
+    return compile_entry(direct, {}, "elements", "elements", ENTRY), task
 
 
 @cache
-def direct_entry() -> Any:
-    """`direct`, compiled."""
-    return compile_entry(direct, {}, "elements", "elements", ENTRY)
+def staged_driver() -> tuple[Any, int]:
+    """`staged` and its task."""
+    task = compile_function(share_of_blocks, {}, "elements", "elements", TASK)
+    return compile_entry(staged, {}, "elements", "elements", ENTRY), task

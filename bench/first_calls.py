@@ -1,0 +1,105 @@
+"""Seconds of a loss's first calls, each loss in a process of its own with a cache of its own.
+
+    python -m numbaloss.bench.first_calls [LOSS ...] [--readme FILE]
+
+- cold: a small call of ``value_and_grad``, on an empty cache;
+- large: a call in the same process that is worth all threads, less the same call again;
+- warm: the small call in a new process, on the cache that the first one left.
+
+All are counted from after ``import numbaloss``. `mse_loss` is measured before and after the others, for machines
+drift; what is wanted is in terms of the mean of both.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numbaloss as nl
+
+from .cases import family_of
+from .report import markdown
+
+BASE = "mse_loss"
+LARGE = 1 << 18  # elements that are worth all threads, whatever the loss
+
+CODE = """
+import sys, time
+import numpy as np
+import numbaloss
+start = time.perf_counter()
+from numbaloss.bench.cases import Case
+small, large = (Case(sys.argv[1], tuple(map(int, s.split("x")))) for s in sys.argv[2:4])
+calls = [case.call(case.arrays()) for case in (small, large)]
+start = time.perf_counter()
+calls[0]()
+first = time.perf_counter() - start
+seconds = []
+for _ in range(2):
+    start = time.perf_counter()
+    calls[1]()
+    seconds.append(time.perf_counter() - start)
+print(first, seconds[0] - seconds[1])
+"""
+
+
+def first_calls(loss: str) -> tuple[float, float, float]:
+    """Seconds of a cold call, of the first large one after it, and of a call on a warm cache."""
+    family = family_of(nl.registry[loss])
+    shapes = ["x".join(map(str, shape)) for shape in (family.tiny, family.sized(LARGE))]
+    with tempfile.TemporaryDirectory() as cache:
+
+        def measured() -> list[float]:
+            done = subprocess.run(
+                [sys.executable, "-c", CODE, loss, *shapes],
+                env={**os.environ, "NUMBA_CACHE_DIR": cache},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            return [float(x) for x in done.stdout.split()]
+
+        cold, large = measured()
+        return cold, large, measured()[0]
+
+
+def report(losses: list[str]) -> str:
+    """The table, in Markdown."""
+    measured = [(name, first_calls(name)) for name in (BASE, *(n for n in losses if n != BASE), BASE)]
+    base = (measured[0][1][0] + measured[-1][1][0]) / 2
+    rows = [
+        [
+            name,
+            f"{cold:.2f}",
+            f"{cold / base:.2f} (2)",
+            f"{large:.2f}",
+            f"{large / base:.2f} (1)",
+            f"{warm:.2f}",
+        ]
+        for name, (cold, large, warm) in measured
+    ]
+    head = ["loss", "cold, s", f"cold / {BASE}", "then large, s", f"large / {BASE}", "warm, s"]
+    return markdown(head, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("losses", metavar="LOSS", nargs="*", help="default: all")
+    parser.add_argument(
+        "--readme", metavar="FILE", type=Path, help="also put the table between that file's marks"
+    )
+    options = parser.parse_args()
+    text = report(options.losses or list(nl.registry))
+    print(text)
+    if options.readme:
+        found = re.split("(?s)(<!-- first calls -->.*<!-- /first calls -->)", options.readme.read_text())
+        options.readme.write_text(f"{found[0]}<!-- first calls -->\n{text}\n<!-- /first calls -->{found[2]}")
+
+
+if __name__ == "__main__":
+    main()
