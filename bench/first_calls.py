@@ -6,8 +6,8 @@
 - large: a call in the same process that is worth all threads, less the same call again;
 - warm: the small call in a new process, on the cache that the first one left.
 
-All are counted from after ``import numbaloss``. `mse_loss` is measured before and after the others, for machines
-drift; what is wanted is in terms of the mean of both.
+All are counted from after ``import numbaloss``. `mse_loss` is measured before and after the others, for
+machines drift; what is wanted is in terms of the mean of both.
 """
 
 import argparse

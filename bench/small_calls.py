@@ -2,8 +2,8 @@
 
     python -m numbaloss.bench.small_calls [LOSS ...] [--markdown FILE]
 
-Each option's call of ``value_and_grad`` is timed beside the plain call of the same loss and, where PyTorch is
-installed and has the option, beside its forward and backward pass, warm and one after the other in one process.
+Each option's call of ``value_and_grad`` is timed beside the plain call of the same loss and, where PyTorch
+is installed and has the option, beside its forward and backward pass, warm, all in turn in one process.
 Wanted: at most twice the plain call, and PyTorch's time at least four times ours (geometric mean: eight).
 """
 

@@ -16,6 +16,35 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The numbers that an argument may be; a bound that is open is not among them, NaN never is."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, x: float) -> bool:
+        above = self.low < x if self.open_low else self.low <= x
+        return above and (x < self.high if self.open_high else x <= self.high)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+            return f"in {left}{self.low:g}, {self.high:g}{right}"
+        if self.low > -math.inf:
+            return f"{'>' if self.open_low else '>='} {self.low:g}"
+        return "a number"
+
+    @property
+    def bad(self) -> tuple[float, ...]:
+        """Numbers just outside, and NaN."""
+        found = [self.low] * self.open_low + [self.high] * self.open_high
+        found += [x for x in (self.low - 1, self.high + 1) if math.isfinite(x)]
+        return (*found, math.nan)
+
+
+@dataclass(frozen=True)
 class Option:
     """An option of a loss.
 
@@ -28,6 +57,9 @@ class Option:
     samples : tuple
         Values worth testing, the bounds of the domain among them.
     bad : tuple of (value, exception type, part of the message)
+    domain : Interval, tuple or None
+        The numbers, or the values, that it may be; compiled code checks it too. None where only `check`
+        knows.
     array : bool
         Whether it is an array (class or element weights), not a setting.
     call_only : bool
@@ -38,12 +70,14 @@ class Option:
     check: Callable[[str, str, Any], Any]
     samples: tuple[Any, ...] = ()
     bad: tuple[tuple[Any, type[Exception], str], ...] = ()
+    domain: Interval | tuple[Any, ...] | None = None
     array: bool = False
     call_only: bool = False
     annotation: str = "Any"
 
 
-def _number(loss: str, name: str, value: Any) -> float:
+def number(loss: str, name: str, value: Any) -> float:
+    """Return a real number as a float; a TypeError for anything else."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if not isinstance(value, numbers.Real | np.floating | np.integer) or isinstance(value, bool | np.bool_):
@@ -51,49 +85,37 @@ def _number(loss: str, name: str, value: Any) -> float:
     return float(value)
 
 
-def _bounded(
-    default: float,
-    wanted: str,
-    holds: Callable[[float], bool],
-    samples: tuple[float, ...],
-    bad: tuple[float, ...],
-) -> Any:
+def within(default: float, domain: Interval, samples: tuple[float, ...]) -> Any:
+    """A number in an interval."""
+
     def check(loss: str, name: str, value: Any) -> float:
-        x = _number(loss, name, value)
-        if not holds(x):
-            raise ValueError(f"{loss}: {name} must be {wanted}, got {x}")
+        x = number(loss, name, value)
+        if x not in domain:
+            raise ValueError(f"{loss}: {name} must be {domain}, got {x}")
         return x
 
-    examples = tuple((b, ValueError, wanted) for b in (*bad, math.nan))
-    return Option(
-        default, check, (default, *samples), (*examples, ("1", TypeError, "number")), annotation="float"
-    )
+    bad = (*((b, ValueError, str(domain)) for b in domain.bad), ("1", TypeError, "number"))
+    return Option(default, check, (default, *samples), bad, domain, annotation="float")
 
 
 def positive(default: float) -> Any:
     """A number above zero."""
-    return _bounded(default, "> 0", lambda x: x > 0, (0.25, 2.0), (0.0, -1.0))
+    return within(default, Interval(0.0, open_low=True), (0.25, 2.0))
 
 
 def non_negative(default: float) -> Any:
     """A number, zero or above."""
-    return _bounded(default, ">= 0", lambda x: x >= 0, (0.0, 0.25, 2.0), (-1.0,))
+    return within(default, Interval(0.0), (0.0, 0.25, 2.0))
 
 
 def real(default: float, samples: tuple[float, ...] = (0.0, 0.7, -0.3)) -> Any:
     """Any number but NaN."""
-    return _bounded(default, "a number", lambda x: not math.isnan(x), samples, ())
+    return within(default, Interval(), samples)
 
 
 def between(default: float, low: float, high: float) -> Any:
     """A number in a closed interval."""
-    return _bounded(
-        default,
-        f"in [{low:g}, {high:g}]",
-        lambda x: low <= x <= high,
-        (low, (low + high) / 2, high),
-        (low - 1, high + 1),
-    )
+    return within(default, Interval(low, high), (low, (low + high) / 2, high))
 
 
 def integer(default: int) -> Any:
@@ -114,15 +136,7 @@ def integer(default: int) -> Any:
 
 def order(default: float) -> Any:
     """The p of a norm: at least 1, or infinite."""
-
-    def check(loss: str, name: str, value: Any) -> float:
-        x = real(default).check(loss, name, value)
-        if x < 1:
-            raise ValueError(f"{loss}: {name} must be >= 1, got {x}")
-        return x
-
-    bad = ((0.5, ValueError, ">= 1"), (-1.0, ValueError, ">= 1"), ("1", TypeError, "number"))
-    return Option(default, check, (default, 1.0, 1.5, 3.0, math.inf), bad, annotation="float")
+    return within(default, Interval(1.0), (1.0, 1.5, 3.0, math.inf))
 
 
 DISTANCES = ("euclidean", "sqeuclidean", "cosine", "manhattan")
@@ -138,7 +152,7 @@ def distance() -> Any:
         raise ValueError(f"{loss}: {name} must be None, {wanted} or a function over rows, got {value!r}")
 
     bad = (("nearest", ValueError, "function over rows"), (2, ValueError, "function over rows"))
-    return Option(None, check, (None, *DISTANCES), bad, annotation="Any")
+    return Option(None, check, (None, *DISTANCES), bad)
 
 
 def flag(default: bool) -> Any:
@@ -149,7 +163,8 @@ def flag(default: bool) -> Any:
             raise TypeError(f"{loss}: {name} must be True or False, got {value!r}")
         return bool(value)
 
-    return Option(default, check, (False, True), (("yes", TypeError, "True or False"),), annotation="bool")
+    bad = (("yes", TypeError, "True or False"),)
+    return Option(default, check, (False, True), bad, (False, True), annotation="bool")
 
 
 def choice(default: Any, allowed: Sequence[Any], annotation: str = "Any") -> Any:
@@ -165,8 +180,9 @@ def choice(default: Any, allowed: Sequence[Any], annotation: str = "Any") -> Any
         wanted = ", ".join(map(repr, allowed))
         raise ValueError(f"{loss}: {name} must be one of {wanted}, got {value!r}")
 
+    values = tuple(allowed)
     return Option(
-        default, check, tuple(allowed), (("nonsense", ValueError, "one of"),), annotation=annotation
+        default, check, values, (("nonsense", ValueError, "one of"),), values, annotation=annotation
     )
 
 

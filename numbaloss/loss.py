@@ -376,7 +376,7 @@ def resolve_normalizer(name: str, value: Any) -> float | None:
     """The number that stands for the mean's count, if one is given."""
     if value is None:
         return None
-    x = arguments._number(name, "normalizer", value)
+    x = arguments.number(name, "normalizer", value)
     if not x > 0:
         raise ValueError(f"{name}: normalizer must be > 0, got {x}")
     return x
@@ -394,7 +394,7 @@ def upstream(
     if value is None:
         return 1.0, None
     if np.ndim(value) == 0:
-        return arguments._number(
+        return arguments.number(
             name, "grad_output", value if not hasattr(value, "item") else value.item()
         ), None
     if reduction != "none":

@@ -112,3 +112,19 @@ def test_domains():
     assert arguments.scores().domain is None
     assert arguments.probabilities().domain == (0.0, 1.0, False)
     assert arguments.variances().domain == (0.0, math.inf, True)
+
+
+@pytest.mark.parametrize(
+    "interval, inside, outside, text",
+    [
+        (arguments.Interval(), (-math.inf, 0.0, math.inf), (math.nan,), "a number"),
+        (arguments.Interval(0.0), (0.0, math.inf), (-5e-324,), ">= 0"),
+        (arguments.Interval(0.0, open_low=True), (5e-324,), (0.0,), "> 0"),
+        (arguments.Interval(0.0, 1.0, open_high=True), (0.0,), (1.0,), "in [0, 1)"),
+        (arguments.Interval(0.0, 1.0, open_low=True), (1.0,), (0.0,), "in (0, 1]"),
+    ],
+)
+def test_intervals(interval, inside, outside, text):
+    assert all(x in interval for x in inside)
+    assert not any(x in interval for x in (*outside, *interval.bad))
+    assert str(interval) == text

@@ -1,7 +1,7 @@
 """How arrays lie, worked out in compiled code: axes in the order of memory, merged where they can be.
 
-Two C functions that drivers call by address. A layout is a record of int64 (see `LAYOUT`): the address and code
-of an array, and the extents and strides, in bytes, with which `strided.transfer` walks it.
+Two C functions that drivers call by address. A layout is a record of int64 (see `LAYOUT`): the address and
+code of an array, and the extents and strides, in bytes, with which `strided.transfer` walks it.
 """
 
 from functools import cache
@@ -49,7 +49,9 @@ def order_axes(objects, count, order_at):
 
 
 def lay(array, like, order_at, skip, broadcast, into):
-    """Write the layout of an array, with its axes in an order; 0, or `UNFIT` if its shape is not that of `like`.
+    """Write the layout of an array, with its axes in an order.
+
+    Gives 0, or `UNFIT` if its shape is not that of `like`.
 
     Parameters
     ----------

@@ -7,13 +7,14 @@ are added in their order: the result has the same bits for any number of threads
 - `staged`: any strides, any floating dtype, broadcast or not. Each block is gathered into contiguous scratch
   memory that stays in cache, computed there, and its outputs scattered back: no temporary array is ever made.
 
-Neither knows what a block computes, so both are compiled once for all losses. They take a tuple of arrays: the
-block's inputs, then its outputs; see `native`.
+Neither knows what a block computes, so both are compiled once for all losses. They take a tuple of arrays:
+the block's inputs, then its outputs; see `native`.
 
-A `recipe` is an array of int64, which depends on no extent: the block's address; how many arrays there are, and
-how many of them are inputs; what divides (`BY_*`), and for `BY_WEIGHTS` which array holds the weights; the
-bytes of an element of the arithmetic; the addresses of `strided`'s functions (0 where none is needed); and the
-arrays' codes. `numbers` are float64: a divisor, the gradient's factor, and the loss's options.
+A `recipe` is an array of int64, which depends on no extent: the block's address; how many arrays there are,
+and how many of them are inputs; what divides (`BY_*`), and for `BY_WEIGHTS` which array holds the weights;
+the bytes of an element of the arithmetic; the addresses of the functions of `strided` and `arrange` (0 where
+none is needed); the most workers; and the arrays' codes. `numbers` are float64: a divisor, the gradient's
+factor, and the loss's options.
 """
 
 from functools import cache
@@ -46,8 +47,8 @@ from .strided import transfer
 
 # Of a recipe.
 FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WORKERS, CODES = range(12)
-# What divides the sum and the gradients: 1, the number in `numbers`, the number of elements or of rows, or the
-# sum of an array of weights.
+# What divides the sum and the gradients: 1, the number in `numbers`, the number of elements or of rows, or
+# the sum of an array of weights.
 BY_ONE, BY_NUMBER, BY_ELEMENTS, BY_ROWS, BY_WEIGHTS = range(5)
 DIVISOR, FACTOR, OPTIONS = range(3)  # of `numbers`
 APART = 16  # added to the code of an output that lies over an input: it goes through scratch memory
@@ -56,9 +57,9 @@ LAYOUTS = 8 * 16 * LAYOUT  # bytes of sixteen arrays' layouts, more than any blo
 run_block = caller(types.float64, 4)
 
 # Of a task's context, in int64: the block's address; how many arrays there are, and the address of their
-# pointers (of `direct`) or layouts (of `staged`); that of the block's numbers; elements in all, bytes of one; the
-# addresses of the blocks' sums and numbers of invalid elements. Of `staged` further: how many arrays are inputs;
-# the addresses of `strided`'s functions and of the workers' scratch memory; how many workers there are.
+# pointers (of `direct`) or layouts (of `staged`); that of the block's numbers; elements in all, bytes of one;
+# the addresses of the blocks' sums and numbers of invalid elements. Of `staged` further: how many arrays are
+# inputs; the addresses of `strided`'s functions and of the workers' scratch memory; how many workers.
 BLOCK_AT, ARRAYS, POINTERS, NUMBERS, SIZE, ITEMSIZE, SUMS, WRONG = range(8)
 READ, GATHER_AT, SCATTER_AT, SCRATCH, SHARES = range(8, 13)
 

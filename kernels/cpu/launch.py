@@ -1,8 +1,8 @@
 """One call of a driver: compiled code and the arrays it is given; and the same for later calls of its shape.
 
 A call is worked out once, by Python that checks and words errors. The launch that comes of it depends on no
-extent and no element, so calls with other arrays of the same dtypes and layouts repeat it: they take addresses
-and make new outputs, and leave the rest to the compiled driver, which refuses arrays that do not fit together.
+extent and no element, so calls with other arrays of the same dtypes and layouts repeat it: they make new
+outputs, and leave the rest to the compiled driver, which refuses arrays that do not fit together.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import numpy as np
 
 from . import parallel, threads
 
-# What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not negative,
-# the position of the first wrong number.
+# What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not
+# negative, the position of the first wrong number.
 OK, UNFIT = -1, -2
 
 # Elements from which a new array may be of memory that is used again.
@@ -117,7 +117,7 @@ def repeat(launch: Launch, values: tuple[Any, ...]) -> Repeat | None:
         return without_new
 
     if len(makers) == 1:
-        (like, make), = makers
+        ((like, make),) = makers
 
         def with_new(values):
             array = make(values[like])

@@ -1,10 +1,10 @@
 """Compiled code that takes Python's arrays as they are, and calls compiled functions by address.
 
 Numba unboxes each array that a compiled function takes, and compiles the function again for each dtype, rank
-and layout. The drivers here take one tuple of arrays as an object (`held`), read where each lies themselves, and
-are compiled once for all losses and dtypes. What a loss computes is a C function that they call by its address.
+and layout. The drivers take one tuple of arrays as an object (`held`), read themselves where each lies, and
+are compiled once for all losses and dtypes. A loss's block is a C function that they call by its address.
 
-Only `data_of` to `stride_of` know how CPython's tuples and NumPy's arrays lie in memory: NumPy's ABI.
+Only the section `objects` knows how CPython's tuples and NumPy's arrays lie in memory: NumPy's ABI.
 """
 
 from collections.abc import Callable

@@ -13,8 +13,8 @@ from ..spec import FLOAT16, FLOAT32, FLOAT64
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .native import HELPER, at_address, caller, compile_function
 
-# Of `code, address, shape, strides, axes, start, row, count`: move `count` elements, the first at index `start`
-# in C order of an array of `axes` extents and strides in bytes, between that array and a contiguous row.
+# Of `code, address, shape, strides, axes, start, row, count`: move `count` elements, the first at index
+# `start` in C order of an array of `axes` extents and strides in bytes, between that array and a row.
 SIGNATURE = types.int64(*[types.int64] * 8)
 transfer = caller(types.int64, 8)
 
