@@ -37,7 +37,13 @@ from numba.extending import intrinsic, overload
 # `reassoc` would cancel rounding constants and two-part constants, `nsz` would lose -0.0, `nnan` and
 # `ninf` would delete the handling of special values. Flags travel with the instruction, so a caller's loop
 # may be compiled with more.
-STRICT = {"forceinline": True, "fastmath": {"contract"}, "error_model": "numpy"}
+STRICT = {
+    "forceinline": True,
+    "fastmath": {"contract"},
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,  # nobody calls these from Python: two functions less for each
+    "no_cfunc_wrapper": True,
+}
 
 
 # Public functions, as plain Python.

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, overload
 from ..bind import adopted, bind, named
 from ..spec import Scalars
 from .elementwise import RUN, checker, lift, loop
-from .target import LOOP, SCALAR, derivatives
+from .target import LOOP, PUBLIC, SCALAR, derivatives
 
 # `named` gives these the loss's own parameter names.
 GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
@@ -84,7 +84,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     def value(arguments):
         return parts(definition(*prepare(arguments)), like(arguments))[0]
 
-    return njit(**SCALAR)(gathered(value, names, defaults, scalars.name))
+    return njit(**PUBLIC)(gathered(value, names, defaults, scalars.name))
 
 
 @intrinsic

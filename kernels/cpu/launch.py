@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import parallel, threads
+from . import memory, parallel, threads
 
 # What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not
 # negative, the position of the first wrong number.
 OK, UNFIT = -1, -2
 
-# Elements from which a new array may be of memory that is used again.
-LARGE = (4 << 20) // 8
+LARGE = memory.FROM_BYTES  # of a new array, which may then be of memory that is used again
 
 
 class New(NamedTuple):
@@ -58,81 +57,94 @@ def together(launch: Launch) -> tuple[float, int]:
     return launch.entry(launch.recipe, launch.numbers, launch.arrays, launch.task, parallel.forker())
 
 
-def empty_like(array: np.ndarray) -> np.ndarray:
-    """A new array for a gradient: laid out as its argument, where no element shares its memory."""
-    if array.flags.c_contiguous and array.dtype.isnative:
-        return memory.empty(array.shape, array.dtype)
-    made = np.empty_like(array, subok=False)
-    if not made.flags.forc and overlaps_itself(made):
-        made = np.empty(array.shape, array.dtype.newbyteorder("="))
-    return made
+# ``again(values)`` gives the value, the status and the new arrays.
+Again = Callable[[tuple[Any, ...]], tuple[float, int, tuple[Any, ...]]]
 
 
-Repeat = Callable[[tuple[Any, ...]], tuple[float, int, tuple[Any, ...]]]
+def maker(new: New, made: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that makes an output as `made` was made, for another array like that of `new`."""
+    shape, dtype = new.shape, made.dtype
+    if shape is not None:
+        return lambda like: np.empty(shape(like.shape), dtype)
+    order: Any = "C" if made.flags.c_contiguous else "F" if made.flags.f_contiguous else None
+    if order == "C":
+        small = LARGE // dtype.itemsize
+
+        def make(like: np.ndarray) -> np.ndarray:
+            if like.size < small:
+                return np.empty(like.shape, dtype)
+            return memory.empty(like.shape, dtype)
+
+        return make
+    if order == "F":
+        return lambda like: np.empty(like.shape, dtype, "F")
+    return lambda like: np.empty_like(like, dtype, subok=False)
 
 
-def repeat(launch: Launch, values: tuple[Any, ...]) -> Repeat | None:
-    """A function that runs the launch on other values of the same kinds.
+def repeat(launch: Launch, values: tuple[Any, ...], written: tuple[Any, ...]) -> Again | None:
+    """Return a function that runs a launch on other values of the same kinds.
 
     Parameters
     ----------
     launch : Launch
     values : tuple
         What the caller gave: the launch's arrays are among them, or are its new ones.
+    written : tuple
+        The arrays among them that are written: one may lie over an array of the call only if it is that array.
 
     Returns
     -------
     callable or None
-        ``run(values)`` gives the value, the status and the new arrays. None where an array of the launch was
-        made from the caller's, by a conversion: then the call has to be worked out each time.
+        None where an array of the launch was made from the caller's, by a conversion, or a written one overlaps
+        others: then each call has to be worked out.
     """
-    sources: list[int] = []
     made = {n.slot: k for k, n in enumerate(launch.new)}
     none = len(values)
+    sources: list[int] = []
     for slot, array in enumerate(launch.arrays):
         if array is None:
             sources.append(none)
         elif slot in made:
             sources.append(none + 1 + made[slot])
         else:
-            found = [k for k, v in enumerate(values) if v is array]
-            if not found:
+            found = next((k for k, v in enumerate(values) if v is array), -1)
+            if found < 0:
                 return None
-            sources.append(found[0])
+            sources.append(found)
+    arrays = [k for k, v in enumerate(values) if isinstance(v, np.ndarray)]
+    apart: list[tuple[int, int]] = []  # pairs of values that must not share memory
+    for w in written:
+        at = [k for k in arrays if values[k] is w]
+        others = [k for k in arrays if values[k] is not w]
+        if not at or any(np.may_share_memory(w, values[k]) for k in others):
+            return None
+        apart += [(at[0], k) for k in others]
+    entry, recipe, numbers, _, task, parallel_from, _ = launch
     pick, first = itemgetter(*sources), sources[0]
-    entry, recipe, numbers, _, task, parallel_from, new = launch
-    makers = tuple((sources[n.like], maker(launch.arrays[n.slot], n.shape)) for n in new)
+    makers = tuple((sources[n.like], maker(n, launch.arrays[n.slot])) for n in launch.new)
 
-    def run_arrays(arrays: tuple[Any, ...]) -> tuple[float, int]:
-        if arrays[0].size < parallel_from:
-            return entry(recipe, numbers, arrays, task, 0)
-        return run(launch._replace(arrays=arrays))
+    def again(values: tuple[Any, ...]) -> tuple[float, int, tuple[Any, ...]]:
+        for i, k in apart:
+            if np.may_share_memory(values[i], values[k]):
+                return 0.0, UNFIT, ()
+        new = tuple([make(values[like]) for like, make in makers])
+        arrays = pick((*values, None, *new))
+        if values[first].size < parallel_from:
+            return *entry(recipe, numbers, arrays, task, 0), new
+        return *run(launch._replace(arrays=arrays)), new
 
-    if not makers:
+    if apart or len(makers) != 1:
+        return again
+    ((like, make),) = makers
 
-        def without_new(values):
-            value, status = run_arrays(pick((*values, None)))
-            return value, status, ()
+    def again_with_one(values: tuple[Any, ...]) -> tuple[float, int, tuple[Any, ...]]:
+        """The commonest kind of call."""
+        array = make(values[like])
+        arrays = pick((*values, None, array))
+        if values[first].size < parallel_from:
+            value, status = entry(recipe, numbers, arrays, task, 0)
+        else:
+            value, status = run(launch._replace(arrays=arrays))
+        return value, status, (array,)
 
-        return without_new
-
-    if len(makers) == 1:
-        ((like, make),) = makers
-
-        def with_new(values):
-            array = make(values[like])
-            arrays = pick((*values, None, array))
-            if values[first].size < parallel_from:
-                value, status = entry(recipe, numbers, arrays, task, 0)
-            else:
-                value, status = run(launch._replace(arrays=arrays))
-            return value, status, (array,)
-
-        return with_new
-
-    def with_many(values):
-        arrays = tuple([make(values[like]) for like, make in makers])
-        value, status = run_arrays(pick((*values, None, *arrays)))
-        return value, status, arrays
-
-    return with_many
+    return again_with_one

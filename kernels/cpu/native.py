@@ -17,15 +17,9 @@ from numba.core.datamodel import models
 from numba.extending import NativeValue, intrinsic, register_model, unbox
 
 from ..bind import bind
+from .target import SCALAR
 
-# Nobody calls a helper from Python: without these flags Numba compiles two more functions for each.
-HELPER: dict[str, Any] = dict(
-    forceinline=True,
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-    fastmath={"contract", "nsz"},
-    error_model="numpy",
-)
+HELPER = SCALAR
 
 I64, F64 = ir.IntType(64), ir.DoubleType()
 

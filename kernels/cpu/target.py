@@ -13,10 +13,13 @@ from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets
 
+# Nobody calls a helper from Python: without these two flags Numba compiles two more functions for each.
+INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # Scalars keep IEEE semantics but for fused multiply-add and the sign of zero: reassociation would cancel the
 # rounding tricks of `kernels.math`, and `nnan`/`ninf` would delete the handling of NaN and infinity. Flags
 # travel with the instruction, so both sets hold after inlining.
-SCALAR: dict[str, Any] = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
+PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
+SCALAR: dict[str, Any] = PUBLIC | INTERNAL
 # A function of loops, each element by itself.
 BLOCK: dict[str, Any] = dict(nogil=True, fastmath=SCALAR["fastmath"], error_model="numpy")
 # A loop that sums may also reassociate: that is what lets it vectorise. Nothing else should, or
