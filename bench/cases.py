@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import numbaloss as nl
-from numbaloss.loss import GRAD, VALUE, VALUE_AND_GRAD
+from numbaloss.kernels.spec import GRAD, VALUE, VALUE_AND_GRAD
 
 Shape = tuple[int, ...]
 Arrays = dict[str, Any]

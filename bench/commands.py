@@ -21,7 +21,7 @@ from rich.table import Table
 
 import numbaloss as nl
 from numbaloss import testing
-from numbaloss.loss import VALUE
+from numbaloss.kernels.spec import VALUE
 
 from . import machine, options
 from .cases import DTYPES, FAMILIES, MODES, Case, Shape, cases, family_of

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 
 import numbaloss as nl
-from numbaloss.dispatch import PARALLEL_FROM
+from numbaloss.kernels.cpu.elementwise import PARALLEL_FROM
 
 Call = Callable[[], Any]
 

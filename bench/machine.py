@@ -13,8 +13,7 @@ import llvmlite.binding
 import numba
 
 import numbaloss as nl
-from numbaloss import dispatch
-from numbaloss.kernels.cpu import threads
+from numbaloss.kernels.cpu import elementwise, threads
 
 from .devices import CUDA, Absent
 from .peers import PEERS
@@ -66,7 +65,7 @@ def stamp() -> dict[str, Any]:
 
 def cache() -> dict[str, Any]:
     """Where Numba keeps the CPU's kernels, how many, and of what size."""
-    place = Path(dispatch.direct(False).stats.cache_path)
+    place = Path(elementwise.direct(False).stats.cache_path)
     files = list(place.glob("*.nb[ic]"))
     return {
         "path": str(place),

@@ -11,7 +11,7 @@ import numpy as np
 from numba.core import event
 
 from numbaloss import reference
-from numbaloss.loss import GRAD, VALUE
+from numbaloss.kernels.spec import GRAD, VALUE
 
 from .cases import Arrays, Case, casted, dtype_of
 from .devices import HOST, Call, Device

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numba
 import numpy as np
 
-from numbaloss.loss import GRAD, VALUE
+from numbaloss.kernels.spec import GRAD, VALUE
 
 from .cases import Arrays, Case
 from .formulas import FORMULAS

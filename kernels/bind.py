@@ -151,3 +151,26 @@ def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[
     )
     copy.__module__, copy.__qualname__ = function.__module__, function.__qualname__
     return copy
+
+
+# `named` gives these the loss's own parameter names.
+GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
+    2: lambda f: lambda a, b: f((a, b)),
+    3: lambda f: lambda a, b, c: f((a, b, c)),
+    4: lambda f: lambda a, b, c, d: f((a, b, c, d)),
+    5: lambda f: lambda a, b, c, d, e: f((a, b, c, d, e)),
+    6: lambda f: lambda a, b, c, d, e, g: f((a, b, c, d, e, g)),
+    7: lambda f: lambda a, b, c, d, e, g, h: f((a, b, c, d, e, g, h)),
+    8: lambda f: lambda a, b, c, d, e, g, h, i: f((a, b, c, d, e, g, h, i)),
+    9: lambda f: lambda a, b, c, d, e, g, h, i, j: f((a, b, c, d, e, g, h, i, j)),
+    10: lambda f: lambda a, b, c, d, e, g, h, i, j, k: f((a, b, c, d, e, g, h, i, j, k)),
+}
+
+
+def gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], what: str) -> Any:
+    """Return a function of a tuple as one of as many parameters, with these names and trailing defaults."""
+    if len(names) not in GATHER:
+        raise TypeError(
+            f"{what} takes at most {max(GATHER)} arguments inside compiled code, got {len(names)}"
+        )
+    return named(GATHER[len(names)](function), names, defaults)

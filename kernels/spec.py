@@ -1,15 +1,86 @@
-"""What is asked of a kernel, whatever the device. Light to import: no kernel is compiled for it."""
+"""The one language between losses and devices: a problem for each family, and what goes with it.
 
+`numbaloss` makes a problem of a checked call; `kernels.devices` sends it to the device that its arrays are
+on. No record holds a loss: `name` is there for errors alone. Arrays are NumPy's, or those of a device as its
+backend describes them. Light to import: no kernel is compiled for it.
+"""
+
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
+
+import numpy as np
 
 # Elements that a CPU kernel handles at once: large enough to amortise a call, small enough for a block's
 # operands to stay in the second-level cache.
 BLOCK = 8192
 
+# ---- modes of a call ----------------------------------------------------------------------------------
+
+VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
+
+# Given back by a quick call that the general one must serve.
+MISSING = object()
+
+
+# ---- dtypes -------------------------------------------------------------------------------------------
+
 # How an array's elements are stored.
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = range(4)
 CODES = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+
+SINGLE, DOUBLE, INT64 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
+
+
+@cache
+def code_of(dtype: np.dtype) -> Any:
+    """Return the code of a dtype, or None if it is no float that losses are computed on."""
+    return CODES.get(dtype.name) if dtype.isnative else None
+
+
+def common_dtype(dtypes: Any) -> np.dtype:
+    """Return the dtype that floats promote to, as in NumPy; the two halves meet in float32."""
+    distinct = set(dtypes)
+    if len(distinct) == 1:
+        return distinct.pop()
+    return DOUBLE if DOUBLE in distinct else SINGLE
+
+
+def arithmetic_dtype(dtype: np.dtype) -> np.dtype:
+    """Return float64 for float64, float32 for all others."""
+    return DOUBLE if dtype == DOUBLE else SINGLE
+
+
+# ---- arrays -------------------------------------------------------------------------------------------
+
+
+class OnDevice:
+    """The base of a device's described arrays: shape, strides and address, but no element here."""
+
+    __slots__ = ()
+
+
+def is_described(array: Any) -> bool:
+    """Return whether an array is a device's, described by its backend."""
+    return isinstance(array, OnDevice)
+
+
+class Memo(dict[Any, Any]):
+    """A bounded memo: emptied when it holds `MOST` entries.
+
+    A loop whose options change with every step must not take memory without end.
+    """
+
+    MOST = 4096
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= self.MOST:
+            self.clear()
+        super().__setitem__(key, value)
+
+
+# ---- functions of one element -------------------------------------------------------------------------
 
 
 class Scalars(NamedTuple):
@@ -39,3 +110,255 @@ class Request(NamedTuple):
     wrt: tuple[int, ...] = ()  # operands to differentiate: an output each
     in_place: tuple[bool, ...] = ()  # per entry of `wrt`: the gradient overwrites its operand
     curvature: bool = False  # the second derivative by the one operand in `wrt` is the last output
+
+
+# ---- distances ----------------------------------------------------------------------------------------
+
+POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
+
+COSINE_EPS = 1e-12  # under each squared norm, as in PyTorch
+DISTANCE_EPS = 1e-6  # added to each coordinate's difference, as in PyTorch's PairwiseDistance
+
+
+class Metric(NamedTuple):
+    """A distance as kernels take it."""
+
+    kind: int
+    p: float = 2.0
+    eps: float = 0.0
+
+
+# ---- problems -----------------------------------------------------------------------------------------
+
+
+class Weighting(NamedTuple):
+    """What multiplies and divides a problem's terms, and how they are reduced.
+
+    Attributes
+    ----------
+    reduction : str
+        ``'none'``: the terms are the value. Any other: their sum, divided.
+    sample_weight : array or None
+        Broadcasts to the terms' shape. A term of weight zero is zero, and so are its gradients.
+    upstream : array or None
+        Multiplies each term's gradients: of the terms' shape, or 0-d on a device.
+    factor : float
+        Multiplies all gradients.
+    divisor : float, 0-d array or None
+        None stands for what the rows count for.
+    """
+
+    reduction: str = "sum"
+    sample_weight: Any = None
+    upstream: Any = None
+    factor: float = 1.0
+    divisor: Any = 1.0
+
+
+class Elements(NamedTuple):
+    """A term for each element of two or three arrays."""
+
+    name: str
+    scalars: Scalars
+    operands: tuple[Any, ...]  # each broadcasts to `shape`
+    names: tuple[str, ...]  # of the operands
+    numbers: tuple[float, ...]  # the options that are given at run time
+    weighting: Weighting
+    valued: bool  # whether the value is asked for
+    shape: tuple[int, ...]  # of the terms
+    dtype: Any  # that the arrays promote to; None of a quick call
+    arithmetic: Any
+
+
+class Scores(NamedTuple):
+    """Cross entropy of the softmax of each row of class scores, (C), (N, C) or (N, C, d1, ...)."""
+
+    name: str
+    input: Any
+    target: Any  # class indices, or probabilities of the input's shape
+    has_probabilities: bool
+    weight: Any  # of the classes, or None
+    ignore_index: int
+    label_smoothing: float
+    weighting: Weighting
+    dtype: Any
+    arithmetic: Any
+
+
+class Picks(NamedTuple):
+    """The negative of one log-probability of each row, (C), (N, C) or (N, C, d1, ...)."""
+
+    name: str
+    input: Any
+    target: Any  # class indices
+    weight: Any  # of the classes, or None
+    ignore_index: int
+    weighting: Weighting
+    dtype: Any
+    arithmetic: Any
+
+
+# A row's class against all others; each of its classes against all that are not; the mean of its logits'
+# binary cross entropies.
+ONE, MANY, SOFT = "one_label", "many_labels", "soft_labels"
+
+
+class Margins(NamedTuple):
+    """Margins between a row's own classes and all others; scores are (..., C)."""
+
+    name: str
+    kind: str  # ONE, MANY or SOFT
+    input: Any
+    target: Any  # class indices (...) or (..., C), or soft labels (..., C)
+    weight: Any  # of the classes, or None; of SOFT one that broadcasts to the input
+    p: int
+    margin: float
+    weighting: Weighting
+    dtype: Any
+    arithmetic: Any
+
+
+class Vectors(NamedTuple):
+    """Pairs or triplets of vectors (..., D), and the distances between them."""
+
+    name: str
+    names: tuple[str, ...]  # of the vectors
+    vectors: tuple[Any, ...]
+    labels: Any  # of pairs, one a row; or None
+    metric: Metric
+    margin: float
+    swap: bool
+    weighting: Weighting
+    dtype: Any
+    arithmetic: Any
+
+
+class Sequences(NamedTuple):
+    """Labels that are not aligned with their frames: CTC."""
+
+    name: str
+    log_probs: Any  # (T, N, C), or (T, C) of a single sequence
+    targets: Any  # (N, S) or (S), or all sequences' labels joined
+    input_lengths: Any  # flat, in int64 where they are on the host
+    target_lengths: Any
+    padded: bool  # each sequence's labels start where a row of the targets does
+    blank: int
+    zero_infinity: bool
+    weighting: Weighting
+    shape: tuple[int, ...]  # of the terms: (N), or () of a single sequence
+    dtype: Any
+    arithmetic: Any
+
+
+class Chunking(NamedTuple):
+    """How scores are cut into chunks of rows: by one of these at most."""
+
+    rows: int | None = None
+    memory: int | None = None  # bytes
+
+
+class Linear(NamedTuple):
+    """Cross entropy of the scores that a linear layer gives, which are never in memory as a whole."""
+
+    name: str
+    input: Any  # (F) or (N, F)
+    linear_weight: Any  # (C, F) or (C, d1, ..., F)
+    linear_bias: Any  # (C) or (C, d1, ...), or None
+    target: Any
+    has_probabilities: bool
+    weight: Any  # of the classes, or None
+    ignore_index: int
+    label_smoothing: float
+    chunking: Chunking
+    weighting: Weighting
+    shape: tuple[int, ...]  # of the terms
+    dtype: Any
+    arithmetic: Any
+
+
+class Quick:
+    """A problem without its arrays, and what a call of it asks for: prepared once, used by all such calls.
+
+    Attributes
+    ----------
+    problem : record
+    mode : str
+    wrt : tuple of int
+        Positions of the arrays to differentiate.
+    single : bool
+        Whether the gradient is an array, and no tuple.
+    known : dict
+        Kernels that a device found for it.
+    """
+
+    __slots__ = ("known", "mode", "problem", "single", "wrt")
+
+    def __init__(self, problem: Any, mode: str, wrt: tuple[int, ...], single: bool) -> None:
+        self.problem, self.mode, self.wrt, self.single = problem, mode, wrt, single
+        self.known: dict[Any, Any] = {}
+
+    def result(self, value: Any, outputs: Any) -> Any:
+        """Return a value and the arrays that were written as the mode has them."""
+        if self.mode == VALUE:
+            return value
+        if self.mode == VALUE_GRAD_HESS:
+            return value, *outputs
+        gradient = outputs[0] if self.single else tuple(outputs)
+        return gradient if self.mode == GRAD else (value, gradient)
+
+
+# ---- words of errors ----------------------------------------------------------------------------------
+
+
+def _at(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]" if index else ""
+
+
+def out_of_domain(
+    name: str,
+    argument: str,
+    index: tuple[int, ...],
+    domain: tuple[float, float, bool] | None,
+    value: float | None = None,
+) -> ValueError:
+    """Word the error for an element out of its domain; a device does not tell its `value`."""
+    assert domain is not None
+    low, high, _ = domain
+    wanted = f"in [{low:g}, {high:g}]" if math.isfinite(high) else f">= {low:g}"
+    got = f"but {argument}{_at(index)} is not" if value is None else f"got {argument}{_at(index)} = {value:g}"
+    return ValueError(f"{name}: {argument} must be {wanted}, {got}")
+
+
+def bad_index(
+    name: str, index: tuple[int, ...], label: int, classes: int, of: str = "input", most: int | None = None
+) -> IndexError:
+    """Word the error for a class index out of range; of one beyond `most` only that is known."""
+    said = (
+        f"{label}" if most is None or abs(label) < most else f"{label} or {'above' if label > 0 else 'below'}"
+    )
+    return IndexError(f"{name}: target{_at(index)} is {said}, but {of} has {classes} classes")
+
+
+def bad_label(
+    name: str,
+    sequence: int,
+    label: int,
+    classes: int,
+    index: tuple[int, ...] | None = None,
+    place: int | None = None,
+) -> IndexError:
+    """Word the error for a label that is no class; of its index a device tells the sequence alone.
+
+    Of joined labels `place` is the label's number in its sequence.
+    """
+    said = f"targets has {label} for sequence {sequence}"
+    if index is not None:
+        said = f"targets{_at(index)} is {label}"
+    where = "" if place is None else f" (label {place} of sequence {sequence})"
+    return IndexError(f"{name}: {said}, but log_probs has {classes} classes{where}")
+
+
+def bad_length(name: str, argument: str, index: tuple[int, ...], most: int, length: int) -> ValueError:
+    """Word the error for a length that a sequence cannot have."""
+    of = "frames of log_probs" if argument == "input_lengths" else "labels of targets"
+    return ValueError(f"{name}: {argument}{_at(index)} must be in [0, {most}], the {of}, got {length}")

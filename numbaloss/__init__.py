@@ -8,8 +8,12 @@ Every loss is here under PyTorch's names, as a function (``huber_loss``) and as 
 
 import importlib
 
-from . import (
-    arguments,
+from . import arguments
+from .families.elementwise import ElementwiseLoss
+from .kernels import math
+from .kernels.devices import free_memory, synchronize
+from .loss import Loss, LossFunction, registry
+from .losses import (
     binary,
     embedding,
     linear,
@@ -18,12 +22,8 @@ from . import (
     regression,
     sequence,
 )  # the definitions fill the registry
-from .custom import elementwise_loss
-from .elementwise import ElementwiseLoss
-from .kernels import math
-from .linear import LinearCrossEntropyOptions
-from .loss import Loss, LossFunction, registry
-from .memory import free_memory
+from .losses.custom import elementwise_loss
+from .losses.linear import LinearCrossEntropyOptions
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,4 @@ del binary, embedding, linear, multiclass, multilabel, regression, sequence
 def __getattr__(name: str) -> object:
     if name == "testing":  # imported when it is asked for, so that importing the library stays quick
         return importlib.import_module(f"{__name__}.testing")
-    if name == "synchronize":  # of a module that no call on the CPU imports
-        return importlib.import_module(f"{__name__}.device").synchronize
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,13 +6,12 @@ from typing import Any
 from numpy.random import Generator
 
 from . import arguments as arguments, testing as testing
-from .custom import elementwise_loss as elementwise_loss
-from .device import synchronize as synchronize
-from .elementwise import ElementwiseLoss as ElementwiseLoss
+from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math
-from .linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
+from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .memory import free_memory as free_memory
+from .losses.custom import elementwise_loss as elementwise_loss
+from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any
 __version__: str
@@ -159,6 +158,26 @@ class _triplet_margin_with_distance_loss(LossFunction):
 
 triplet_margin_with_distance_loss: _triplet_margin_with_distance_loss
 
+class LinearCrossEntropyLoss(Loss):
+    weight: Array | None
+    reduction: str
+    ignore_index: int | None
+    label_smoothing: float
+    options: LinearCrossEntropyOptions | None
+    def __init__(self, in_features: int, num_classes: int, *, out_features: Sequence[int] = ..., bias: bool = False, device: str | None = None, dtype: Any = None, reduction: str = 'mean', weight: Any = None, ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, rng: Generator | int | None = None) -> None: ...
+    def __call__(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _linear_cross_entropy(LossFunction):
+    def __call__(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+linear_cross_entropy: _linear_cross_entropy
+
 class CrossEntropyLoss(Loss):
     weight: Array | None
     ignore_index: int
@@ -195,26 +214,6 @@ class _nll_loss(LossFunction):
     def value_grad_hess(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
 
 nll_loss: _nll_loss
-
-class LinearCrossEntropyLoss(Loss):
-    weight: Array | None
-    reduction: str
-    ignore_index: int | None
-    label_smoothing: float
-    options: LinearCrossEntropyOptions | None
-    def __init__(self, in_features: int, num_classes: int, *, out_features: Sequence[int] = ..., bias: bool = False, device: str | None = None, dtype: Any = None, reduction: str = 'mean', weight: Any = None, ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, rng: Generator | int | None = None) -> None: ...
-    def __call__(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
-    def value_and_grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-    def grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-    def value_grad_hess(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-
-class _linear_cross_entropy(LossFunction):
-    def __call__(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
-    def value_and_grad(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-    def grad(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-    def value_grad_hess(self, input: Array, linear_weight: Array, target: Array, *, linear_bias: Array | None = None, weight: Array | None = None, reduction: str = 'mean', ignore_index: int | None = None, label_smoothing: float = 0.0, options: LinearCrossEntropyOptions | None = None, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
-
-linear_cross_entropy: _linear_cross_entropy
 
 class MultiMarginLoss(Loss):
     p: int

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .kernels.layout import class_axis, class_rows
+
 REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -319,11 +321,6 @@ def log_probabilities() -> Operand:
     return Operand(model=True, draw=lambda rng, shape: np.log(rng.uniform(0.01, 1.0, shape)))
 
 
-def class_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the terms: scores are (C), (N, C) or (N, C, d1, ...)."""
-    return shape[:1] + shape[2:] if len(shape) > 1 else ()
-
-
 def class_indices() -> Operand:
     """Class indices, one for each row of scores: a sample of shape (N, C) is N of them."""
-    return Operand(draw=lambda rng, shape: rng.integers(0, shape[min(1, len(shape) - 1)], class_rows(shape)))
+    return Operand(draw=lambda rng, shape: rng.integers(0, shape[class_axis(shape)], class_rows(shape)))

@@ -9,22 +9,18 @@ of a call's arguments, which is worked out once for each way of calling and then
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
-
-import numpy as np
 
 from . import arguments
 from .arguments import Operand, Option
-
-VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
+from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
 
 # Every built-in loss by its function's name, in order of definition.
 registry: dict[str, "LossFunction"] = {}
 
 COMMON = ("sample_weight", "normalizer")
 GRADIENT = ("wrt", "out", "grad_output")
-MISSING = object()
 
 COMMON_DOC = """
 sample_weight : array, optional
@@ -48,29 +44,14 @@ grad_output : float or array, optional
 """
 
 
-class Memo(dict[Any, Any]):
-    """What was worked out, by what it depends on; forgotten when it becomes too much.
-
-    A loop whose options change with every step must not take memory without end.
-    """
-
-    MOST = 4096
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if len(self) >= self.MOST:
-            self.clear()
-        super().__setitem__(key, value)
-
-
-class Recipe(NamedTuple):
+class Binding(NamedTuple):
     """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
 
     names: tuple[str, ...]  # in the order given
-    plain: (
-        bool  # the operands first, by position; then options that are no arrays, `wrt`, `out`; nothing else
-    )
+    # Whether operands come first, by position, then options that are no arrays, `wrt` and `out` alone.
+    no_arrays: bool
     keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
-    plans: Memo  # by the values of the options: what a family works out for them
+    prepared: Memo  # by the values of the options: quick calls
 
 
 class Modes:
@@ -108,7 +89,7 @@ class LossFunction(Modes):
         self.__module__ = definition.__module__
         self.__doc__ = definition._document(VALUE)
         self.__signature__ = definition._signature(VALUE)
-        self._recipes: dict[Any, Recipe] = {}
+        self._bindings: dict[Any, Binding] = {}
 
     def __repr__(self) -> str:
         return f"<loss function {self.__name__}{self.__signature__}>"
@@ -130,12 +111,12 @@ class LossFunction(Modes):
         return self.Class._jit()
 
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        recipe = self._recipes.get((mode, len(args), *kwargs))
-        if recipe is None:
-            recipe = self._recipe(mode, len(args), tuple(kwargs))
-        return self.Class._evaluate(mode, recipe, args, kwargs)
+        binding = self._bindings.get((mode, len(args), *kwargs))
+        if binding is None:
+            binding = self._bind(mode, len(args), tuple(kwargs))
+        return self.Class._evaluate(mode, binding, args, kwargs)
 
-    def _recipe(self, mode: str, count: int, keywords: tuple[str, ...]) -> Recipe:
+    def _bind(self, mode: str, count: int, keywords: tuple[str, ...]) -> Binding:
         """Work out a way of calling, as Python would; errors are Python's."""
         parameters = self.Class._signature(mode).parameters
         positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -158,13 +139,13 @@ class LossFunction(Modes):
             )
         required = tuple(self.Class._required)
         fields = self.Class.fields
-        plain = names[: len(required)] == required and all(
+        no_arrays = names[: len(required)] == required and all(
             n in ("wrt", "out") or (n in fields and not fields[n].array) for n in names[len(required) :]
         )
-        plain = plain and count >= len(required)
+        no_arrays = no_arrays and count >= len(required)
         keys = tuple(k for k in keywords if k != "out")
-        recipe = self._recipes[(mode, count, *keywords)] = Recipe(names, plain, keys, Memo())
-        return recipe
+        binding = self._bindings[(mode, count, *keywords)] = Binding(names, no_arrays, keys, Memo())
+        return binding
 
 
 def _snake(name: str) -> str:
@@ -207,6 +188,8 @@ class Loss(Modes):
     _keyword_only: ClassVar[bool] = False
     # Arrays that an instance holds: its calls need not give them.
     _held: ClassVar[tuple[str, ...]] = ()
+    # Arrays that may be on the host though others are on a device.
+    _may_be_on_host: ClassVar[tuple[str, ...]] = ()
     # The definition's `check`, and the options it takes.
     _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 
@@ -290,7 +273,7 @@ class Loss(Modes):
         """Read the definition: set `operands` and `_required`."""
 
     @classmethod
-    def _evaluate(cls, mode: str, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise TypeError(f"{cls.__name__} is a family of losses; define `value` in a subclass")
 
     @classmethod
@@ -347,60 +330,3 @@ def plain_function(cls: type, name: str) -> Any:
 
 def _restore(function: LossFunction, options: dict[str, Any]) -> Loss:
     return function.Class(**options)
-
-
-def call_arguments(recipe: Recipe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name."""
-    return dict(zip(recipe.names, (*args, *kwargs.values()), strict=True))
-
-
-def resolve_wrt(cls: type[Loss], wrt: Any) -> tuple[tuple[str, ...], bool]:
-    """The names to differentiate, and whether a single one was asked for."""
-    if wrt is None:
-        wrt = cls._default_wrt()
-    single = isinstance(wrt, str)
-    names = (wrt,) if single else tuple(wrt) if isinstance(wrt, tuple | list) else None
-    name = cls.function.__name__
-    allowed = cls._differentiable()
-    if not names or not all(isinstance(n, str) for n in names):
-        raise TypeError(f"{name}: wrt must be a name or a tuple of names, got {wrt!r}")
-    for n in names:
-        if n not in allowed:
-            raise ValueError(f"{name}: wrt must be among {', '.join(map(repr, allowed))}, got {n!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{name}: wrt names an argument twice: {wrt!r}")
-    return names, single
-
-
-def resolve_normalizer(name: str, value: Any) -> float | None:
-    """The number that stands for the mean's count, if one is given."""
-    if value is None:
-        return None
-    x = arguments.number(name, "normalizer", value)
-    if not x > 0:
-        raise ValueError(f"{name}: normalizer must be > 0, got {x}")
-    return x
-
-
-def iterate(functions: Mapping[str, LossFunction] = registry) -> Iterator[LossFunction]:
-    """The built-in losses."""
-    yield from functions.values()
-
-
-def upstream(
-    name: str, value: Any, shape: tuple[int, ...], reduction: str
-) -> tuple[float, np.ndarray | None]:
-    """`grad_output` as a factor, and an array where one factor does not do."""
-    if value is None:
-        return 1.0, None
-    if np.ndim(value) == 0:
-        return arguments.number(
-            name, "grad_output", value if not hasattr(value, "item") else value.item()
-        ), None
-    if reduction != "none":
-        raise ValueError(f"{name}: grad_output must be a number with reduction={reduction!r}, got an array")
-    if not isinstance(value, np.ndarray) or value.shape != shape:
-        raise ValueError(
-            f"{name}: grad_output must have the value's shape {shape}, got {getattr(value, 'shape', value)!r}"
-        )
-    return 1.0, value

@@ -7,7 +7,8 @@ import inspect
 import re
 from pathlib import Path
 
-from .loss import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Loss, registry
+from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS
+from .loss import Loss, registry
 
 PATH = Path(__file__).with_name("__init__.pyi")
 
@@ -20,13 +21,12 @@ from typing import Any
 from numpy.random import Generator
 
 from . import arguments as arguments, testing as testing
-from .custom import elementwise_loss as elementwise_loss
-from .device import synchronize as synchronize
-from .elementwise import ElementwiseLoss as ElementwiseLoss
+from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .kernels import math as math
-from .linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
+from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .memory import free_memory as free_memory
+from .losses.custom import elementwise_loss as elementwise_loss
+from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any
 __version__: str

@@ -208,8 +208,8 @@ def test_check_passes_for_every_loss(run, loss):
 def broken(monkeypatch, cls, value):
     """Change a definition as an edit would: nothing that was worked out for the old one is kept."""
     monkeypatch.setattr(cls, "value", value)
-    monkeypatch.setattr(cls, "_plans", {})
-    monkeypatch.setattr(cls.function, "_recipes", {})
+    monkeypatch.setattr(cls, "_settled", {})
+    monkeypatch.setattr(cls.function, "_bindings", {})
 
 
 def test_check_finds_a_broken_value(run, monkeypatch):

@@ -50,7 +50,7 @@ def test_adding_a_loss_as_the_contributing_page_says():
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     definition, reference = (re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in blocks)
     from numbaloss import reference as oracle
-    from numbaloss import regression
+    from numbaloss.losses import regression
 
     scope = dict(vars(regression)) | {"__name__": "contributing"}
     exec(definition, scope)

@@ -9,8 +9,8 @@ from numba.core.errors import TypingError
 
 import numbaloss as nl
 from numbaloss import testing
+from numbaloss.call import RowLoss
 from numbaloss.loss import COMMON
-from numbaloss.rows import RowLoss
 
 LOSSES = {n: f for n, f in nl.registry.items() if issubclass(f.Class, RowLoss)}
 

@@ -7,7 +7,8 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import numbaloss as nl
-from numbaloss import dispatch, testing
+from numbaloss import testing
+from numbaloss.kernels.cpu.elementwise import PARALLEL_FROM
 
 loss = nl.huber_loss
 
@@ -50,8 +51,8 @@ def subclass(a):
 
 
 LAYOUTS = [np.asfortranarray, reversed_, strided, padded_rows, inner_axis_moved, read_only, subclass]
-PARALLEL = (307, 2 * (dispatch.PARALLEL_FROM // 512))  # more elements than a serial call takes
-assert np.prod(PARALLEL) > dispatch.PARALLEL_FROM
+PARALLEL = (307, 2 * (PARALLEL_FROM // 512))  # more elements than a serial call takes
+assert np.prod(PARALLEL) > PARALLEL_FROM
 
 
 @pytest.mark.parametrize("shape", [(6, 8), PARALLEL], ids=["small", "parallel"])
@@ -280,7 +281,7 @@ def test_two_outs_that_overlap(rng):
 
 def test_what_is_out_of_the_domain_leaves_the_input_as_it_was(rng):
     """The check comes before the first element is overwritten, on every path through the drivers."""
-    for size, dtype in itertools.product((40, 2 * dispatch.PARALLEL_FROM), (np.float64, np.float16)):
+    for size, dtype in itertools.product((40, 2 * PARALLEL_FROM), (np.float64, np.float16)):
         x = testing.samples(nl.binary_cross_entropy, rng, (size,), dtype)["input"]
         x[-1] = 1.5
         before = x.copy()

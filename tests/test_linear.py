@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from numbaloss import reference
-from numbaloss.linear import LinearCrossEntropyLoss, LinearCrossEntropyOptions
 from numbaloss.loss import registry
-from numbaloss.multiclass import CrossEntropyLoss
+from numbaloss.losses.linear import LinearCrossEntropyLoss, LinearCrossEntropyOptions
+from numbaloss.losses.multiclass import CrossEntropyLoss
 
 linear_cross_entropy, cross_entropy = LinearCrossEntropyLoss.function, CrossEntropyLoss.function
 

@@ -9,7 +9,8 @@ import pytest
 
 import numbaloss as nl
 from numbaloss import reference, testing
-from numbaloss.loss import Memo, registry
+from numbaloss.kernels.spec import Memo
+from numbaloss.loss import registry
 
 HAVE_WEIGHT = [n for n, f in registry.items() if "weight" in f.Class.fields and hasattr(f.Class, "value")]
 
@@ -450,6 +451,6 @@ def test_what_was_worked_out_is_forgotten_when_it_becomes_too_much(monkeypatch):
     for loss, arrays, option in calls:
         values = [loss(*arrays, **{option: 1 + k}) for k in range(30)]
         assert len(set(values)) > 1  # an option's value counts
-        (recipe,) = (r for key, r in loss._recipes.items() if key == ("value", len(arrays), option))
-        assert len(recipe.plans) <= 8
-    assert len(nl.huber_loss.Class._plans) <= 8
+        (binding,) = (b for key, b in loss._bindings.items() if key == ("value", len(arrays), option))
+        assert len(binding.prepared) <= 8
+    assert len(nl.huber_loss.Class._settled) <= 8

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import numbaloss as nl
-from numbaloss import memory
+from numbaloss.kernels.cpu import memory
 
 F32 = np.dtype(np.float32)
 SHAPE = (memory.FROM_BYTES // 4,)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numbaloss import reference
-from numbaloss.multiclass import CrossEntropyLoss, NLLLoss
+from numbaloss.losses.multiclass import CrossEntropyLoss, NLLLoss
 
 cross_entropy, nll_loss = CrossEntropyLoss.function, NLLLoss.function
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numbaloss import reference
-from numbaloss.multilabel import (
+from numbaloss.losses.multilabel import (
     MultiLabelMarginLoss,
     MultiLabelSoftMarginLoss,
     MultiMarginLoss,
@@ -384,7 +384,7 @@ def test_promotion(rng):
 
 ADVERSARIAL = """
 import numpy as np
-from numbaloss.multilabel import multi_margin_loss, multilabel_margin_loss
+from numbaloss.losses.multilabel import multi_margin_loss, multilabel_margin_loss
 
 rng = np.random.default_rng(0)
 for shape in ((1, 1), (5, 1), (3, 7)):

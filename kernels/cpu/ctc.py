@@ -21,8 +21,11 @@ from numba import njit, prange
 
 from .. import math
 from ..bind import bind
+from ..layout import address_of
 from ..math import bits, exp, polynomial, select, unbits
+from ..spec import INT64, Sequences, bad_label, code_of
 from .drive import _gather, _load, _scatter, at_address
+from .packing import divisor_or_nan, flat, run_parallel, signed, workers
 from .target import LOOP, SCALAR, DistinctArrays, prefer_widest_vectors
 
 LANES = 16  # states are padded to a multiple of this
@@ -431,3 +434,50 @@ def compile_ctc(dtype: np.dtype, parallel: bool) -> Any:
     shares = bound(_share_of_sequences, {"forward": forwards, "backward": backwards}, KERNEL)
     name = f"{dtype.name}_{'parallel' if parallel else 'serial'}"
     return bound(ctc, {"share_of_sequences": shares}, KERNEL | {"parallel": parallel}, name)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+PARALLEL_FROM = 8192  # log-probabilities from which two threads beat one
+
+
+def run(p: Sequences, outputs: dict[str, np.ndarray]) -> Any:
+    """Write the gradient by ``"log_probs"``; return the value."""
+    w = p.weighting
+    arrays = [p.log_probs, *outputs.values()]
+    if not p.shape:  # a single sequence is a batch of one
+        arrays = [a[:, np.newaxis] for a in arrays]
+    longest, batch, classes = arrays[0].shape
+    starts = np.arange(batch) * p.targets.shape[-1]
+    if not p.padded:
+        starts = np.cumsum(p.target_lengths) - p.target_lengths
+    losses = np.empty(batch)
+    arguments = (
+        np.array([address_of(a) for a in arrays], np.int64),
+        np.array([code_of(a.dtype) for a in arrays], np.int64),
+        np.array([a.strides for a in arrays], np.int64),
+        (longest, batch, classes),
+        flat(signed(p.targets), p.targets.shape, INT64),
+        starts,
+        p.target_lengths,
+        p.input_lengths,
+        flat(w.sample_weight, (batch,), p.arithmetic),
+        flat(w.upstream, (batch,), p.arithmetic),
+        losses,
+        (p.blank, p.zero_infinity, w.reduction == "mean", w.factor, divisor_or_nan(w.divisor)),
+        workers(),
+    )
+    size = p.log_probs.size if batch > 1 else 0
+    value, sequence, place = run_parallel(
+        lambda parallel: compile_ctc(p.arithmetic, parallel), size, PARALLEL_FROM, arguments
+    )
+    if sequence >= 0:
+        position = int(starts[sequence] + place)
+        index = (sequence, place) if p.padded else (position,)
+        label = p.targets.reshape(-1)[position]
+        raise bad_label(
+            p.name, sequence, label, classes, index if p.shape else (place,), None if p.padded else place
+        )
+    if w.reduction == "none":
+        return losses.reshape(p.shape).astype(p.dtype)
+    return p.dtype.type(value)

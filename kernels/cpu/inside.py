@@ -4,7 +4,6 @@ They are compiled with the caller's function and become part of it, cache includ
 position or keyword, with the loss's defaults.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -13,31 +12,10 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from ..bind import adopted, bind, named
+from ..bind import adopted, bind, gathered
 from ..spec import Scalars
 from .elementwise import RUN, checker, lift, loop
 from .target import LOOP, PUBLIC, SCALAR, derivatives
-
-# `named` gives these the loss's own parameter names.
-GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
-    2: lambda f: lambda a, b: f((a, b)),
-    3: lambda f: lambda a, b, c: f((a, b, c)),
-    4: lambda f: lambda a, b, c, d: f((a, b, c, d)),
-    5: lambda f: lambda a, b, c, d, e: f((a, b, c, d, e)),
-    6: lambda f: lambda a, b, c, d, e, g: f((a, b, c, d, e, g)),
-    7: lambda f: lambda a, b, c, d, e, g, h: f((a, b, c, d, e, g, h)),
-    8: lambda f: lambda a, b, c, d, e, g, h, i: f((a, b, c, d, e, g, h, i)),
-    9: lambda f: lambda a, b, c, d, e, g, h, i, j: f((a, b, c, d, e, g, h, i, j)),
-    10: lambda f: lambda a, b, c, d, e, g, h, i, j, k: f((a, b, c, d, e, g, h, i, j, k)),
-}
-
-
-def gathered(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], what: str) -> Any:
-    if len(names) not in GATHER:
-        raise TypeError(
-            f"{what} takes at most {max(GATHER)} arguments inside compiled code, got {len(names)}"
-        )
-    return named(GATHER[len(names)](function), names, defaults)
 
 
 def arithmetic_of(operands: tuple[Any, ...]) -> Any:

@@ -7,6 +7,7 @@ depend on the shape alone and their sums are added in order: the same bits for a
 """
 
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from numba import njit, prange
 
 from ..bind import bind
 from ..math import select
-from ..spec import FLOAT32, FLOAT64
+from ..spec import FLOAT32, FLOAT64, INT64, MANY, Margins, Quick, bad_index
 from .drive import _transfer
+from .packing import divisor_or_nan, flat, locations, quick_rows, run_parallel, signed, workers
 from .target import BLOCK, LOOP, SCALAR
 
 # The arrays of one call, in the order of `places`, `codes` and `strides`.
@@ -296,3 +298,54 @@ def compile_plain(many: bool, dtype: np.dtype, parallel: bool) -> Any:
     return bind(
         plain, {"whole": compile_margins(many, dtype, parallel)}, name, name, njit(nogil=True, cache=True)
     )
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+PARALLEL_FROM = 32768  # hinges from which two threads beat one: starting them costs about 6 us
+
+
+def run(p: Margins, outputs: dict[str, np.ndarray]) -> Any:
+    """Write the gradient by ``"input"`` and the curvature; return the value. Of ONE or MANY labels a row."""
+    w, shape, numbers = p.weighting, p.input.shape, p.arithmetic
+    rows, classes = shape[:-1], shape[-1]
+    reduced = w.reduction != "none"
+    terms = np.empty(0 if reduced else prod(rows), numbers)
+    arguments = (
+        *locations([p.input, outputs.get("input"), outputs.get("curvature")]),
+        (prod(rows), classes),
+        flat(signed(p.target), p.target.shape, INT64),
+        flat(p.weight, (classes,), numbers),
+        flat(w.sample_weight, rows, numbers),
+        flat(w.upstream, rows, numbers),
+        terms,
+        (p.p, p.margin, w.factor, divisor_or_nan(w.divisor)),
+        workers(),
+    )
+    value, wrong = run_parallel(
+        lambda parallel: compile_margins(p.kind == MANY, numbers, parallel),
+        p.input.size,
+        PARALLEL_FROM,
+        arguments,
+    )
+    if wrong >= 0:
+        index = tuple(map(int, np.unravel_index(wrong, p.target.shape)))
+        raise bad_index(p.name, index, p.target[index], classes)
+    if reduced:
+        return p.dtype.type(value)
+    return terms.reshape(rows).astype(p.dtype, copy=False)
+
+
+def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
+    """Serve contiguous scores, int64 labels, no weights, a reduced value."""
+    p = prepared.problem
+    many = p.kind == MANY
+
+    def extents(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
+        return shape if len(shape) == 2 and target == (shape if many else shape[:1]) else None
+
+    def kernel(dtype: np.dtype, parallel: bool) -> Any:
+        return compile_plain(many, dtype, parallel)
+
+    settings = p.p, p.margin, p.weighting.factor, divisor_or_nan(p.weighting.divisor)
+    return quick_rows(prepared, arrays, out, extents, settings, kernel, PARALLEL_FROM)

@@ -13,6 +13,7 @@ Tiles depend on the shape alone and their sums are added in order: the same bits
 """
 
 from functools import cache
+from math import nan, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +22,24 @@ from numba import carray, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from .. import math
+from .. import class_weights, math
 from ..bind import bind
+from ..layout import Axes, class_rows
 from ..math import bits, log, log1p, select, unbits
+from ..spec import INT64, Quick, Scores, bad_index
+from . import arithmetic
 from .drive import _transfer, at_address
+from .packing import (
+    divisor_or_nan,
+    flat,
+    is_direct,
+    locations,
+    optional_over_rows,
+    over_rows,
+    quick_rows,
+    run_parallel,
+    workers,
+)
 from .target import BLOCK, LOOP, SCALAR, prefer_widest_vectors
 
 # The arrays of one call, in the order of `places`, `codes` and `strides`.
@@ -912,3 +927,69 @@ def compile_plain(dtype: np.dtype, parallel: bool) -> Any:
     name = f"{dtype.name}_{'parallel' if parallel else 'serial'}"
     scope = {"whole": compile_softmax(dtype, parallel)}
     return bind(plain, scope, name, name, njit(nogil=True, cache=True))
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+PARALLEL_FROM = 8192  # scores from which two threads beat one
+
+
+def run(p: Scores, outputs: dict[str, np.ndarray]) -> Any:
+    """Write gradients by ``"input"``, ``"target"`` and ``"weight"``, and the curvature; return the value."""
+    if "weight" in outputs:
+        return class_weights.run(p, outputs, run, arithmetic)
+    w, rows, numbers = p.weighting, class_rows(p.input.shape), p.arithmetic
+    arrays: list[np.ndarray | None] = [p.input, p.target if p.has_probabilities else None]
+    arrays += [outputs.get(n) for n in ("input", "target", "curvature")]
+    axes = Axes([a for a in arrays if a is not None])
+    reduced = w.reduction != "none"
+    terms = np.empty(0 if reduced else prod(rows), numbers)
+    if not prod(rows):
+        if not reduced:
+            return terms.reshape(rows).astype(p.dtype)
+        return p.dtype.type(np.float64(0) / (nan if w.divisor is None else w.divisor))
+    classes = axes.extents[1]
+    weight = flat(p.weight, (classes,), numbers)
+    if p.weight is None and (p.has_probabilities or p.label_smoothing):
+        weight = np.ones(classes, numbers)
+    ordered = [None if a is None else a.transpose(axes.order) for a in arrays]
+    where = locations(ordered)
+    arguments = (
+        where.addresses,
+        where.codes,
+        np.array([is_direct(a, numbers) for a in ordered], np.int64),
+        where.shape,
+        where.strides,
+        axes.extents,
+        np.empty(0, np.int64) if p.has_probabilities else over_rows(p.target, axes, INT64),
+        weight,
+        optional_over_rows(w.sample_weight, axes, rows, numbers),
+        optional_over_rows(w.upstream, axes, rows, numbers),
+        terms,
+        (p.ignore_index, p.label_smoothing, w.factor, divisor_or_nan(w.divisor)),
+        workers(),
+    )
+    value, wrong = run_parallel(
+        lambda parallel: compile_softmax(numbers, parallel), p.input.size, PARALLEL_FROM, arguments
+    )
+    if wrong >= 0:
+        index = axes.index_of(wrong)
+        raise bad_index(p.name, index, p.target[index], classes)
+    if reduced:
+        return p.dtype.type(value)
+    return axes.unflat(terms).astype(p.dtype, copy=False)
+
+
+def extents_of(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return batch, classes and inner positions for a quick call; None where it does not serve."""
+    if len(shape) < 2 or target != shape[:1] + shape[2:]:
+        return None
+    return shape[0], shape[1], prod(shape[2:])
+
+
+def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
+    """Serve contiguous scores, int64 indices, no weights, a reduced value."""
+    p = prepared.problem
+    w = p.weighting
+    settings = p.ignore_index, p.label_smoothing, w.factor, divisor_or_nan(w.divisor)
+    return quick_rows(prepared, arrays, out, extents_of, settings, compile_plain, PARALLEL_FROM)

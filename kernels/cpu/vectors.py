@@ -8,6 +8,7 @@ added in order: the same bits for any number of threads.
 """
 
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,9 @@ from numba import carray, njit, prange
 from .. import math
 from ..bind import bind
 from ..math import bits, select, unbits
+from ..spec import DOUBLE, MISSING, SINGLE, Quick, Vectors
 from .drive import _transfer, at_address
+from .packing import divisor_or_nan, flat, is_direct, locations, new, run_parallel, workers
 from .target import BLOCK, LOOP, SCALAR, prefer_widest_vectors
 
 VECTORS = 3  # at most, a row; their gradients are as many, and so are the distances between them
@@ -508,3 +511,101 @@ def compile_plain(three: bool, dtype: np.dtype, parallel: bool) -> Any:
     return bind(
         plain, {"whole": compile_vectors(three, dtype, parallel)}, name, name, njit(nogil=True, cache=True)
     )
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+PARALLEL_FROM = 16384  # coordinates from which two threads beat one
+
+
+def _settings(p: Vectors) -> tuple[Any, ...]:
+    """Return the distance, the options, the gradient's factor and the divisor, as the kernels take them."""
+    return *p.metric, p.margin, p.swap, p.weighting.factor, divisor_or_nan(p.weighting.divisor)
+
+
+def run(p: Vectors, outputs: dict[str, np.ndarray]) -> Any:
+    """Write the gradients by the vectors' names; return the value."""
+    w, shape, numbers = p.weighting, p.vectors[0].shape, p.arithmetic
+    rows, count = shape[:-1], len(p.vectors)
+    arrays: list[np.ndarray | None] = [None] * (2 * VECTORS)
+    arrays[:count] = p.vectors
+    arrays[VECTORS : VECTORS + count] = [outputs.get(n) for n in p.names]
+    reduced = w.reduction != "none"
+    terms = np.empty(0 if reduced else prod(rows), numbers)
+    arguments = (
+        *locations(arrays),
+        np.array([is_direct(a, numbers) for a in arrays], np.int64),
+        (prod(rows), shape[-1]),
+        flat(p.labels, rows, numbers),
+        flat(w.sample_weight, rows, numbers),
+        flat(w.upstream, rows, numbers),
+        terms,
+        _settings(p),
+        workers(),
+    )
+    three, size = count == 3, p.vectors[0].size
+    value = run_parallel(
+        lambda parallel: compile_vectors(three, numbers, parallel), size, PARALLEL_FROM, arguments
+    )
+    if reduced:
+        return p.dtype.type(value)
+    return terms.reshape(rows).astype(p.dtype, copy=False)
+
+
+def quick(prepared: Quick, operands: tuple[Any, ...], out: Any) -> Any:
+    """Serve contiguous vectors of one dtype, no weights, a reduced value."""
+    p, x = prepared.problem, operands[0]
+    dtype, shape, size, count = x.dtype, x.shape, x.size, len(p.names)
+    if (dtype is not SINGLE and dtype is not DOUBLE) or len(shape) != 2 or not size:
+        return MISSING
+    given = operands[:count]
+    for a in given:
+        if a.__class__ is not np.ndarray or a.dtype is not dtype or a.shape != shape or not a.flags.carray:
+            return MISSING
+    none = np.empty(0, dtype)
+    labels = none
+    if len(operands) > count:
+        labels = operands[count]
+        if labels.__class__ is not np.ndarray or labels.shape != shape[:1]:
+            return MISSING
+        if labels.dtype is not dtype or not labels.flags.carray:
+            if labels.dtype.kind not in "iuf":
+                return MISSING
+            labels = labels.astype(dtype)
+    gradients: Any = (
+        [new(shape, dtype, size) for _ in prepared.wrt] if out is None else (out,) if prepared.single else out
+    )
+    if prepared.wrt and out is not None and not _may_write(gradients, prepared.wrt, operands):
+        return MISSING
+    outs = [none] * VECTORS
+    for k, g in zip(prepared.wrt, gradients, strict=True):
+        outs[k] = g.reshape(-1)
+    ins = [a.reshape(-1) for a in given] + [none] * (VECTORS - count)
+    arguments = (*ins, *outs, labels, shape, _settings(p), workers())
+    three = count == 3
+    value = run_parallel(
+        lambda parallel: compile_plain(three, dtype, parallel), size, PARALLEL_FROM, arguments
+    )
+    return prepared.result(dtype.type(value), gradients)
+
+
+def _may_write(outputs: Any, wrt: tuple[int, ...], operands: tuple[np.ndarray, ...]) -> bool:
+    """Return whether each output is plainly its vector, or memory of its own."""
+    if outputs.__class__ is not tuple or len(outputs) != len(wrt):
+        return False
+    x = operands[0]
+    for o in outputs:
+        if o.__class__ is not np.ndarray or o.dtype is not x.dtype or o.shape != x.shape:
+            return False
+        if not o.flags.carray:
+            return False
+    # Two arrays that own their memory do not share it.
+    apart = all(a.flags.owndata for a in (*operands, *outputs))
+    for i, (k, o) in enumerate(zip(wrt, outputs, strict=True)):
+        for j, a in enumerate((*operands, *outputs[:i])):
+            if a is o:
+                if j != k:
+                    return False
+            elif not apart and np.may_share_memory(a, o):
+                return False
+    return True

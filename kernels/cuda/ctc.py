@@ -29,8 +29,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bind import bind
+from ..layout import InOrder
 from ..math import exp, log
-from . import rows
+from ..spec import INT64, Sequences, bad_label, bad_length
+from . import faults, rows
+from .arrays import DeviceArray, aligned, flat
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, quotient, warp_max, whole
 from .rows import INTEGERS, optional, team_sum
 from .target import WARP, Binary, compile, cuda, device, each, record, shared, storage, types
@@ -483,3 +486,101 @@ def compile_put(code: int, cc: tuple[int, int], vectors: bool = True) -> Binary:
 def compile_starts(cc: tuple[int, int]) -> Binary:
     """Compile `starts`."""
     return compile(starts, (INTEGERS, types.int64, types.int64, INTEGERS), cc, THREADS)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def run(p: Sequences, outputs: dict[str, Any]) -> Any:
+    """Write the gradient by ``"log_probs"``; return the value."""
+    gradient = outputs.get("log_probs")
+    arrays = [a for a in (p.log_probs, gradient) if a is not None]
+    these = rows.Rows(p, arrays, p.shape, InOrder(p.log_probs.ndim, len(p.shape)))
+    terms, queue = these.terms(), these.queue
+    if not these.count:
+        return these.finish(None, 1.0, None) if terms is None else terms
+    frames, batch, classes = p.log_probs.shape[0], these.count, p.log_probs.shape[-1]
+    columns, size = p.targets.shape[-1], p.targets.size
+    known = not isinstance(p.target_lengths, DeviceArray)
+    most = int(p.target_lengths.max()) if known else columns
+    of_input, of_labels = (
+        flat(a, a.shape, INT64, queue) if isinstance(a, DeviceArray) else queue.array(a)
+        for a in (p.input_lengths, p.target_lengths)
+    )
+    if p.padded:
+        begins = queue.array(np.arange(batch) * columns)
+    elif known:
+        begins = queue.array(np.cumsum(p.target_lengths) - p.target_lengths)
+    else:
+        begins = queue.empty((batch,), INT64)
+        queue.launch(starts_launch(batch), compile_starts, (of_labels, batch, columns, begins))
+    labels = flat(p.targets, p.targets.shape, INT64, queue)
+    divisor, by = these.divisors()
+    gradients_by = these.gradients_by(by) if gradient is not None else None
+    x, written = these.as_kernel_input(p.log_probs), these.output_buffer(gradient)
+    vectors = rows.whole_vectors(classes, 1, these.storage) and aligned([x, written])
+    launch = plan(frames, batch, classes, size, most, these.code, vectors)
+    room = scratch(frames, batch, classes, size, launch.spills, gradient is not None)
+    request = Request(
+        mean=these.reduction == "mean",
+        zero_infinity=p.zero_infinity,
+        weighted=these.sample_weight is not None,
+        upstream=these.upstream is not None,
+        terms=terms is not None,
+        grad=gradient is not None,
+    )
+    lines, occupied, factors = (
+        queue.empty((n,), p.arithmetic) if wanted else None
+        for n, wanted in (
+            (room.lines, launch.spills),
+            (room.occupied, request.grad),
+            (room.factors, request.grad),
+        )
+    )
+    chains = queue.empty((room.chains,), np.int32) if request.grad else None
+    partials = None if terms is not None else queue.empty((2 * launch.align.blocks,), p.arithmetic)
+    slot = faults.faults(queue.device).slot(*_fault(p, most))
+    queue.launch(
+        launch.align,
+        compile_align,
+        (
+            *(x, labels, begins, of_input, of_labels, these.sample_weight, these.upstream, terms),
+            *(frames, batch, classes, size, most, p.blank),
+            *(these.factor / divisor, gradients_by, partials, slot, lines, occupied, factors, chains),
+        ),
+        request=request,
+        code=these.code,
+        room=launch.room,
+        spills=launch.spills,
+        threads=launch.align.threads,
+        summed=partials is not None,
+        divided=gradients_by is not None,
+    )
+    if gradient is not None and gradient.size:
+        queue.launch(
+            launch.put,
+            compile_put,
+            (
+                *(x, begins, of_input, of_labels, written, frames, batch, classes, size),
+                *(p.blank, launch.deal, occupied, factors, chains),
+            ),
+            code=these.code,
+            vectors=vectors,
+        )
+    these.copy_back(gradient, written)
+    faults.check_now(queue.device)
+    return these.finish(partials, divisor, by) if terms is None else terms
+
+
+def _fault(p: Sequences, most: int) -> tuple[Any, Any]:
+    """Return a kind of call, and its errors: three positions a sequence, as `WRONG` has them."""
+    name, shape, batched = p.name, p.log_probs.shape, bool(p.shape)
+
+    def error(position: int, number: int) -> Exception:
+        n, argument = position // 3, WRONG[position % 3]
+        if argument == "targets":
+            return bad_label(name, n, number, shape[-1])
+        limit = shape[0] if argument == "input_lengths" else most
+        return bad_length(name, argument, (n,) if batched else (), limit, number)
+
+    return (name, shape, most), error

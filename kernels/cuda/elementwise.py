@@ -5,13 +5,28 @@ binds both to a loss's scalar functions. What a call does not ask for (a third o
 gradient, an output) is None, and gone when compiled.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import adopted, bind, fingerprint
-from ..cpu.inside import arithmetic_of, gathered
-from ..spec import Request, Scalars
+from ..bind import adopted, bind, fingerprint, gathered
+from ..layout import axes_in_order, index_at
+from ..spec import (
+    GRAD,
+    MISSING,
+    VALUE,
+    VALUE_GRAD_HESS,
+    Elements,
+    Quick,
+    Request,
+    Scalars,
+    arithmetic_dtype,
+    code_of,
+    out_of_domain,
+)
+from . import binaries, driver, faults, libraries, reduce
+from .arrays import VECTOR_BYTES, DeviceArray, aligned, current_queue, flat, store_sum
 from .reduce import THREADS, add, quotient, tiles
 from .target import (
     Binary,
@@ -268,6 +283,12 @@ def compile_kernel(
     return compile(kernel(scalars, request, code, vectors), types_, cc, THREADS)
 
 
+def arithmetic_of(operands: tuple[Any, ...]) -> Any:
+    """Return the dtype that numbers are computed in: float64 if one of them is."""
+    floats = [t for t in operands if isinstance(t, types.Float)]
+    return types.float32 if floats and all(t == types.float32 for t in floats) else types.float64
+
+
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@cuda.jit`` code: ``scalar(input, target, <options>)``.
 
@@ -304,3 +325,327 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
         return parts(definition(*prepared), like)[0]
 
     return device(gathered(value, names, defaults, scalars.name))
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def _product(a, b):
+    return a * b
+
+
+def _ratio(a, b):
+    return a / b
+
+
+def _sum(a, b):
+    return a + b
+
+
+def _difference(a, b):
+    return a - b
+
+
+# Arithmetic with arrays, by the kernel that losses have. EXCESS is its own slope: its gradient is the
+# difference times scale, weights and upstream gradient.
+PRODUCT = Scalars("product", 2, _product)
+RATIO = Scalars("ratio", 2, _ratio)
+SUM = Scalars("sum", 2, _sum)
+EXCESS = Scalars("excess", 2, _difference, ((0, _difference),))
+
+
+def run(p: Elements, outputs: dict[str, DeviceArray]) -> Any:
+    """Write the gradients by their operands' names, and ``"curvature"``; return the value.
+
+    Outputs are of the terms' shape.
+    """
+    w, queue, arithmetic = p.weighting, current_queue(), p.arithmetic
+    # A divisor that the data makes stays on the device.
+    divisor = w.divisor if isinstance(w.divisor, DeviceArray) else None
+    scale = 1.0 if divisor is not None else inverse(w.divisor)
+    upstream, scaled_by = w.upstream, None
+    if upstream is not None and not upstream.ndim:
+        upstream, scaled_by = None, upstream
+    inputs: list[Any] = [np.broadcast_to(a, p.shape) for a in p.operands]
+    inputs += [a for a in (w.sample_weight, upstream) if a is not None]
+    terms = None
+    if p.valued and w.reduction == "none":
+        terms = next(a for a in inputs if isinstance(a, DeviceArray)).empty_like(p.dtype)
+    request = Request(
+        weighted=w.sample_weight is not None,
+        upstream=upstream is not None,
+        terms=terms is not None,
+        wrt=tuple(p.names.index(n) for n in outputs if n != "curvature"),
+        curvature="curvature" in outputs,
+    )
+    partials = None
+    if math.prod(p.shape):
+        gradients_by = over(divisor, scaled_by, arithmetic) if outputs else None
+        written = [*([] if terms is None else [terms]), *outputs.values()]
+        partials = _run_request(p, request, inputs, written, scale * w.factor, gradients_by)
+    if not p.valued or terms is not None:
+        return terms
+    value = queue.empty((), p.dtype)
+    if partials is None:
+        queue.fill(value, math.nan if divisor is not None else 0.0 * scale)
+    else:
+        store_sum(queue, partials, scale, divisor, value)
+    return value
+
+
+def inverse(divisor: float) -> float:
+    """Return 1 / divisor, as IEEE has it: a mean of nothing is NaN."""
+    return 1.0 / divisor if divisor else math.nan
+
+
+def _run_request(
+    p: Elements,
+    request: Request,
+    inputs: list[Any],
+    outputs: list[DeviceArray],
+    factor: float,
+    divisor: DeviceArray | None,
+) -> DeviceArray | None:
+    """Run the kernel over arrays of any layout and dtype; return the partial sums, if any."""
+    queue, arithmetic = current_queue(), p.arithmetic
+    given = [a for a in (*inputs, *outputs) if isinstance(a, DeviceArray)]
+    storage = p.dtype if all(a.dtype == p.dtype for a in (*inputs, *outputs)) else arithmetic
+    axes = axes_in_order(given)
+    shape = tuple(p.shape[k] for k in axes)
+    contiguous = [
+        flat(a.transpose(axes) if isinstance(a, DeviceArray) else a, shape, storage, queue) for a in inputs
+    ]
+    ordered = [o.transpose(axes) for o in outputs]
+    written = [
+        o if o.dtype == storage and o.flags.c_contiguous else queue.empty(shape, storage) for o in ordered
+    ]
+    partials = None
+    if p.valued and not request.terms:
+        blocks = reduce.launch(math.prod(shape), arithmetic).blocks
+        partials = queue.empty((2 * blocks,), arithmetic)
+    slot = None
+    if any(p.scalars.domains):
+        shapes = {n: a.shape for n, a in zip(p.names, p.operands, strict=True)}
+        slot = faults.faults(queue.device).slot(*_fault(p.scalars, shapes, p.shape, axes))
+    launch(p.scalars, request, contiguous, written, factor, divisor, p.numbers, partials, slot)
+    for o, w in zip(ordered, written, strict=True):
+        if o is not w:
+            o.assign(w)
+    if slot is not None:
+        faults.check_now(queue.device)
+    return partials
+
+
+def launch(
+    scalars: Scalars,
+    request: Request,
+    inputs: list[DeviceArray],
+    outputs: list[DeviceArray],
+    factor: float,
+    divisor: DeviceArray | None,
+    numbers: tuple[float, ...],
+    partials: DeviceArray | None,
+    slot: int | None,
+) -> None:
+    """Launch the kernel over contiguous arrays of one dtype."""
+    first = inputs[0]
+    arrays: list[Any] = [*inputs[: scalars.arity], *[None] * (3 - scalars.arity)]
+    rest = iter(inputs[scalars.arity :])
+    arrays += [next(rest) if wanted else None for wanted in (request.weighted, request.upstream)]
+    rest = iter(outputs)
+    arrays.append(next(rest) if request.terms else None)
+    arrays += [next(rest) if k < len(request.wrt) else None for k in range(3)]
+    arrays.append(next(rest) if request.curvature else None)
+    first.queue.launch(
+        reduce.launch(first.size, arithmetic_dtype(first.dtype)),
+        compile_kernel,
+        (*arrays, first.size, factor, divisor, *numbers, partials, slot),
+        scalars=scalars,
+        request=request,
+        code=code_of(first.dtype),
+        summed=partials is not None,
+        divided=divisor is not None,
+        vectors=aligned(arrays),
+    )
+
+
+def _fault(
+    scalars: Scalars, operands: dict[str, tuple[int, ...]], shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """Return a kind of call, and the error for a position and an operand's number."""
+    names, shapes, domains, name = tuple(operands), tuple(operands.values()), scalars.domains, scalars.name
+
+    def error(position: int, operand: int) -> ValueError:
+        index, own = index_at(position, shape, axes), shapes[operand]
+        at = tuple(0 if n == 1 else k for k, n in zip(index[len(index) - len(own) :], own, strict=True))
+        return out_of_domain(name, names[operand], at, domains[operand])
+
+    return (name, shape, axes, shapes), error
+
+
+def combined(
+    scalars: Scalars, a: Any, b: Any, dtype: np.dtype, numbers: tuple[float, ...] = ()
+) -> DeviceArray:
+    """Return the terms that a value of two operands gives."""
+    queue = current_queue()
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    arrays = [flat(x, shape, dtype, queue) for x in (a, b)]
+    result = queue.empty(shape, dtype)
+    if result.size:
+        launch(scalars, Request(terms=True), arrays, [result], 1.0, None, numbers, None, None)
+    return result
+
+
+def over(divisor: Any, scaled_by: Any, dtype: np.dtype) -> DeviceArray | None:
+    """Return the number that gradients are divided by, ``divisor / scaled_by``: 0-d arrays or None."""
+    if scaled_by is None:
+        return divisor
+    return combined(RATIO, np.ones(()) if divisor is None else divisor, scaled_by, dtype)
+
+
+# ---- quick calls --------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """The kernels of quick calls on arrays of one shape and dtype."""
+
+    kernel: binaries.Kernel
+    blocks: int
+    threads: int
+    finish: binaries.Kernel
+    finish_threads: int
+    scale: float
+    fault: tuple[Any, Any] | None
+
+
+def quick(prepared: Quick, operands: tuple[Any, ...], out: Any) -> Any:
+    """Serve the commonest call: contiguous arrays of one library, dtype and shape, and a reduced value."""
+    count = {VALUE: 0, VALUE_GRAD_HESS: 2}.get(prepared.mode, len(prepared.wrt))
+    first = operands[0]
+    kind = first.__class__
+    library = libraries.library_of(kind)
+    look = library.look
+    if look is None:
+        return MISSING
+    address, dtype, shape, on, plain = look(first)
+    addresses = [address]
+    together = address
+    for a in operands[1:]:
+        if a.__class__ is not kind:
+            return MISSING
+        address, *rest = look(a)
+        if rest != [dtype, shape, on, True]:
+            return MISSING
+        addresses.append(address)
+        together |= address
+    n = math.prod(shape)
+    if not plain or not n or dtype is None or code_of(dtype) is None or together % dtype.itemsize:
+        return MISSING
+    api = driver.driver()
+    entered = api.enter(on)
+    try:
+        outputs: Any = ()
+        if count:
+            if out is None:
+                outputs = [library.empty(shape, dtype, on) for _ in range(count)]
+                places = [library.address(o) for o in outputs]
+            else:
+                outputs = (out,) if count == 1 and prepared.single else out
+                found = _may_write(
+                    prepared, outputs, count, addresses, (kind, dtype, shape, on), n * dtype.itemsize
+                )
+                if found is None:
+                    return MISSING
+                places = found
+            for address in places:
+                together |= address
+        vectors = not together % VECTOR_BYTES
+        key = prepared, dtype, shape, on, vectors
+        made = binaries.prepared.get(key)
+        if made is None:
+            made = binaries.prepared[key] = _prepare(*key)
+        arithmetic = arithmetic_dtype(dtype)
+        partials = value = 0
+        if prepared.mode != GRAD:
+            scratch = library.empty((2 * made.blocks,), arithmetic, on)
+            result = library.empty((), dtype, on)
+            partials, value = library.address(scratch), library.address(result)
+        slot = 0
+        if made.fault is not None:
+            slot = faults.faults(on).slot(*made.fault)
+        absent = [0] * (3 - len(operands))
+        arguments = [*addresses, *absent, 0, 0, 0]
+        if count:
+            curved = prepared.mode == VALUE_GRAD_HESS
+            gradients = places[:1] if curved else places
+            arguments += [*gradients, *[0] * (3 - len(gradients)), places[1] if curved else 0]
+        else:
+            arguments += [0, 0, 0, 0]
+        stream = library.stream(on)
+        api.launch(
+            made.kernel,
+            made.blocks,
+            made.threads,
+            stream,
+            (*arguments, n, made.scale, 0, *prepared.problem.numbers, partials, slot),
+        )
+        if value:
+            api.launch(
+                made.finish, 1, made.finish_threads, stream, (partials, made.blocks, made.scale, 0, value)
+            )
+        if slot:
+            faults.check_now(on)
+    finally:
+        if entered:
+            api.leave()
+    return prepared.result(result if prepared.mode != GRAD else None, outputs)
+
+
+def _may_write(
+    prepared: Quick, outputs: Any, count: int, addresses: list[int], like: Any, size: int
+) -> list[int] | None:
+    """Return the outputs' addresses; None unless each is plainly its operand, or memory of its own."""
+    if outputs.__class__ is not tuple or len(outputs) != count:
+        return None
+    kind, *wanted = like
+    look = libraries.library_of(kind).look
+    assert look is not None
+    found: list[int] = []
+    for k, o in enumerate(outputs):
+        if o.__class__ is not kind:
+            return None
+        address, *rest = look(o)
+        if rest != [*wanted, True]:
+            return None
+        own = prepared.wrt[k] if k < len(prepared.wrt) else -1
+        for j, other in enumerate((*addresses, *found)):
+            if abs(other - address) < size and (j != own or other != address):
+                return None
+        found.append(address)
+    return found
+
+
+def _prepare(prepared: Quick, dtype: np.dtype, shape: tuple[int, ...], on: int, vectors: bool) -> Prepared:
+    """Return the kernels of quick calls on such arrays."""
+    p = prepared.problem
+    scalars, reduction = p.scalars, p.weighting.reduction
+    request = Request(wrt=prepared.wrt, curvature=prepared.mode == VALUE_GRAD_HESS)
+    code, n = code_of(dtype), math.prod(shape)
+    grid = reduce.launch(n, arithmetic_dtype(dtype))
+    (kernel,) = binaries.kernels(
+        on,
+        compile_kernel,
+        scalars=scalars,
+        request=request,
+        code=code,
+        summed=prepared.mode != GRAD,
+        divided=False,
+        vectors=vectors,
+    )
+    (finish,) = binaries.kernels(on, reduce.compile_finish, code=code, divided=False)
+    count = n if reduction == "mean" else shape[0] if shape else 1
+    scale = 1.0 if reduction == "sum" else 1.0 / count
+    fault = None
+    if any(scalars.domains):
+        fault = _fault(scalars, dict.fromkeys(p.names, shape), shape, tuple(range(len(shape))))
+    return Prepared(kernel, grid.blocks, grid.threads, finish, reduce.FINISH_THREADS, scale, fault)

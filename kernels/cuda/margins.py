@@ -9,17 +9,22 @@ block. `many_labels` has a block for a row and goes over the row once for each o
 sums the hinges of a class; then a thread those of its scores.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..bind import bind
+from ..layout import InOrder, index_at
 from ..math import sigmoid, softplus
-from . import rows
+from ..spec import INT64, MANY, MISSING, ONE, SOFT, Margins, bad_index
+from . import faults, rows
+from .arrays import aligned, flat
 from .reduce import MOST_BLOCKS, THREADS, add, block_sum, partial_sum, quotient, whole
 from .rows import STREAM, TEAM, Plan, look, team_sum, vector_at, weights_at
 from .target import (
     EVERY_LANE,
+    FAULT_MOST,
     WARP,
     Binary,
     compile,
@@ -382,7 +387,6 @@ def many_labels(
 
 # ---- launching ----------------------------------------------------------------------------------------
 
-ONE, SOFT, MANY = "one_label", "soft_labels", "many_labels"
 KERNELS = {ONE: one_label, SOFT: soft_labels, MANY: many_labels}
 
 
@@ -484,3 +488,131 @@ def compile_kernel(
     """Compile a loss's kernel for one request, storage, plan and compute capability."""
     arguments = signature(request, code, summed, divided)
     return compile(kernel(request, code, plan.variant, vectors), arguments, cc, plan.threads)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def run(p: Margins, outputs: dict[str, Any]) -> Any:
+    """Write the gradients by ``"input"`` and ``"target"`` and the curvature; return the value."""
+    return _run_soft(p, outputs) if p.kind == SOFT else _run_hinges(p, outputs)
+
+
+def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
+    shape = p.input.shape
+    outs = [outputs.get("input"), outputs.get("curvature")]
+    arrays = [a for a in (p.input, *outs) if a is not None]
+    these = rows.Rows(p, arrays, shape[:-1], InOrder(len(shape)))
+    terms, queue = these.terms(), these.queue
+    if not these.count:
+        return these.finish(None, 1.0, None) if terms is None else terms
+    classes, many = shape[-1], p.kind == MANY
+    weight = None if p.weight is None else flat(p.weight, (classes,), p.arithmetic, queue)
+    labels = flat(p.target, p.target.shape, INT64, queue)
+    divisor, by = these.divisors()
+    gradients_by = these.gradients_by(by) if outputs else None
+    x, written = these.as_kernel_input(p.input), [these.output_buffer(a) for a in outs]
+    vectors = rows.whole_vectors(classes, 1, these.storage) and aligned([x, weight, *written])
+    launch = plan(p.kind, these.count, classes, these.code, vectors)
+    request = Request(
+        p.kind,
+        squared=p.p == 2,
+        weighted=weight is not None,
+        sample_weighted=these.sample_weight is not None,
+        upstream=these.upstream is not None,
+        terms=terms is not None,
+        grad=outs[0] is not None,
+        curvature=outs[1] is not None,
+    )
+    partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
+    slot = faults.faults(queue.device).slot(*_fault(p.name, shape, many))
+    given = these.sample_weight, these.upstream, terms, written[0]
+    ends = these.factor / divisor, gradients_by, partials, slot
+    arguments: tuple[Any, ...]
+    if many:
+        scratch = queue.empty((SCRATCH * classes * launch.blocks,), p.arithmetic)
+        arguments = x, labels, *given, these.count, classes, *ends, scratch
+    else:
+        numbers = these.count, classes, launch.deal, p.margin
+        arguments = x, labels, weight, *given, written[1], *numbers, *ends
+    queue.launch(
+        (launch.blocks, launch.threads),
+        compile_kernel,
+        arguments,
+        request=request,
+        code=these.code,
+        plan=rows.shape_free(launch),
+        summed=partials is not None,
+        divided=gradients_by is not None,
+        vectors=vectors,
+    )
+    for array, w in zip(outs, written, strict=True):
+        these.copy_back(array, w)
+    faults.check_now(queue.device)
+    return these.finish(partials, divisor, by) if terms is None else terms
+
+
+def _run_soft(p: Margins, outputs: dict[str, Any]) -> Any:
+    shape = p.input.shape
+    outs = [outputs.get(n) for n in ("input", "target", "curvature")]
+    arrays = [a for a in (p.input, p.target, *outs) if a is not None]
+    these = rows.Rows(p, arrays, shape[:-1], InOrder(len(shape)))
+    terms, queue = these.terms(), these.queue
+    if not these.count:
+        return these.finish(None, 1.0, None) if terms is None else terms
+    classes, weight, pitch = shape[-1], None, 0
+    if p.weight is not None:
+        before = p.weight.shape[:-1]
+        pitch = 0 if math.prod(before) == 1 else classes
+        expanded = shape if pitch else (*before, classes)
+        weight = flat(p.weight, expanded, p.arithmetic, queue)
+    divisor, by = these.divisors()
+    gradients_by = these.gradients_by(by) if outputs else None
+    x, t = these.as_kernel_input(p.input), these.as_kernel_input(p.target)
+    written = [these.output_buffer(a) for a in outs]
+    vectors = rows.whole_vectors(classes, 1, these.storage) and aligned([x, t, weight, *written])
+    launch = plan(SOFT, these.count, classes, these.code, vectors)
+    request = Request(
+        SOFT,
+        weighted=weight is not None,
+        sample_weighted=these.sample_weight is not None,
+        upstream=these.upstream is not None,
+        terms=terms is not None,
+        grad=outs[0] is not None,
+        target_grad=outs[1] is not None,
+        curvature=outs[2] is not None,
+    )
+    partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
+    queue.launch(
+        (launch.blocks, launch.threads),
+        compile_kernel,
+        (
+            *(x, t, weight, these.sample_weight, these.upstream, terms, *written),
+            *(these.count, classes, pitch, launch.deal, these.factor / divisor, gradients_by, partials),
+        ),
+        request=request,
+        code=these.code,
+        plan=rows.shape_free(launch),
+        summed=partials is not None,
+        divided=gradients_by is not None,
+        vectors=vectors,
+    )
+    for array, w in zip(outs, written, strict=True):
+        these.copy_back(array, w)
+    return these.finish(partials, divisor, by) if terms is None else terms
+
+
+def _fault(name: str, shape: tuple[int, ...], many: bool) -> tuple[Any, Any]:
+    """Return a kind of call, and the error for a class index; of many a row the position is in the target."""
+    indices = shape if many else shape[:-1]
+
+    def error(position: int, label: int) -> IndexError:
+        index = index_at(position, indices, tuple(range(len(indices))))
+        return bad_index(name, index, label, shape[-1], most=FAULT_MOST)
+
+    return (name, shape), error
+
+
+def quick(*_: Any) -> Any:
+    """Leave all calls to the general one."""
+    return MISSING

@@ -6,16 +6,33 @@ inner). Class indices are int64; weights, of classes and of rows, and upstream g
 type, all else of one storage.
 """
 
+import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..bind import bind
-from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from ..layout import class_axis, class_rows, index_at
+from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, arithmetic_dtype, bad_index, code_of
+from .arrays import VECTOR_BYTES, DeviceArray, current_queue, flat, store_sum, total
+from .elementwise import over
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, partial_sum
 from .reduce import launch as launch_of_elements
-from .target import EVERY_LANE, WARP, Binary, Storage, compile, cuda, device, record, storage, types
+from .target import (
+    EVERY_LANE,
+    FAULT_MOST,
+    WARP,
+    Binary,
+    Storage,
+    compile,
+    cuda,
+    device,
+    record,
+    storage,
+    types,
+)
 
 # Bound by `counts_kernel`; named here for readers and checkers.
 T: Any = np.float32
@@ -252,3 +269,141 @@ def compile_counts(code: int, cc: tuple[int, int], weighted: bool, sample_weight
         numbers,
     )
     return compile(counts_kernel(code), arguments, cc, THREADS)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+class Rows:
+    """The rows of a problem: their order, and what multiplies and divides their terms.
+
+    Parameters
+    ----------
+    p : record
+    arrays : list
+        Those that have the rows' elements, the first operand first.
+    shape : tuple of int
+        Of the terms.
+    axes : layout.Axes or layout.InOrder
+    """
+
+    def __init__(self, p: Any, arrays: list[Any], shape: tuple[int, ...], axes: Any) -> None:
+        w = p.weighting
+        self.queue, self.axes, self.arithmetic, self.dtype = current_queue(), axes, p.arithmetic, p.dtype
+        self.reduction, self.shape, self.count = w.reduction, shape, math.prod(shape)
+        # Elements of one dtype are computed on as they are, if their arithmetic is the call's.
+        storage = arrays[0].dtype
+        if (
+            any(a.dtype != storage for a in arrays)
+            or arithmetic_dtype(storage) != p.arithmetic
+            or (self.reduction == "none" and storage != p.dtype)
+        ):
+            storage = p.arithmetic
+        self.storage, self.code = storage, code_of(storage)
+        self.sample_weight = self.over_rows(w.sample_weight, p.arithmetic)
+        up = w.upstream
+        self.scaled_by = up if up is not None and not up.ndim else None
+        self.upstream = self.over_rows(up if self.scaled_by is None else None, p.arithmetic)
+        self.factor, self.given = w.factor, w.divisor
+
+    def over_rows(self, array: Any, dtype: np.dtype) -> DeviceArray | None:
+        """Return an optional array over rows, flat, in the order in which they are visited."""
+        if isinstance(array, DeviceArray):
+            array = np.broadcast_to(array, self.shape).transpose(self.axes.rows)
+            return flat(array, array.shape, dtype, self.queue).reshape(-1)
+        return None if array is None else flat(array, (self.count,), dtype, self.queue)
+
+    def as_kernel_input(self, array: Any) -> Any:
+        """Return an array, or None, as kernels read it: C-contiguous in the order of axes, of the storage."""
+        if array is None:
+            return None
+        array = array.transpose(self.axes.order)
+        return flat(array, array.shape, self.storage, self.queue)
+
+    def output_buffer(self, array: Any) -> Any:
+        """Return the array that a kernel writes for an output, or None: the output itself where it can be."""
+        if array is None:
+            return None
+        array = array.transpose(self.axes.order)
+        if array.dtype == self.storage and array.flags.c_contiguous:
+            return array
+        return self.queue.empty(array.shape, self.storage)
+
+    def copy_back(self, array: Any, written: Any) -> None:
+        """Copy a kernel's array to the output that it is for."""
+        if array is not None:
+            array = array.transpose(self.axes.order)
+            if array.address != written.address:
+                array.assign(written)
+
+    def terms(self) -> DeviceArray | None:
+        """Return an array for the terms, where they are asked for."""
+        if self.reduction != "none":
+            return None
+        return self.queue.empty(self.shape, self.dtype, axes=self.axes.rows)
+
+    def divisors(self, counted: Callable[[], DeviceArray] | None = None) -> tuple[float, DeviceArray | None]:
+        """Return the divisor: a number, and a 0-d array where the data makes it.
+
+        That is given by `counted`, or is the number of rows, each of its sample weight.
+        """
+        if self.given is not None:
+            return self.given, None
+        if counted is not None:
+            return 1.0, counted()
+        if self.sample_weight is None:
+            return float(self.count), None
+        return 1.0, total(self.sample_weight, 1.0, self.arithmetic)
+
+    def finish(self, partials: DeviceArray | None, divisor: float, by: DeviceArray | None) -> DeviceArray:
+        """Return the value, from the terms' partial sums (None: there is no row)."""
+        value = self.queue.empty((), self.dtype)
+        if partials is None:
+            self.queue.fill(value, math.nan if self.given is None else 0.0)
+        else:
+            store_sum(self.queue, partials, 1.0 / divisor, by, value)
+        return value
+
+    def gradients_by(self, by: DeviceArray | None) -> DeviceArray | None:
+        """Return the array that gradients are divided by, beside a number."""
+        return over(by, self.scaled_by, self.arithmetic)
+
+
+def shape_free(plan: Any) -> Any:
+    """Return the plan without its row count, so that one kernel serves every batch size."""
+    return plan._replace(blocks=0, partials=0, deal=min(plan.deal, 1))
+
+
+def whole_vectors(classes: int, inner: int, dtype: np.dtype) -> bool:
+    """Return whether every row, or row of inner positions, starts where a vector may if the first does."""
+    return (inner if inner > 1 else classes) * dtype.itemsize % VECTOR_BYTES == 0
+
+
+def count_rows(rows: Rows, labels: Any, weight: Any, classes: int, ignore: int) -> DeviceArray:
+    """Return the sum of the weights of the rows that are not ignored."""
+    grid = counts_launch(rows.count)
+    partials = rows.queue.empty((2 * grid.blocks,), rows.arithmetic)
+    rows.queue.launch(
+        grid,
+        compile_counts,
+        (labels, weight, rows.sample_weight, rows.count, classes, ignore, partials),
+        code=code_of(rows.arithmetic),
+        weighted=weight is not None,
+        sample_weighted=rows.sample_weight is not None,
+    )
+    result = rows.queue.empty((), rows.arithmetic)
+    store_sum(rows.queue, partials, 1.0, None, result)
+    return result
+
+
+def index_fault(name: str, shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[Any, Any]:
+    """Return a kind of call, and the error for a class index: of rows of scores whose axes are so visited."""
+    axis = class_axis(shape)
+    rows = tuple(k - (k > axis) for k in order if k != axis)
+
+    def error(position: int, label: int) -> IndexError:
+        return bad_index(
+            name, index_at(position, class_rows(shape), rows), label, shape[axis], most=FAULT_MOST
+        )
+
+    return (name, shape, order), error

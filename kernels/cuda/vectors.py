@@ -23,10 +23,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bind import bind
-from ..cpu.vectors import COSINE, LARGEST, POWER, ROOT_OF_SQUARES, SQUARES, SUM
+from ..layout import InOrder
 from ..math import power, sign, sqrt
-from ..spec import FLOAT64
+from ..spec import (
+    COSINE,
+    FLOAT64,
+    LARGEST,
+    MISSING,
+    POWER,
+    ROOT_OF_SQUARES,
+    SQUARES,
+    SUM,
+    Vectors,
+)
 from . import rows
+from .arrays import aligned
 from .reduce import MOST_BLOCKS, THREADS, add, partial_sum, quotient
 from .rows import BLOCK, STREAM, TEAM, Plan, look, optional, vector_at
 from .target import EVERY_LANE, WARP, Binary, compile, cuda, device, each, shared, storage, tree_sum, types
@@ -698,3 +709,57 @@ def compile_kernel(
     """Compile the kernel of a request, storage, plan and compute capability."""
     arguments = signature(request, code, summed, divided)
     return compile(kernel(request, code, plan.variant, vectors), arguments, cc, plan.threads)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def run(p: Vectors, outputs: dict[str, Any]) -> Any:
+    """Write the gradients by the vectors' names; return the value."""
+    shape = p.vectors[0].shape
+    outs = [outputs.get(n) for n in p.names]
+    arrays = [*p.vectors, *(a for a in outs if a is not None)]
+    these = rows.Rows(p, arrays, shape[:-1], InOrder(len(shape)))
+    terms, queue = these.terms(), these.queue
+    if not these.count:
+        return these.finish(None, 1.0, None) if terms is None else terms
+    divisor, by = these.divisors()
+    gradients_by = these.gradients_by(by) if outputs else None
+    given, written = [these.as_kernel_input(v) for v in p.vectors], [these.output_buffer(a) for a in outs]
+    vectors = rows.whole_vectors(shape[-1], 1, these.storage) and aligned([*given, *written])
+    launch = plan(these.count, shape[-1], these.code, vectors)
+    request = Request(
+        kind_of(p.metric.kind, p.metric.p, these.code),
+        three=len(given) == 3,
+        swap=p.swap,
+        weighted=these.sample_weight is not None,
+        upstream=these.upstream is not None,
+        terms=terms is not None,
+        wrt=tuple(k for k, a in enumerate(outs) if a is not None),
+    )
+    partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
+    absent = [None] * (3 - len(given))
+    labels = these.over_rows(p.labels, p.arithmetic)
+    queue.launch(
+        (launch.blocks, launch.threads),
+        compile_kernel,
+        (
+            *(*given, *absent, labels, these.sample_weight, these.upstream, terms, *written, *absent),
+            *(these.count, shape[-1], launch.deal, p.metric.p, p.metric.eps, p.margin),
+            *(these.factor / divisor, gradients_by, partials),
+        ),
+        request=request,
+        code=these.code,
+        plan=rows.shape_free(launch),
+        summed=partials is not None,
+        divided=gradients_by is not None,
+        vectors=vectors,
+    )
+    for array, w in zip(outs, written, strict=True):
+        these.copy_back(array, w)
+    return these.finish(partials, divisor, by) if terms is None else terms
+
+
+def quick(*_: Any) -> Any:
+    """Leave all calls to the general one."""
+    return MISSING

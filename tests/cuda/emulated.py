@@ -19,11 +19,28 @@ from typing import Any, NamedTuple
 import numpy as np
 from interpreter import At, launch
 
-from numbaloss import device, launcher
-from numbaloss.kernels.cuda import target
+from numbaloss.kernels.cuda import (
+    binaries,
+    copy,
+    ctc,
+    driver,
+    elementwise,
+    faults,
+    fold,
+    libraries,
+    linear,
+    margins,
+    nll,
+    reduce,
+    rows,
+    softmax,
+    target,
+    vectors,
+)
 from numbaloss.kernels.cuda.target import types
 
 SIZE = 1 << 26
+TEMPLATES = copy, ctc, elementwise, fold, linear, margins, nll, reduce, rows, softmax, vectors
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -282,7 +299,7 @@ def compile(function: Any, signature: tuple[Any, ...], cc: Any, threads: int) ->
 
 
 class Driver:
-    """In place of `device.Driver`."""
+    """In place of `driver.Driver`."""
 
     def __init__(self, current: Any) -> None:
         self.current = current
@@ -388,30 +405,18 @@ def install(monkeypatch: Any, compiled: bool = False) -> Driver:
         return Plain(np.lib.stride_tricks.as_strided(flat, shape, strides), current.device)
 
     monkeypatch.setattr(cuda, "device_array", device_array, raising=False)
-    for name in (
-        "copy",
-        "ctc",
-        "elementwise",
-        "fold",
-        "linear",
-        "margins",
-        "pick",
-        "reduce",
-        "rows",
-        "softmax",
-        "vectors",
-    ):
+    for module in TEMPLATES:
         if not compiled:
-            monkeypatch.setattr(launcher.templates(name), "compile", compile)
+            monkeypatch.setattr(module, "compile", compile)
 
-    monkeypatch.setattr(launcher, "kept", launcher.compiled)
-    monkeypatch.setattr(launcher, "driver", lambda: found)
-    monkeypatch.setattr(launcher, "capability", found.capability)
-    monkeypatch.setattr(launcher, "_kernels", {} if compiled else KERNELS)
-    monkeypatch.setattr(launcher, "recipes", {})
-    monkeypatch.setattr(device, "_faults", {})
+    monkeypatch.setattr(binaries, "kept", binaries.compiled)
+    monkeypatch.setattr(driver, "driver", lambda: found)
+    monkeypatch.setattr(driver, "capability", found.capability)
+    monkeypatch.setattr(binaries, "_kernels", {} if compiled else KERNELS)
+    monkeypatch.setattr(binaries, "prepared", {})
+    monkeypatch.setattr(faults, "_faults", {})
     for name in ("library", "library_of"):
-        monkeypatch.setattr(device, name, cache(getattr(device, name).__wrapped__))
+        monkeypatch.setattr(libraries, name, cache(getattr(libraries, name).__wrapped__))
     return found
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numba import njit
 
-from numbaloss import device_classes, device_elementwise, device_vectors, testing
+from numbaloss import testing
+from numbaloss.families import measured
 from numbaloss.kernels import math as nm
-from numbaloss.kernels.cuda import copy, elementwise, reduce
+from numbaloss.kernels.cuda import arithmetic, copy, elementwise, reduce
 from numbaloss.kernels.cuda.target import also_for_cuda, compile, cuda, storage, types
 from numbaloss.kernels.spec import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, Request
 from numbaloss.loss import registry
@@ -121,15 +122,14 @@ def test_covering(name, k):
 
 
 OWN = [
-    (device_elementwise.PRODUCT, "none"),
-    (device_elementwise.RATIO, "none"),
-    (device_elementwise.EXCESS, "weighted"),
-    (device_classes.ATTRIBUTED, "none"),
-    (device_vectors.CHAINED, "none"),
-    (device_elementwise.SUM, "none"),
-    (device_vectors.HINGES[True], "none"),
-    (device_vectors.HINGES[True], "all gradients"),
-    (device_vectors.HINGES[False], "all gradients"),
+    (elementwise.PRODUCT, "none"),
+    (elementwise.RATIO, "none"),
+    (elementwise.EXCESS, "weighted"),
+    (arithmetic.MASKED, "none"),
+    (elementwise.SUM, "none"),
+    (measured.HINGES[True], "none"),
+    (measured.HINGES[True], "all gradients"),
+    (measured.HINGES[False], "all gradients"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from interpreter import ORDERS, launch
 
 from numbaloss import reference
-from numbaloss.kernels.cuda import margins, pick, reduce, rows
+from numbaloss.kernels.cuda import margins, nll, reduce, rows
 from numbaloss.kernels.cuda.margins import MANY, ONE, SOFT, Request
 from numbaloss.kernels.cuda.rows import BLOCK, COLUMNS, SPLIT, STREAM, TEAM, Plan
 from numbaloss.kernels.cuda.target import recorded, storage
@@ -410,14 +410,14 @@ class Pick:
         flat = [None if a is None else aligned(a) for a in (self.weight, self.sample_weight, self.upstream)]
         x, labels = aligned(self.x), aligned(self.labels)
         terms, g = aligned(np.full(n, np.nan, self.dtype)), aligned(np.full(x.size, np.nan, self.dtype))
-        grid = pick.pick_launch(n)
+        grid = nll.terms_launch(n)
         partials = np.full(2 * grid.blocks, np.nan, self.T)
         faults, again = np.zeros(1, np.int64), np.zeros(1, np.int64)
         launch(
-            pick.pick_kernel(self.code), *grid, x, labels, *flat[:2], terms, n, classes, inner, -100,
+            nll.terms_kernel(self.code), *grid, x, labels, *flat[:2], terms, n, classes, inner, -100,
             partials, faults, order=order,
         )  # fmt: skip
-        put = pick.put_kernel(self.code, plan.variant, vectors)
+        put = nll.gradient_kernel(self.code, plan.variant, vectors)
         launch(
             put, plan.blocks, plan.threads, labels, *flat, g, batch, classes, inner, plan.deal, -100,
             self.T(1), divisor, again, order=order,
@@ -566,14 +566,14 @@ def test_compiled_exhaustive(loss, variant, what, dtype, cc, vectors):
 
 
 NLL_LAYOUTS = list(itertools.product((TEAM, BLOCK, SPLIT, COLUMNS), (True, False)))
-NLL = list(itertools.product((pick.Request(), pick.Request(True, True, True, True)), CODES, (AMPERE, HOPPER)))
+NLL = list(itertools.product((nll.Request(), nll.Request(True, True, True, True)), CODES, (AMPERE, HOPPER)))
 
 
 def nll_compiled(given, dtype, cc, variant, vectors):
     code = CODES[dtype]
-    inspect(pick.compile_pick(given, code, cc), code, False, False, 64)
+    inspect(nll.compile_terms(given, code, cc), code, False, False, 64)
     plan = Plan(variant, 1, 256, 2, 1)
-    inspect(pick.compile_put(given, code, cc, plan, True, vectors), code, False, vectors, 96)
+    inspect(nll.compile_gradient(given, code, cc, plan, True, vectors), code, False, vectors, 96)
 
 
 @pytest.mark.parametrize("variant, vectors", NLL_LAYOUTS)

@@ -9,12 +9,21 @@ import pytest
 from interpreter import ORDERS, Fault, launch
 
 from numbaloss import reference
-from numbaloss.kernels.cpu.vectors import COSINE, LARGEST, POWER, ROOT_OF_SQUARES, SQUARES, SUM
 from numbaloss.kernels.cuda import reduce, vectors
 from numbaloss.kernels.cuda.rows import BLOCK, STREAM, TEAM, Plan
 from numbaloss.kernels.cuda.target import storage
 from numbaloss.kernels.cuda.vectors import Request
-from numbaloss.kernels.spec import CODES, FLOAT16, FLOAT64
+from numbaloss.kernels.spec import (
+    CODES,
+    COSINE,
+    FLOAT16,
+    FLOAT64,
+    LARGEST,
+    POWER,
+    ROOT_OF_SQUARES,
+    SQUARES,
+    SUM,
+)
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 NAMES = {kind: name for name, kind in vectors.DISTANCES.items()}

@@ -12,7 +12,9 @@ import pytest
 from emulated import CuPyArray, Plain, Tensor, host, put
 
 import numbaloss as nl
-from numbaloss import device, launcher, reference, testing
+from numbaloss import reference, testing
+from numbaloss.kernels import devices
+from numbaloss.kernels.cuda import backend, binaries, driver, faults, target
 from numbaloss.loss import registry
 
 ELEMENTWISE = [name for name, loss in registry.items() if hasattr(loss.Class, "value")]
@@ -86,7 +88,7 @@ def test_value_and_gradients(gpu, name):
                 wanted = np.where(wanted == 0, host(g), wanted)
             close(g, wanted)
         close(loss(*required, **others, **options), exact(loss, arrays, **options))
-    assert set(gpu.streams) == {7} and (others or launcher.recipes)  # the quick way, where it may be
+    assert set(gpu.streams) == {7} and (others or binaries.prepared)  # the quick way, where it may be
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -114,7 +116,7 @@ def test_terms_weights_and_upstream(gpu, name):
     value, gradient = loss.value_and_grad(**given, wrt=wrt[0])
     close(value, mean)
     close(gradient, mean_slope)
-    assert nl.synchronize() is None if hasattr(nl, "synchronize") else device.synchronize() is None
+    assert nl.synchronize() is None
 
 
 @pytest.mark.parametrize("order", "CF")
@@ -268,7 +270,7 @@ def test_quick_calls_of_unaligned_arrays(gpu):
     x, y, labels = (put(CuPyArray, a) for a in (x, y, labels))
     close(nl.mse_loss(x, y), np.float64(0.0625))
     close(nl.cross_entropy(x, labels), wanted)
-    assert len(launcher.recipes) == 2
+    assert len(binaries.prepared) == 2
 
 
 def test_out_of_any_layout(gpu):
@@ -356,7 +358,7 @@ def test_another_device_than_the_current_one(gpu):
         value, gradient = nl.binary_cross_entropy.value_and_grad(**given)
         assert value.on == gradient.on == 1 and gpu.current.device == 0
         close(value, exact(nl.binary_cross_entropy, arrays))
-    device.synchronize()
+    nl.synchronize()
 
 
 class TestErrors:
@@ -432,7 +434,7 @@ class TestErrors:
 
     def test_halves_on_old_devices(self, gpu, monkeypatch):
         gpu.cc = (7, 5)
-        monkeypatch.setattr(launcher, "_kernels", {})
+        monkeypatch.setattr(binaries, "_kernels", {})
         x = put(CuPyArray, np.zeros(3, "f2"))
         with pytest.raises(TypeError, match="float16 and bfloat16 need a GPU of compute capability 8.0"):
             nl.mse_loss(x, x)
@@ -441,7 +443,7 @@ class TestErrors:
 
     def test_elements_are_never_read(self, gpu):
         x = put(CuPyArray, np.zeros((2, 3), "f4"))
-        described, _ = device.begin("mse_loss", {"input": x, "target": x})
+        described, _ = backend.describe_call("mse_loss", {"input": x, "target": x})
         a = described["input"]
         assert a.T.shape == (3, 2) if hasattr(a, "T") else a.transpose().shape == (3, 2)
         for read in (float, bool, len, list, np.asarray, np.sum, np.copy, lambda a: a[0], lambda a: a + 1):
@@ -464,31 +466,31 @@ class TestFaults:
         terms, _ = self.call(order, reduction="none")
         assert np.isnan(host(terms)).sum() == 1
         with pytest.raises(ValueError, match=self.wanted):
-            device.synchronize()
+            nl.synchronize()
         value, gradient = self.call(order)
         assert np.isnan(host(value)) and np.isnan(host(gradient)[1, 2])
         with pytest.raises(ValueError, match=self.wanted):
-            device.synchronize()
-        device.synchronize()
+            nl.synchronize()
+        nl.synchronize()
         self.call(order, bad=())
-        device.synchronize()
+        nl.synchronize()
         self.call(order)
         with pytest.raises(ValueError, match=self.wanted):
-            device.synchronize()
+            nl.synchronize()
 
     def test_the_first_position_counts(self, gpu):
         self.call(bad=((2, 0), (1, 2), (2, 6)))
         with pytest.raises(ValueError, match=self.wanted):
-            device.synchronize()
+            nl.synchronize()
 
     def test_at_once_if_asked(self, gpu, monkeypatch):
-        monkeypatch.setattr(device, "SYNCHRONOUS", True)
+        monkeypatch.setattr(faults, "SYNCHRONOUS", True)
         with pytest.raises(ValueError, match=self.wanted):
             self.call()
         self.call(bad=())
 
     def test_more_kinds_of_calls_than_places(self, gpu, monkeypatch):
-        monkeypatch.setattr(device.Faults, "COUNT", 2)
+        monkeypatch.setattr(faults.Faults, "COUNT", 2)
         self.call()
         for n in (3, 4):
             x = put(CuPyArray, np.ones(n, "f4"))
@@ -496,7 +498,7 @@ class TestFaults:
                 with pytest.raises(ValueError, match=self.wanted):
                     nl.binary_cross_entropy(x, x)
             nl.binary_cross_entropy(x, x)
-        device.synchronize()
+        nl.synchronize()
 
     def test_of_a_broadcast_operand(self, gpu):
         arrays = drawn(nl.gaussian_nll_loss)
@@ -504,15 +506,15 @@ class TestFaults:
         arrays["var"][1] = -1
         nl.gaussian_nll_loss(**moved(arrays))
         with pytest.raises(ValueError, match=r"gaussian_nll_loss: var must be >= 0, but var\[1, 0\] is not"):
-            device.synchronize()
+            nl.synchronize()
 
 
 class TestDriver:
-    """`launcher.Driver`, with functions in place of the driver's."""
+    """`driver.Driver`, with functions in place of the driver's."""
 
     @pytest.fixture
     def driver(self, monkeypatch):
-        made = launcher.Driver.__new__(launcher.Driver)
+        made = driver.Driver.__new__(driver.Driver)
         made.streams, made.contexts, made.called = {}, {}, []
 
         def function(name, *results):
@@ -536,7 +538,7 @@ class TestDriver:
         return made
 
     def test_arguments_lie_where_the_pointers_say(self, driver):
-        kernel = launcher.Kernel("function", "name", ("u64", "f32", "f64", "u64"))
+        kernel = binaries.Kernel("function", "name", ("u64", "f32", "f64", "u64"))
         driver.launch(kernel, 3, 64, 7, (2**40, 0.5, -2.0, -1))
         (called,) = driver.called
         assert called[:9] == ("cuLaunchKernel", "function", 3, 1, 1, 64, 1, 1, 0) and called[9] == (
@@ -595,8 +597,8 @@ class TestCompiled:
     def null(self, monkeypatch):
         with monkeypatch.context() as patch:
             emulated.install(patch, compiled=True)
-            null = self.Null(launcher.driver().current)
-            patch.setattr(launcher, "driver", lambda: null)
+            null = self.Null(driver.driver().current)
+            patch.setattr(driver, "driver", lambda: null)
             yield null
 
     def test_every_kernel_takes_what_it_is_given(self, null):
@@ -625,7 +627,7 @@ class TestCompiled:
             "sums",
             "counts",
             "hold",
-            "pick",
+            "nll",
             "put",
             "one",
             "many",
@@ -638,12 +640,11 @@ class TestCompiled:
 class TestDisk:
     @pytest.fixture
     def made(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(launcher, "_cache_directory", lambda: tmp_path)
+        monkeypatch.setattr(binaries, "_cache_directory", lambda: tmp_path)
         calls = []
 
         def make(code, cc):
             calls.append(cc)
-            target = launcher.templates("target")
             return tuple(
                 target.Binary(f"k{k}", ("u64", "f32"), bytes([code, k]) * 9, "", 1, 0, 0) for k in range(2)
             )
@@ -652,16 +653,16 @@ class TestDisk:
 
     def test_what_was_compiled_is_found_again(self, made):
         make, calls, path = made
-        first = launcher.kept(make, {"code": 1, "cc": (9, 0)})
-        again = launcher.kept(make, {"code": 1, "cc": (9, 0)})
+        first = binaries.kept(make, {"code": 1, "cc": (9, 0)})
+        again = binaries.kept(make, {"code": 1, "cc": (9, 0)})
         assert len(calls) == 1
         assert (
             [(i, n, tuple(p)) for i, n, p in again]
             == first
             == [(bytes([1, k]) * 9, f"k{k}", ("u64", "f32")) for k in range(2)]
         )
-        launcher.kept(make, {"code": 2, "cc": (9, 0)})
-        launcher.kept(make, {"code": 1, "cc": (8, 0)})
+        binaries.kept(make, {"code": 2, "cc": (9, 0)})
+        binaries.kept(make, {"code": 1, "cc": (8, 0)})
         assert len(calls) == 3 and len(list(path.iterdir())) == 3
 
     @pytest.mark.parametrize(
@@ -669,19 +670,19 @@ class TestDisk:
     )
     def test_a_broken_file_is_made_again(self, made, spoil):
         make, calls, path = made
-        first = launcher.kept(make, {"code": 1, "cc": (9, 0)})
+        first = binaries.kept(make, {"code": 1, "cc": (9, 0)})
         (file,) = path.iterdir()
         whole = file.read_bytes()
         file.write_bytes(spoil(whole))
-        assert launcher.kept(make, {"code": 1, "cc": (9, 0)}) == first and len(calls) == 2
+        assert binaries.kept(make, {"code": 1, "cc": (9, 0)}) == first and len(calls) == 2
         assert file.read_bytes() == whole
 
     def test_a_disk_that_takes_nothing(self, made, monkeypatch):
         make, calls, path = made
-        monkeypatch.setattr(launcher, "_cache_directory", lambda: path / "missing")
-        launcher.kept(make, {"code": 1, "cc": (9, 0)})
-        monkeypatch.setattr(launcher, "_cache_directory", lambda: None)
-        launcher.kept(make, {"code": 1, "cc": (9, 0)})
+        monkeypatch.setattr(binaries, "_cache_directory", lambda: path / "missing")
+        binaries.kept(make, {"code": 1, "cc": (9, 0)})
+        monkeypatch.setattr(binaries, "_cache_directory", lambda: None)
+        binaries.kept(make, {"code": 1, "cc": (9, 0)})
         assert len(calls) == 2 and not list(path.iterdir())
 
     def test_a_definition_is_told_from_another(self):
@@ -690,12 +691,11 @@ class TestDisk:
 
         cls = nl.huber_loss.Class
         one, other = (cls._scalars((None,), 2)._replace(value=f) for f in (lambda x, t: x, lambda x, t: t))
-        digests = {launcher._identity(make, {"scalars": s, "cc": (9, 0)}) for s in (one, other, one)}
+        digests = {binaries._identity(make, {"scalars": s, "cc": (9, 0)}) for s in (one, other, one)}
         assert len(digests) == 2
 
 
 def test_a_kernel_of_the_users_own_calls_a_scalar():
-    target = launcher.templates("target")
     huber = nl.huber_loss.scalar
 
     @target.cuda.jit
@@ -713,7 +713,7 @@ def test_a_kernel_of_the_users_own_calls_a_scalar():
 def test_importing_takes_nothing_of_cuda(python):
     script = "import sys, numbaloss; print(*[m for m in sys.modules if m.split('.')[0] in NAMES])"
     assert python(script.replace("NAMES", "('cuda', 'cupy', 'numba_cuda', 'torch')")) == [""]
-    assert python("import sys, numbaloss; print('numbaloss.device' in sys.modules)") == ["False"]
+    assert python("import sys, numbaloss; print('numbaloss.kernels.cuda' in sys.modules)") == ["False"]
 
 
 def test_without_a_driver():
@@ -735,12 +735,13 @@ def test_without_a_driver():
 
 def test_without_numba_cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba_cuda", None)
-    launcher.templates.cache_clear()
+    devices.cuda.cache_clear()
+    x = put(CuPyArray, np.zeros(3, "f4"))
     try:
         with pytest.raises(ImportError, match=r"pip install 'numbaloss\[cuda12\]' or 'numbaloss\[cuda13\]'"):
-            launcher.templates("reduce")
+            nl.mse_loss(x, x)
     finally:
-        launcher.templates.cache_clear()
+        devices.cuda.cache_clear()
 
 
 # ---- class scores -------------------------------------------------------------------------------------
@@ -772,7 +773,7 @@ class TestClassScores:
         close(value, reference_of(loss, arrays))
         close(gradient, slope_of(loss, arrays))
         close(loss(*moved(arrays).values(), reduction="sum"), reference_of(loss, arrays, reduction="sum"))
-        assert bool(launcher.recipes) == (name == "cross_entropy" and len(shape) > 1)
+        assert bool(binaries.prepared) == (name == "cross_entropy" and len(shape) > 1)
 
     def test_weights_and_upstream(self, gpu, name, shape):
         loss, arrays = registry[name], scored(shape)
@@ -897,11 +898,11 @@ class TestLabelFaults:
         if order == "F":  # where memory is walked in another order
             wanted = rf"{name}: target\[(1, 2|2, 3)\] is (7|-1), but input has 5 classes"
         with pytest.raises(IndexError, match=wanted):
-            device.synchronize()
-        device.synchronize()
+            nl.synchronize()
+        nl.synchronize()
 
     def test_at_once_if_asked(self, gpu, monkeypatch):
-        monkeypatch.setattr(device, "SYNCHRONOUS", True)
+        monkeypatch.setattr(faults, "SYNCHRONOUS", True)
         arrays = scored((5,))
         arrays["target"] = np.asarray(2**40)
         for loss in (nl.cross_entropy, nl.nll_loss):
@@ -915,7 +916,7 @@ class TestLabelFaults:
         terms = nl.cross_entropy(**moved(arrays), sample_weight=weights, reduction="none")
         assert np.isnan(host(terms)).sum() == 1
         with pytest.raises(IndexError, match=r"target\[1\] is 5"):
-            device.synchronize()
+            nl.synchronize()
 
 
 def test_errors_of_class_scores(gpu):
@@ -989,7 +990,7 @@ class TestMargins:
             assert np.isnan(host(loss(**moved(arrays))))
             where = f"[{', '.join(map(str, at))}]" if at else ""
             with pytest.raises(IndexError) as raised:
-                device.synchronize()
+                nl.synchronize()
             said = f"{loss.__name__}: target{where} is 77, but input has {shape[-1]} classes"
             assert str(raised.value) == said
             empty = {n: a[:0] for n, a in arrays.items() if a.ndim}
@@ -1238,7 +1239,7 @@ class TestSequences:
             arrays = {**self.arrays(False), name: wrong}
             assert np.isnan(host(nl.ctc_loss(**moved(arrays))))
             with pytest.raises(error, match=f"ctc_loss: {said}"):
-                device.synchronize()
+                nl.synchronize()
         arrays = moved(self.arrays(False))
         with pytest.raises(ValueError, match=r"ctc_loss: input_lengths\[0\] must be in \[0, 6\].*got 9"):
             nl.ctc_loss(**{**arrays, "input_lengths": (9, 1, 1)})

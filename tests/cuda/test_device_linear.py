@@ -17,9 +17,9 @@ from emulated import MEMORY, CuPyArray, Plain, Tensor, host, put
 from interpreter import ORDERS, At, launch
 
 import numbaloss as nl
-from numbaloss import device, device_linear, launcher, reference, testing
-from numbaloss.kernels.cuda import copy
-from numbaloss.kernels.cuda import linear as templates
+from numbaloss import reference, testing
+from numbaloss.kernels.cuda import arrays as device_arrays
+from numbaloss.kernels.cuda import copy, faults, libraries, linear, rows
 from numbaloss.kernels.spec import CODES
 
 linear_cross_entropy = nl.linear_cross_entropy
@@ -45,7 +45,7 @@ def multiply(a, b, out, more):
 @pytest.fixture
 def gpu(monkeypatch):
     driver = emulated.install(monkeypatch)
-    monkeypatch.setattr(device_linear, "multiply", multiply)
+    monkeypatch.setattr(linear, "multiply", multiply)
     return driver
 
 
@@ -142,7 +142,7 @@ def test_reductions_and_arguments(gpu, batch, inner, kind):
     for given, options in calls:
         call = {n: a for n, a in arrays.items() if n not in ("linear_bias", "weight") or n in given}
         check({**call, **options}, names(call, kind), alone=options["reduction"] != "sum")
-    device.synchronize()
+    nl.synchronize()
     assert set(gpu.streams) == {7}
 
 
@@ -202,7 +202,7 @@ def test_numbers_of_classes(gpu, classes, kind):
 
 def test_rows_that_blocks_share(gpu, monkeypatch):
     for name, small in (("MOST_HOLDING", 0), ("PART", 100)):
-        monkeypatch.setattr(launcher.templates("rows"), name, small)
+        monkeypatch.setattr(rows, name, small)
     check(sample((2,), classes=400), ("input",))
     assert {"part", "rest"} <= set(gpu.launched)
 
@@ -256,7 +256,7 @@ def test_dtypes_promote(gpu):
 def test_index_dtypes(gpu, dtype):
     arrays = sample()
     check({**arrays, "target": arrays["target"].astype(dtype)}, ("input",))
-    device.synchronize()
+    nl.synchronize()
 
 
 LAYOUTS = {
@@ -296,7 +296,7 @@ def test_transposed_weight_and_gradient_are_not_copied(gpu, monkeypatch):
         seen.update(x.address for x in (a, b, out))
         multiply(a, b, out, more)
 
-    monkeypatch.setattr(device_linear, "multiply", looking)
+    monkeypatch.setattr(linear, "multiply", looking)
     by_w = linear_cross_entropy.grad(**given, wrt="linear_weight")
     assert by_w.view.flags.f_contiguous and {given["linear_weight"].address, by_w.address} <= seen
 
@@ -424,7 +424,7 @@ def test_all_ignored(gpu, inner):
 @pytest.mark.parametrize(("batch", "inner"), [((0,), ()), ((0,), (3,)), ((4,), (2, 0))], ids=str)
 def test_empty(gpu, monkeypatch, batch, inner, kind):
     """Without CuPy too."""
-    monkeypatch.setattr(device_linear, "multiply", None)
+    monkeypatch.setattr(linear, "multiply", None)
     arrays = sample(batch, inner, kind)
     wrt = names(arrays, kind)
     value, gradients = linear_cross_entropy.value_and_grad(**moved(arrays), wrt=wrt)
@@ -470,8 +470,8 @@ def test_bad_index(gpu, batch, inner, wrong):
         at = f"[{', '.join(map(str, place))}]" if place else ""
         message = f"linear_cross_entropy: target{at} is {said}, but linear_weight has 7 classes"
         with pytest.raises(IndexError, match=f"^{re.escape(message)}$"):
-            device.synchronize()
-        device.synchronize()
+            nl.synchronize()
+        nl.synchronize()
 
 
 def test_bad_indices_of_two_positions(gpu):
@@ -480,7 +480,7 @@ def test_bad_indices_of_two_positions(gpu):
     arrays["target"][1, 0] = arrays["target"][0, 2] = 70
     linear_cross_entropy(**moved(arrays))
     with pytest.raises(IndexError, match=r"target\[0, 2\] is 70, but"):
-        device.synchronize()
+        nl.synchronize()
 
 
 def test_rows_beside_a_bad_index(gpu):
@@ -495,7 +495,7 @@ def test_rows_beside_a_bad_index(gpu):
         expected({**arrays, "target": np.where(others, arrays["target"], -100)}, ("input",))[1][0][others],
     )
     with pytest.raises(IndexError, match=r"target\[5\] is 9"):
-        device.synchronize()
+        nl.synchronize()
 
 
 @pytest.mark.parametrize("bits", [-100, -1])
@@ -506,7 +506,7 @@ def test_uint64_that_no_int64_holds(gpu, bits):
     arrays["target"][3] = 2**64 + bits
     assert np.isnan(host(linear_cross_entropy(**moved(arrays))))
     with pytest.raises(IndexError, match=r"target\[3\] is 1048575 or above, but linear_weight has 7"):
-        device.synchronize()
+        nl.synchronize()
 
 
 def test_bad_index_of_zero_weight(gpu):
@@ -514,12 +514,12 @@ def test_bad_index_of_zero_weight(gpu):
     arrays["target"][2] = -7
     linear_cross_entropy(**moved(arrays))
     with pytest.raises(IndexError, match=r"target\[2\] is -7"):
-        device.synchronize()
+        nl.synchronize()
 
 
 def test_at_once_if_asked(gpu, monkeypatch):
     """As on the CPU, before anything is written."""
-    monkeypatch.setattr(device, "SYNCHRONOUS", True)
+    monkeypatch.setattr(faults, "SYNCHRONOUS", True)
     arrays = sample()
     arrays["target"][7] = 8
     given = moved(arrays)
@@ -602,7 +602,7 @@ def peak(gpu, monkeypatch):
     """Bytes that a call takes beyond its arguments and gradients; nothing is computed."""
     for n in ("launch", "fill"):
         monkeypatch.setattr(gpu, n, lambda *_: None)
-    monkeypatch.setattr(device_linear, "multiply", lambda *_: None)
+    monkeypatch.setattr(linear, "multiply", lambda *_: None)
     monkeypatch.setattr(sys.modules["cupy"], "empty", Room)
 
     def measured(wrt, **call):
@@ -671,14 +671,16 @@ def test_what_cupy_is_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy.cublas", cublas)
     monkeypatch.setattr(cupy, "cublas", cublas, raising=False)
     monkeypatch.setattr(cupy.cuda, "ExternalStream", Stream)
-    queue = device.Queue(0, 9, device.library(""))
-    place = device.Place(4096, np.dtype("f4"), (6, 4), None, True, 0, None)
+    queue = device_arrays.Queue(0, 9, libraries.library(""))
+    location = libraries.Location(4096, np.dtype("f4"), (6, 4), None, True, 0, None)
     owner = object()
-    a = device.DeviceArray(place, owner, queue.library, queue)
-    b = device.DeviceArray(place._replace(address=8192, shape=(3, 4)), owner, queue.library, queue)
-    out = device.DeviceArray(place._replace(address=12288, shape=(6, 3)), owner, queue.library, queue)
-    device_linear.multiply(a, b.transpose(1, 0), out, False)
-    device_linear.multiply(a[2:5].transpose(1, 0), out[2:5], b.transpose(1, 0), True)
+    a = device_arrays.DeviceArray(location, owner, queue.library, queue)
+    b = device_arrays.DeviceArray(location._replace(address=8192, shape=(3, 4)), owner, queue.library, queue)
+    out = device_arrays.DeviceArray(
+        location._replace(address=12288, shape=(6, 3)), owner, queue.library, queue
+    )
+    linear.multiply(a, b.transpose(1, 0), out, False)
+    linear.multiply(a[2:5].transpose(1, 0), out[2:5], b.transpose(1, 0), True)
     assert streams == [9, None] * 2
     (x, y, z, beta), (x2, y2, z2, beta2) = made
     assert all(type(m) is cupy.ndarray for m in (x, y, z, x2, y2, z2)) and (beta, beta2) == (0.0, 1.0)
@@ -744,8 +746,8 @@ def test_kernels_compile(cc):
         copy.compile_copy(np.dtype("u8"), copy.LABELS, 1, False, cc),
     ]
     for own_only, weighted, sampled in itertools.product((True, False), repeat=3):
-        made.append(templates.compile_settle(code, cc, own_only, weighted, sampled))
-    made.append(templates.compile_settle(CODES["float64"], cc, True, True, True))
+        made.append(linear.compile_settle(code, cc, own_only, weighted, sampled))
+    made.append(linear.compile_settle(CODES["float64"], cc, True, True, True))
     for k, binary in enumerate(made):
         assert binary.image[:4] == b"\x7fELF" and binary.local_bytes == 0 and binary.registers <= 64
         assert (".f64" in binary.ptx) == (k in (2, len(made) - 1))

@@ -1,6 +1,6 @@
 """Losses of probabilities, of scores for two classes, and of distributions."""
 
-from .arguments import (
+from ..arguments import (
     flag,
     log_probabilities,
     positive_weights,
@@ -11,8 +11,8 @@ from .arguments import (
     soft_labels,
     weights,
 )
-from .elementwise import ElementwiseLoss
-from .kernels import math
+from ..families.elementwise import ElementwiseLoss
+from ..kernels import math
 
 
 class BCELoss(ElementwiseLoss, function="binary_cross_entropy"):

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from . import arguments
-from .elementwise import ElementwiseLoss
-from .loss import LossFunction
+from .. import arguments
+from ..families.elementwise import ElementwiseLoss
+from ..loss import LossFunction
 
 
 def elementwise_loss(value: Callable[..., Any]) -> LossFunction:

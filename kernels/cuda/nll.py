@@ -1,8 +1,8 @@
 """One element of each row of class scores: the negative log-likelihood, of log-probabilities that are given.
 
-- `pick` gives the terms: a thread takes a row, and reads one element of it.
-- `put` writes the gradient, which does not depend on the scores: zeros, and one element a row. Threads are
-  dealt to rows as `rows.plan` says; none reads what another writes. `put_columns` is for strided classes.
+- `nll_terms`: a thread takes a row, and reads one element of it.
+- `nll_gradient` does not depend on the scores: zeros, and one element a row. Threads are dealt to rows as
+  `rows.plan` says; none reads what another writes. `gradient_columns` is for strided classes.
 """
 
 from typing import Any, NamedTuple
@@ -10,13 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bind import bind
-from . import rows
+from ..layout import Axes, class_rows
+from ..spec import INT64, MISSING, Picks
+from . import faults, rows
+from .arrays import aligned, flat
 from .reduce import THREADS, Launch, add, partial_sum, quotient
 from .reduce import launch as launch_of_elements
 from .rows import COLUMNS, TEAM, look, vector_at
 from .target import Binary, compile, cuda, device, each, select, storage, types
 
-# Bound by `pick_kernel` and `put_kernel`; named here for readers and checkers.
+# Bound by `terms_kernel` and `gradient_kernel`; named here for readers and checkers.
 array: Any = None
 T: Any = np.float32
 WIDTH: Any = 4
@@ -38,7 +41,7 @@ class Request(NamedTuple):
     terms: bool = False
 
 
-def pick(x, labels, weight, sample_weight, terms, n, classes, inner, ignore, partials, faults):
+def nll_terms(x, labels, weight, sample_weight, terms, n, classes, inner, ignore, partials, faults):
     """The terms of `n` rows, or their partial sums."""
     hi = lo = T(0)
     i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
@@ -60,7 +63,7 @@ def row_lane(lane, own, slope, fill):
     return (select(own[lane // WIDTH] == lane % WIDTH, slope, fill),)
 
 
-def put(
+def nll_gradient(
     labels, weight, sample_weight, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
 ):
     """The gradient, where rows are contiguous."""
@@ -99,7 +102,7 @@ def column_lane(label, slope, fill, c):
     return (select(label == c, slope, fill),)
 
 
-def put_columns(
+def gradient_columns(
     labels, weight, sample_weight, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
 ):
     """The gradient, where classes are strided: a thread writes a vector of rows, or a part of its classes."""
@@ -124,20 +127,20 @@ def put_columns(
         i += cuda.gridDim.x * across * WIDTH
 
 
-def pick_launch(n: int) -> Launch:
-    """The blocks of `pick` for `n` rows; each stores one partial sum, of two numbers."""
+def terms_launch(n: int) -> Launch:
+    """The blocks of `nll_terms` for `n` rows; each stores one partial sum, of two numbers."""
     return launch_of_elements(n, np.float32)
 
 
-def pick_kernel(code: int) -> Any:
-    """`pick` for scores of one storage."""
+def terms_kernel(code: int) -> Any:
+    """`nll_terms` for scores of one storage."""
     array = storage(code)
     scope = dict(array=array, T=array.T, store_partial=device(partial_sum))
-    return bind(pick, scope, "nll_loss", code, lambda f: f)
+    return bind(nll_terms, scope, "nll_loss", code, lambda f: f)
 
 
-def put_kernel(code: int, variant: str, vectors: bool = True) -> Any:
-    """`put`, or `put_columns`, for scores of one storage, in plain Python."""
+def gradient_kernel(code: int, variant: str, vectors: bool = True) -> Any:
+    """`nll_gradient`, or `gradient_columns`, for scores of one storage, in plain Python."""
     array = storage(code, vectors)
     together = variant == TEAM
     identity = (code, together, vectors)
@@ -154,11 +157,13 @@ def put_kernel(code: int, variant: str, vectors: bool = True) -> Any:
         ("at_column_lane", column_lane),
     ):
         scope[name] = bind(lane, scope, "nll_loss", identity, device)
-    return bind(put_columns if variant == COLUMNS else put, scope, "nll_loss", identity, lambda f: f)
+    return bind(
+        gradient_columns if variant == COLUMNS else nll_gradient, scope, "nll_loss", identity, lambda f: f
+    )
 
 
-def compile_pick(request: Request, code: int, cc: tuple[int, int], summed: bool = True) -> Binary:
-    """Compile `pick`.
+def compile_terms(request: Request, code: int, cc: tuple[int, int], summed: bool = True) -> Binary:
+    """Compile `nll_terms`.
 
     Its arguments: scores, class indices, weights of classes and of rows, terms; the numbers of rows, of
     classes and of inner positions, the ignored index; partial sums, faults.
@@ -174,10 +179,10 @@ def compile_pick(request: Request, code: int, cc: tuple[int, int], summed: bool 
         numbers if summed else types.none,
         rows.INTEGERS,
     )
-    return compile(pick_kernel(code), arguments, cc, THREADS)
+    return compile(terms_kernel(code), arguments, cc, THREADS)
 
 
-def compile_put(
+def compile_gradient(
     request: Request,
     code: int,
     cc: tuple[int, int],
@@ -185,7 +190,7 @@ def compile_put(
     divided: bool = False,
     vectors: bool = True,
 ) -> Binary:
-    """Compile `put` or `put_columns`, as the plan says.
+    """Compile `nll_gradient` or `gradient_columns`, as the plan says.
 
     Its arguments: class indices, weights of classes and of rows, upstream gradients, the gradient; batch,
     classes, inner positions, the plan's `deal`, the ignored index; the gradient's factor, a pointer to its
@@ -203,4 +208,72 @@ def compile_put(
         numbers if divided else types.none,
         rows.INTEGERS,
     )
-    return compile(put_kernel(code, plan.variant, vectors), arguments, cc, plan.threads)
+    return compile(gradient_kernel(code, plan.variant, vectors), arguments, cc, plan.threads)
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def run(p: Picks, outputs: dict[str, Any]) -> Any:
+    """Write the gradient by ``"input"`` and the curvature, which is zero; return the value."""
+    gradient, curvature = outputs.get("input"), outputs.get("curvature")
+    arrays = [a for a in (p.input, gradient) if a is not None]
+    axes = Axes(arrays)
+    these = rows.Rows(p, arrays, class_rows(p.input.shape), axes)
+    terms, queue = these.terms(), these.queue
+    if curvature is not None:
+        zero = queue.number(0, curvature.dtype)
+        curvature.assign(zero.broadcast_to(curvature.shape))
+    if not these.count:
+        return these.finish(None, 1.0, None) if terms is None else terms
+    batch, classes, inner = axes.extents
+    weight = None if p.weight is None else flat(p.weight, (classes,), p.arithmetic, queue)
+    labels, ignore = these.over_rows(p.target, INT64), p.ignore_index
+    divisor, by = these.divisors(lambda: rows.count_rows(these, labels, weight, classes, ignore))
+    slot = faults.faults(queue.device).slot(*rows.index_fault(p.name, p.input.shape, axes.order))
+    request = Request(
+        weighted=weight is not None,
+        sample_weighted=these.sample_weight is not None,
+        upstream=these.upstream is not None,
+        terms=terms is not None,
+    )
+    grid = terms_launch(these.count)
+    partials = None if terms is not None else queue.empty((2 * grid.blocks,), p.arithmetic)
+    x = these.as_kernel_input(p.input)
+    queue.launch(
+        grid,
+        compile_terms,
+        (
+            *(x, labels, weight, these.sample_weight, terms),
+            *(these.count, classes, inner, ignore, partials, slot),
+        ),
+        request=request._replace(upstream=False),
+        code=these.code,
+        summed=partials is not None,
+    )
+    if gradient is not None:
+        written = these.output_buffer(gradient)
+        vectors = rows.whole_vectors(classes, inner, these.storage) and aligned([written])
+        plan = rows.plan(batch, classes, inner, these.code, vectors)
+        gradients_by = these.gradients_by(by)
+        queue.launch(
+            (plan.blocks, plan.threads),
+            compile_gradient,
+            (
+                *(labels, weight, these.sample_weight, these.upstream, written),
+                *(batch, classes, inner, plan.deal, ignore, these.factor / divisor, gradients_by, slot),
+            ),
+            request=request._replace(terms=False),
+            code=these.code,
+            plan=rows.shape_free(plan),
+            divided=gradients_by is not None,
+            vectors=vectors,
+        )
+        these.copy_back(gradient, written)
+    faults.check_now(queue.device)
+    return these.finish(partials, divisor, by) if terms is None else terms
+
+
+def quick(*_: Any) -> Any:
+    """Leave all calls to the general one."""
+    return MISSING

@@ -1,6 +1,6 @@
 """Losses between real numbers: predictions and targets, rates and counts, means and variances."""
 
-from .arguments import (
+from ..arguments import (
     counts,
     flag,
     non_negative,
@@ -13,8 +13,9 @@ from .arguments import (
     variances,
     weights,
 )
-from .elementwise import ElementwiseLoss, broadcasts
-from .kernels import math
+from ..arrays import broadcasts
+from ..families.elementwise import ElementwiseLoss
+from ..kernels import math
 
 
 class L1Loss(ElementwiseLoss, function="l1_loss"):

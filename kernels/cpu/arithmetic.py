@@ -1,0 +1,115 @@
+"""Arithmetic with whole arrays that gradients are made of. `kernels.cuda.arithmetic` is its twin."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..layout import overlaps_itself
+from ..spec import DOUBLE, Weighting
+from . import memory
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return a new array, C-contiguous."""
+    return np.empty(shape, dtype)
+
+
+def empty_like(array: np.ndarray, dtype: Any = None, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return a new array: laid out as another, where no element of that shares its memory."""
+    if dtype is not None or shape is not None:
+        return np.empty_like(array, dtype, subok=False, shape=shape)
+    if array.flags.c_contiguous and array.dtype.isnative:
+        return memory.empty(array.shape, array.dtype)
+    made = np.empty_like(array, subok=False)
+    if overlaps_itself(made) or not made.dtype.isnative:
+        made = np.empty(array.shape, array.dtype.newbyteorder("="))
+    return made
+
+
+def assign(target: np.ndarray, source: Any) -> None:
+    """Copy an array, or a number, to another."""
+    target[...] = source
+
+
+def sum_dtype(arithmetic: np.dtype) -> np.dtype:
+    """Return the dtype of arrays that will be added up."""
+    return DOUBLE
+
+
+def inverse(divisor: float) -> float:
+    """Return 1 / divisor, as IEEE has it: a mean of nothing is NaN."""
+    return 1.0 / divisor if divisor else math.nan
+
+
+def product(a: Any, b: Any, dtype: np.dtype) -> np.ndarray:
+    """Return ``a * b``."""
+    return a.astype(dtype) * b.astype(dtype)
+
+
+def masked_product(a: Any, b: Any, dtype: np.dtype, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
+    """Return ``(scale * a + shift) * b``; zero where the first factor is, whatever `b` holds."""
+    factor = a.astype(dtype)
+    if scale != 1 or shift != 0:
+        factor = scale * factor + shift
+    shape = np.broadcast_shapes(factor.shape, b.shape)
+    return np.multiply(factor, b, where=factor != 0, out=np.zeros(shape, dtype))
+
+
+def sum_of_products(pairs: Sequence[tuple[Any, Any]], dtype: np.dtype) -> np.ndarray:
+    """Return the sum of the masked products of some pairs."""
+    total = np.zeros(np.broadcast_shapes(*(a.shape for pair in pairs for a in pair)), dtype)
+    for a, b in pairs:
+        total += masked_product(a, b, dtype)
+    return total
+
+
+def ratio(a: Any, b: float, dtype: np.dtype) -> np.ndarray:
+    """Return ``a / b`` of an array and a number."""
+    return (a / b).astype(dtype)
+
+
+def over(factor: float, divisor: Any) -> tuple[float, Any]:
+    """Return ``factor / divisor`` as a number, and a divisor that is left."""
+    with np.errstate(all="ignore"):
+        return float(factor / np.float64(divisor)), 1.0
+
+
+def total(array: Any, factor: float, arithmetic: np.dtype, divisor: Any = 1.0) -> float:
+    """Return ``sum(array) * factor / divisor``."""
+    found = float(array.sum(dtype=DOUBLE)) * factor
+    return over(found, divisor)[0]
+
+
+def number(x: Any, dtype: np.dtype) -> Any:
+    """Return a number as a value of a dtype."""
+    return dtype.type(x)
+
+
+def fold(full: np.ndarray, result: np.ndarray, axes: Sequence[int] | None = None) -> None:
+    """Store an array, summed over all axes but some, which are the result's.
+
+    Without `axes`, it is summed over those along which `result` was broadcast to its shape.
+    """
+    if axes is None:
+        extra = full.ndim - result.ndim
+        axes = [k for k in range(extra, full.ndim) if full.shape[k] == result.shape[k - extra]]
+    summed = tuple(k for k in range(full.ndim) if k not in axes)
+    result[...] = full.sum(axis=summed, dtype=DOUBLE).reshape(result.shape)
+
+
+def excess(terms: Any, less: Any, weighting: Weighting, dtype: np.dtype) -> np.ndarray:
+    """Return ``(terms - less) * sample_weight * upstream * factor / divisor``.
+
+    What a weight of zero multiplies does not count. `less` is a number, or None.
+    """
+    terms, weight = terms.astype(dtype), np.ones((), dtype)
+    shape = np.shape(terms)
+    if weighting.sample_weight is not None:
+        weight = weighting.sample_weight.astype(dtype)
+        terms = np.where(weight == 0, 0, terms * weight)
+    if less is not None:
+        terms = terms - np.broadcast_to(weight, shape) * dtype.type(less)
+    full = terms * dtype.type(inverse(weighting.divisor) * weighting.factor)
+    return full if weighting.upstream is None else full * weighting.upstream.astype(dtype)

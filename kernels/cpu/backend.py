@@ -1,0 +1,102 @@
+"""The CPU's backend: what `kernels.devices` asks of a device."""
+
+from contextlib import nullcontext
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors
+from .arithmetic import (
+    assign,
+    empty,
+    empty_like,
+    excess,
+    fold,
+    masked_product,
+    number,
+    over,
+    product,
+    ratio,
+    sum_dtype,
+    sum_of_products,
+    total,
+)
+from .memory import free_memory
+
+__all__ = [
+    "assign",
+    "describe",
+    "empty",
+    "empty_like",
+    "excess",
+    "fold",
+    "free_memory",
+    "give",
+    "holds",
+    "masked_product",
+    "number",
+    "over",
+    "product",
+    "ratio",
+    "run",
+    "sum_dtype",
+    "sum_of_products",
+    "synchronize",
+    "total",
+]
+
+FAMILIES = {
+    Elements: "elementwise",
+    Scores: "softmax",
+    Picks: "pick",
+    Margins: "margins",
+    Vectors: "vectors",
+    Sequences: "ctc",
+    Linear: "linear",
+}
+
+# Whether rows of soft margins have a kernel of their own; else they are computed by elements.
+HAS_SOFT_MARGINS = False
+
+
+@cache
+def family(kind: Any) -> Any:
+    """Return the module that computes a family of problems: imported, with its kernels, when asked for."""
+    return import_module(f"{__package__}.{FAMILIES[kind]}")
+
+
+def run(problem: Any, outputs: dict[str, Any]) -> Any:
+    """Write the outputs that a problem is asked for, and return its value."""
+    kind: Any = type(problem)
+    return family(kind).run(problem, outputs)
+
+
+def describe(loss: str, call: dict[str, Any], host: tuple[str, ...] = ()) -> Any:
+    """Return a context with the call as it is."""
+    return nullcontext(call)
+
+
+def holds(value: Any) -> bool:
+    """Return whether an argument lies on this device: all are at hand."""
+    return True
+
+
+def give(result: Any) -> Any:
+    """Return results as the caller's library has them."""
+    return result
+
+
+def given_to_caller(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return an array for a function of the caller's: C-contiguous, in a dtype."""
+    return np.ascontiguousarray(array, dtype)
+
+
+def taken_from_caller(loss: str, what: str, value: Any) -> np.ndarray:
+    """Return what a function of the caller's gave, as an array."""
+    return np.asarray(value)
+
+
+def synchronize() -> None:
+    """Nothing is left to wait for when a call returns."""

@@ -1,0 +1,250 @@
+"""Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `softmax`."""
+
+import math
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..chunks import Index, chunk_rows, chunks, pieces
+from ..spec import DOUBLE, Linear, Scores, Weighting, bad_index
+from . import softmax
+
+
+class Part(NamedTuple):
+    """Some rows and positions of a problem, as if it had both: without them, they are of length one."""
+
+    input: np.ndarray  # (rows, features)
+    linear_weight: np.ndarray  # (classes, positions, features)
+    linear_bias: np.ndarray | None  # (classes, positions)
+    target: np.ndarray  # indices (rows, positions) in int64, or probabilities (rows, classes, positions)
+    live: np.ndarray  # (rows, positions): the terms that count; of others nothing is read
+    sample_weight: np.ndarray | None  # (rows, positions)
+    upstream: np.ndarray | None  # (rows, positions)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weight, a row for each score."""
+        classes, positions, features = self.linear_weight.shape
+        return self.linear_weight.reshape(classes * positions, features)
+
+    def cut(self, rows: Index, positions: slice, dtype: np.dtype) -> "Part":
+        """Return the part of some rows and positions."""
+
+        def of(terms: Any) -> Any:
+            return None if terms is None else terms[rows][..., positions]
+
+        return Part(
+            np.ascontiguousarray(self.input[rows], dtype),
+            self.linear_weight[:, positions],
+            None if self.linear_bias is None else self.linear_bias[:, positions],
+            of(self.target),
+            of(self.live),
+            of(self.sample_weight),
+            of(self.upstream),
+        )
+
+
+def settle(p: Linear) -> tuple[Part, float]:
+    """Return the whole problem as a part, with the terms that count, and what their sum is divided by."""
+    classes, features = p.linear_weight.shape[0], p.linear_weight.shape[-1]
+    batch, positions = math.prod(p.input.shape[:-1]), math.prod(p.linear_weight.shape[1:-1])
+
+    def over_rows(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.broadcast_to(array, p.shape).reshape(batch, positions)
+
+    sample_weight = over_rows(p.weighting.sample_weight)
+    row_weight: Any = 1.0 if sample_weight is None else sample_weight.astype(np.float64)
+    own: Any = 1.0
+    if p.has_probabilities:
+        target, counted = p.target.reshape(batch, classes, positions), np.ones((batch, positions), bool)
+    else:
+        _check_indices(p, classes)
+        target = p.target.reshape(batch, positions)
+        counted = target != p.ignore_index
+        target = np.where(counted, target, 0).astype(np.int64)
+        if p.weight is not None:
+            own = p.weight.astype(np.float64)[target]
+    divisor = p.weighting.divisor
+    if divisor is None:
+        divisor = float(np.where(counted, row_weight * own, 0.0).sum())
+    whole = Part(
+        p.input.reshape(batch, features),
+        p.linear_weight.reshape(classes, positions, features),
+        None if p.linear_bias is None else p.linear_bias.reshape(classes, positions),
+        target,
+        counted & (row_weight != 0) & ((own != 0) | (p.label_smoothing > 0)),
+        sample_weight,
+        over_rows(p.weighting.upstream),
+    )
+    return whole, divisor
+
+
+def _check_indices(p: Linear, classes: int) -> None:
+    wrong = (p.target != p.ignore_index) & ((p.target < 0) | (p.target >= classes))
+    if wrong.any():
+        index = tuple(map(int, np.unravel_index(wrong.argmax(), p.shape)))
+        raise bad_index(p.name, index, p.target[index], classes, "linear_weight")
+
+
+# ---- products -----------------------------------------------------------------------------------------
+
+
+def is_matrix(array: np.ndarray) -> bool:
+    """Return whether NumPy's matrix product takes an array (C, ..., F) as it lies."""
+    flags = array.flags
+    return flags.c_contiguous or (flags.f_contiguous and array.size == array.shape[0] * array.shape[-1])
+
+
+class ProductSum:
+    """The sum over chunks of ``g.T @ x``, the gradient of the weight.
+
+    NumPy's matrix product does not add to an array: a product is made of some classes at a time, in memory
+    that stays in cache.
+    """
+
+    def __init__(self, out: np.ndarray, weight: np.ndarray, scratch: int) -> None:
+        classes, positions, features = weight.shape
+        direct = out.dtype == weight.dtype and is_matrix(out) and not np.may_share_memory(out, weight)
+        self.out = out
+        self.sum = out.reshape(weight.shape) if direct else np.empty(weight.shape, weight.dtype)
+        self.fresh = True
+        self.order: Any = "C" if self.sum.flags.c_contiguous else "F"
+        self.step = max(1, min(classes * positions, scratch // max(1, features * weight.itemsize)))
+        self.scratch = np.empty(self.step * features, weight.dtype)
+
+    def add(self, g: np.ndarray, x: np.ndarray, positions: slice) -> None:
+        into = self.sum[:, positions].reshape(g.shape[1], x.shape[1])
+        if self.fresh and into.size == self.sum.size:
+            np.matmul(g.T, x, out=into)
+        else:
+            self._clear()
+            for k in range(0, len(into), self.step):
+                some = into[k : k + self.step]
+                product = self.scratch[: some.size].reshape(some.shape, order=self.order)
+                some += np.matmul(g[:, k : k + self.step].T, x, out=product)
+        self.fresh = False
+
+    def finish(self) -> None:
+        self._clear()
+        if not np.may_share_memory(self.out, self.sum):
+            self.out[...] = self.sum.reshape(self.out.shape)
+
+    def _clear(self) -> None:
+        if self.fresh:
+            self.sum[...] = 0
+
+
+# ---- launching ----------------------------------------------------------------------------------------
+
+
+def run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
+    """Write the gradients by their arguments' names; return the value, or the terms."""
+    with np.errstate(all="ignore"):  # NumPy warns of products with what is not finite
+        return _run(p, outputs)
+
+
+def _run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
+    dtype: Any = p.arithmetic
+    whole, divisor = settle(p)
+    w = whole.linear_weight
+    classes, positions, _ = w.shape
+    if w.dtype != dtype or not is_matrix(w):
+        w = np.ascontiguousarray(w, dtype)
+    bias = whole.linear_bias
+    whole = whole._replace(linear_weight=w, linear_bias=None if bias is None else bias.astype(dtype))
+    # The sum of terms, or these: what the mean divides by is in the factor.
+    reduced = p.weighting.reduction != "none"
+    weighting = Weighting(
+        "sum" if reduced else "none", factor=float(p.weighting.factor / np.float64(divisor))
+    )
+    counted: Any = whole.live.any(axis=1)
+    rows = np.flatnonzero(counted)
+    # As large as the scores are two more arrays for the gradient by probabilities, six for that by class
+    # weights (some of them float64), and the probabilities that are gathered.
+    gathered = p.has_probabilities and len(rows) < len(counted)
+    arrays = 1 + 2 * ("target" in outputs) + 6 * ("weight" in outputs) + gathered
+    height, scratch = chunk_rows(p.chunking, len(rows), arrays * classes * positions * dtype.itemsize)
+    memory = np.empty(min(height, len(rows)) * classes * positions, dtype)
+
+    by_row: dict[str, np.ndarray] = {
+        n: np.atleast_2d(outputs[n]) for n in ("input", "target") if n in outputs
+    }
+    if not reduced:
+        by_row["terms"] = np.empty(whole.live.shape, dtype)
+    for out in by_row.values():
+        out[~counted] = 0
+    products = ProductSum(outputs["linear_weight"], w, scratch) if "linear_weight" in outputs else None
+    sums: dict[str, np.ndarray] = {}
+    if "linear_bias" in outputs:
+        sums["linear_bias"] = np.zeros((classes, positions))
+    if "weight" in outputs:
+        sums["weight"] = np.zeros(classes)
+
+    def value_of(chunk: Index) -> float:
+        total = 0.0
+        some = whole.cut(chunk, slice(0, positions), dtype)
+        shapes = {"input": some.input.shape, "target": some.target.shape, "terms": some.live.shape}
+        made = {n: np.zeros(shapes[n], dtype) for n in by_row}
+        for mine, at in pieces(some.live):
+            part = some.cut(mine, at, dtype)
+            value, g, others = run_part(p, part, weighting, outputs, memory)
+            if "terms" in made:
+                made["terms"][mine, at] = value
+            else:
+                total += value
+            if "input" in made:
+                made["input"][mine] += g @ part.matrix
+            if "target" in made:
+                made["target"][mine, :, at] = others["target"]
+            if products is not None:
+                products.add(g, part.input, at)
+            if "linear_bias" in sums:
+                sums["linear_bias"][:, at] += g.sum(axis=0).reshape(classes, -1)
+            if "weight" in sums:
+                sums["weight"] += others["weight"]
+        # Only now: a gradient may lie over what it is made of.
+        for n, out in by_row.items():
+            out[chunk] = made[n].reshape(len(made[n]), *out.shape[1:])
+        return total
+
+    total = sum(value_of(chunk) for chunk in chunks(rows, len(counted), height))
+    if products is not None:
+        products.finish()
+    for n in sums:
+        outputs[n][...] = sums[n].reshape(outputs[n].shape)
+    if not reduced:
+        return by_row["terms"].reshape(p.shape).astype(p.dtype, copy=False)
+    return p.dtype.type(total / np.float64(divisor))
+
+
+def run_part(
+    p: Linear, part: Part, weighting: Weighting, wanted: Container[str], memory: np.ndarray
+) -> tuple[Any, np.ndarray, dict[str, np.ndarray]]:
+    """Return a part's value or terms; the gradient by its scores, in `memory`; those by target and weight."""
+    matrix = part.matrix
+    logits = memory[: len(part.input) * len(matrix)].reshape(len(part.input), len(matrix))
+    np.matmul(part.input, matrix.T, out=logits)
+    if part.linear_bias is not None:
+        logits += part.linear_bias.reshape(-1)
+    shaped = logits.reshape(len(logits), *part.linear_weight.shape[:2])
+    gradients = {}
+    if any(n in wanted for n in ("input", "linear_weight", "linear_bias")):
+        gradients["input"] = shaped  # where the scores lie
+    if "target" in wanted:
+        gradients["target"] = np.empty_like(shaped)
+    if "weight" in wanted:
+        gradients["weight"] = np.empty(shaped.shape[1])
+    scores = Scores(
+        p.name,
+        shaped,
+        part.target,
+        p.has_probabilities,
+        p.weight,
+        p.ignore_index,
+        p.label_smoothing,
+        weighting._replace(sample_weight=part.sample_weight, upstream=part.upstream),
+        DOUBLE if weighting.reduction == "sum" else p.arithmetic,
+        p.arithmetic,
+    )
+    return softmax.run(scores, gradients), logits, gradients

@@ -1,0 +1,181 @@
+"""Array libraries on CUDA devices: CuPy, PyTorch, Numba, and any other with ``__cuda_array_interface__``.
+
+They are never imported: they are used where the caller's array is one of theirs.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+def strides_of(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Return the strides of a C-contiguous array."""
+    return tuple(itemsize * math.prod(shape[k + 1 :]) for k in range(len(shape)))
+
+
+class Location(NamedTuple):
+    """Where an array lies."""
+
+    address: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # in bytes; None where contiguous
+    writeable: bool
+    device: int | None  # None where only the driver knows
+    stream: int | None  # on which the library says it is ready
+
+
+class Library:
+    """An array library: how its arrays are read, and how new ones are made.
+
+    This one takes what ``__cuda_array_interface__`` says, and makes Numba's device arrays.
+    """
+
+    name = "numba"
+    # Whether its arrays must be used on its own stream, or after that.
+    ordered = False
+
+    def locate(self, x: Any) -> Location:
+        said = x.__cuda_array_interface__
+        if said.get("mask") is not None:
+            raise TypeError("has a mask; pass its data, and the mask as sample_weight")
+        address, readonly = said["data"]
+        shape, strides = tuple(said["shape"]), said.get("strides")
+        dtype = np.dtype(said["typestr"])
+        return Location(
+            address or 0,
+            dtype,
+            shape,
+            None if strides is None else tuple(strides),
+            not readonly,
+            None,
+            said.get("stream"),
+        )
+
+    def stream(self, device: int, location: Location | None = None) -> int:
+        """The stream that the caller's work is on."""
+        return 0 if location is None else location.stream or 0
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: np.dtype, device: int, axes: tuple[int, ...] | None = None
+    ) -> Any:
+        """A new array, C-contiguous, or so with its axes in another order; its device is the current one."""
+        from numba import cuda
+
+        if dtype.kind == "V":
+            raise TypeError(f"Numba has no arrays of {dtype.name}")
+        axes = axes or tuple(range(len(shape)))
+        strides = strides_of([shape[k] for k in axes], dtype.itemsize)
+        return cuda.device_array(shape, dtype, strides=tuple(strides[k] for k in np.argsort(axes)))
+
+    # For quick calls: address, dtype, shape, device, and whether it is an ordinary, contiguous array. None
+    # where the library does not tell quickly.
+    look: Callable[[Any], tuple[int, Any, tuple[int, ...], int, bool]] | None = None
+
+    def address(self, x: Any) -> int:
+        return x.__cuda_array_interface__["data"][0]
+
+
+class CuPy(Library):
+    name = "cupy"
+    ordered = True
+
+    def locate(self, x: Any) -> Location:
+        return Location(x.data.ptr, x.dtype, x.shape, x.strides, True, x.data.device_id, None)
+
+    def stream(self, device: int, location: Location | None = None) -> int:
+        return sys.modules["cupy"].cuda.get_current_stream(device).ptr
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: np.dtype, device: int, axes: tuple[int, ...] | None = None
+    ) -> Any:
+        cupy = sys.modules["cupy"]
+        if axes is not None:
+            made = self.empty(tuple(shape[k] for k in axes), dtype, device)
+            return made.transpose(np.argsort(axes).tolist())
+        if cupy.cuda.runtime.getDevice() == device:
+            return cupy.empty(shape, dtype)
+        with cupy.cuda.Device(device):
+            return cupy.empty(shape, dtype)
+
+    def address(self, x: Any) -> int:
+        return x.data.ptr
+
+    def look(self, x: Any) -> tuple[int, Any, tuple[int, ...], int, bool]:
+        data = x.data
+        return data.ptr, x.dtype, x.shape, data.device_id, x.flags.c_contiguous
+
+
+class Torch(Library):
+    name = "torch"
+    ordered = True
+
+    def __init__(self) -> None:
+        torch = sys.modules["torch"]
+        names = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+        self.dtypes = {getattr(torch, n): np.dtype(n) for n in names}
+        for n in ("uint16", "uint32", "uint64"):
+            if hasattr(torch, n):
+                self.dtypes[getattr(torch, n)] = np.dtype(n)
+        self.bfloat16 = torch.bfloat16
+        self.kinds = {v: k for k, v in self.dtypes.items()}
+
+    def dtype(self, kind: Any) -> np.dtype:
+        """A NumPy dtype for one of PyTorch's; bfloat16 is one of ml_dtypes."""
+        if kind not in self.dtypes and kind is self.bfloat16:
+            try:
+                import ml_dtypes
+            except ImportError:
+                raise TypeError("is bfloat16, which needs ml_dtypes: pip install ml_dtypes") from None
+            self.dtypes[kind] = np.dtype(ml_dtypes.bfloat16)
+            self.kinds[self.dtypes[kind]] = kind
+        if kind not in self.dtypes:
+            raise TypeError(f"must be float64, float32, float16 or bfloat16, got {kind}")
+        return self.dtypes[kind]
+
+    def locate(self, x: Any) -> Location:
+        if x.requires_grad:
+            raise TypeError("requires grad, which numbaloss does not record; pass tensor.detach()")
+        if x.layout != sys.modules["torch"].strided or x.is_neg():
+            raise TypeError("must be a dense tensor; pass tensor.to_dense() or tensor.resolve_neg()")
+        dtype = self.dtype(x.dtype)
+        strides = tuple(dtype.itemsize * s for s in x.stride())
+        return Location(x.data_ptr(), dtype, tuple(x.shape), strides, True, x.device.index, None)
+
+    def stream(self, device: int, location: Location | None = None) -> int:
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: np.dtype, device: int, axes: tuple[int, ...] | None = None
+    ) -> Any:
+        torch = sys.modules["torch"]
+        if axes is not None:
+            made = self.empty(tuple(shape[k] for k in axes), dtype, device)
+            return made.permute(np.argsort(axes).tolist())
+        return torch.empty(shape, dtype=self.kinds[dtype], device=torch.device("cuda", device))
+
+    def address(self, x: Any) -> int:
+        return x.data_ptr()
+
+    def look(self, x: Any) -> tuple[int, Any, tuple[int, ...], int, bool]:
+        plain = x.is_contiguous() and not x.requires_grad and not x.is_neg()
+        return x.data_ptr(), self.dtypes.get(x.dtype), tuple(x.shape), x.get_device(), plain
+
+
+LIBRARIES: dict[str, type[Library]] = {"cupy": CuPy, "torch": Torch}
+
+
+@cache
+def library_of(kind: type) -> Library:
+    """The library of a type of arrays, by the module that it or a base of it is from."""
+    modules = [base.__module__.partition(".")[0] for base in kind.__mro__]
+    return library(next((m for m in modules if m in LIBRARIES), ""))
+
+
+@cache
+def library(module: str) -> Library:
+    return LIBRARIES.get(module, Library)()

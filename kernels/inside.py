@@ -1,0 +1,37 @@
+"""Losses to call inside the caller's own compiled code: the one place that asks both devices for them."""
+
+import importlib
+import importlib.util
+from typing import Any
+
+from .spec import Scalars
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
+    """Return the function of one element, to call in ``@njit`` functions and CUDA kernels."""
+    function = _module("cpu.inside").compile_scalar(scalars, names, defaults)
+    if importlib.util.find_spec("numba_cuda") is not None:
+        compiled = _module("cuda.elementwise").compile_scalar(scalars, names, defaults)
+        _module("cuda.target").also_for_cuda(function, compiled)
+    return function
+
+
+def of_elements(
+    scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...], options: tuple[str, ...]
+) -> Any:
+    """Return the compiled function of an elementwise loss over whole arrays."""
+    return _module("cpu.inside").compile_whole(scalars, names, defaults, options)
+
+
+def of_rows(name: str) -> Any:
+    """Return the compiled function of a loss with a term for each row, by its name."""
+    return getattr(_module("cpu.inside_rows"), name)
+
+
+def of_soft_margins(scalars: Scalars) -> Any:
+    """Return the compiled function of the mean, over each row, of an elementwise loss."""
+    return _module("cpu.inside_rows").compile_multilabel_soft_margin(scalars)

@@ -1,0 +1,304 @@
+"""The one order of every call, whatever its loss and its device.
+
+Arguments by name, described by the backend of their device; options and arrays checked, which makes a
+problem; outputs; the backend's run; results for the caller's library. Calls of plain arrays that were seen
+before go straight to the kernel that was prepared for them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import arguments
+from .arrays import as_array, check_broadcasts, check_out, floating, is_weak
+from .kernels import devices, inside
+from .kernels.layout import share_memory
+from .kernels.spec import (
+    GRAD,
+    MISSING,
+    VALUE,
+    VALUE_GRAD_HESS,
+    Quick,
+    Weighting,
+    arithmetic_dtype,
+    common_dtype,
+    is_described,
+)
+from .loss import Binding, Loss
+
+
+class Settings:
+    """A call's checked options and `wrt`.
+
+    Attributes
+    ----------
+    mode : str
+    options : dict
+        All but the arrays, by name.
+    wrt : tuple of str
+        Arguments to differentiate.
+    single : bool
+        Whether `wrt` was a name, and no tuple.
+    """
+
+    def __init__(self, cls: type[Loss], mode: str, call: Mapping[str, Any]) -> None:
+        name = cls.function.__name__
+        self.mode = mode
+        self.options: dict[str, Any] = {
+            n: f.check(name, n, call[n]) if n in call else f.default
+            for n, f in cls.fields.items()
+            if not f.array
+        }
+        cls._check_options(self.options)
+        self.wrt, self.single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
+        self.reduction: str = self.options["reduction"]
+
+
+# ---- the order of a call ------------------------------------------------------------------------------
+
+
+def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Evaluate a loss: a quick call, or the general one."""
+    if binding.no_arrays:
+        result = evaluate_quick(cls, mode, binding, args, kwargs)
+        if result is not MISSING:
+            return result
+    call = call_arguments(binding, args, kwargs)
+    backend = devices.of(call.values())
+    with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
+        result = cls._compute(mode, described, backend)
+    return backend.give(result)
+
+
+def evaluate_quick(
+    cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Evaluate the commonest call, plain arrays and a reduced value, with nothing that it does not need.
+
+    Returns MISSING where the call is not of that kind; whatever is wrong with it is found by the general one.
+    """
+    count = len(cls._required)
+    values = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
+    try:
+        prepared = binding.prepared.get(values, MISSING)
+    except TypeError:  # not hashable, so not right
+        return MISSING
+    if prepared is MISSING:
+        prepared = binding.prepared[values] = cls._prepare_quick(mode, call_arguments(binding, args, kwargs))
+    if prepared is None:
+        return MISSING
+    arrays = args[:count]
+    return devices.quick(prepared.problem.__class__, arrays)(prepared, arrays, kwargs.get("out"))
+
+
+def compute(cls: Any, mode: str, call: dict[str, Any], backend: Any) -> Any:
+    """Evaluate a loss of arrays that are described; what it gives is not yet the caller's."""
+    settings = cls._settings(mode, call)
+    for n in settings.wrt:
+        if call.get(n) is not None and not backend.holds(call[n]):
+            name = cls.function.__name__
+            raise TypeError(f"{name}: {n} must be an array on the device to be differentiated")
+    problem = cls._problem(settings, call, backend)
+    if mode == VALUE_GRAD_HESS:
+        cls._check_curvature(settings.options, settings.wrt)
+    outputs = make_outputs(cls, settings, call, backend)
+    value = cls._run_problem(settings, problem, outputs, call, backend)
+    if mode == VALUE:
+        return value
+    gradients = tuple(outputs[n] for n in settings.wrt)
+    if mode == VALUE_GRAD_HESS:
+        return value, gradients[0], outputs["curvature"]
+    result = gradients[0] if settings.single else gradients
+    return result if mode == GRAD else (value, result)
+
+
+def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: Any) -> dict[str, Any]:
+    """Return the arrays to write: gradients by their argument's name, and ``"curvature"``."""
+    name, wrt = cls.function.__name__, settings.wrt
+    names = (*wrt, "curvature") if settings.mode == VALUE_GRAD_HESS else wrt
+    out = call.get("out")
+    if out is None:
+        outs: tuple[Any, ...] = (None,) * len(names)
+    elif len(names) == 1 and settings.single:
+        outs = (out,)
+    elif isinstance(out, tuple | list) and len(out) == len(names):
+        outs = tuple(out)
+    else:
+        raise TypeError(f"{name}: out must be a tuple of {len(names)} arrays, got {type(out).__name__}")
+    taken = (*cls._required, *(n for n, f in cls.fields.items() if f.array), "sample_weight", "grad_output")
+    inputs = (
+        [] if out is None else [(n, as_array(name, n, call[n])) for n in taken if call.get(n) is not None]
+    )
+    made: dict[str, Any] = {}
+    for n, o in zip(names, outs, strict=True):
+        like = as_array(name, n, call[wrt[0] if n == "curvature" else n])
+        if o is None:
+            o = backend.empty_like(like)
+        else:
+            check_out(name, n, o, like, inputs)
+            for other in made.values():
+                if share_memory(o, other):
+                    raise ValueError(f"{name}: two arrays in out overlap")
+        made[n] = o
+    return made
+
+
+# ---- arguments ----------------------------------------------------------------------------------------
+
+
+def call_arguments(binding: Binding, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments by name."""
+    return dict(zip(binding.names, (*args, *kwargs.values()), strict=True))
+
+
+def resolve_wrt(cls: type[Loss], wrt: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the names to differentiate, and whether a single one was asked for."""
+    if wrt is None:
+        wrt = cls._default_wrt()
+    single = isinstance(wrt, str)
+    names = (wrt,) if single else tuple(wrt) if isinstance(wrt, tuple | list) else None
+    name = cls.function.__name__
+    allowed = cls._differentiable()
+    if not names or not all(isinstance(n, str) for n in names):
+        raise TypeError(f"{name}: wrt must be a name or a tuple of names, got {wrt!r}")
+    for n in names:
+        if n not in allowed:
+            raise ValueError(f"{name}: wrt must be among {', '.join(map(repr, allowed))}, got {n!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name}: wrt names an argument twice: {wrt!r}")
+    return names, single
+
+
+def resolve_normalizer(name: str, value: Any) -> float | None:
+    """Return the number that stands for the mean's count, if one is given."""
+    if value is None:
+        return None
+    x = arguments.number(name, "normalizer", value)
+    if not x > 0:
+        raise ValueError(f"{name}: normalizer must be > 0, got {x}")
+    return x
+
+
+def resolve_upstream(name: str, value: Any, shape: tuple[int, ...], reduction: str) -> tuple[float, Any]:
+    """Return `grad_output` as a factor, and an array where one factor does not do.
+
+    On a device the array may be 0-d: its number is not known here.
+    """
+    if value is None:
+        return 1.0, None
+    if np.ndim(value) == 0:
+        if is_described(value):
+            return 1.0, floating(name, "grad_output", value)
+        number = value.item() if hasattr(value, "item") else value
+        return arguments.number(name, "grad_output", number), None
+    if reduction != "none":
+        raise ValueError(f"{name}: grad_output must be a number with reduction={reduction!r}, got an array")
+    if not (isinstance(value, np.ndarray) or is_described(value)) or value.shape != shape:
+        raise ValueError(
+            f"{name}: grad_output must have the value's shape {shape}, got {getattr(value, 'shape', value)!r}"
+        )
+    return 1.0, floating(name, "grad_output", value)
+
+
+# ---- losses with a term for each row ------------------------------------------------------------------
+
+
+class RowLoss(Loss):
+    """A loss with one term for each row of its arrays."""
+
+    differentiable: ClassVar[tuple[str, ...]] = ()  # names that `wrt` may hold
+
+    @classmethod
+    def _complete(cls) -> bool:
+        return "reduction" in cls.fields
+
+    @classmethod
+    def _prepare(cls) -> None:
+        cls._required = tuple(cls.operands)
+
+    @classmethod
+    def _differentiable(cls) -> tuple[str, ...]:
+        return cls.differentiable
+
+    @classmethod
+    def _jit(cls) -> Any:
+        return inside.of_rows(cls.function.__name__)
+
+    @classmethod
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return evaluate(cls, mode, binding, args, kwargs)
+
+    @classmethod
+    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
+        return compute(cls, mode, call, backend)
+
+    @classmethod
+    def _settings(cls, mode: str, call: Mapping[str, Any]) -> Settings:
+        return Settings(cls, mode, call)
+
+    @classmethod
+    def _prepare_quick(cls, mode: str, call: dict[str, Any]) -> Quick | None:
+        """Return what quick calls with these options need; None where they do not serve."""
+        settings = cls._settings(mode, call)
+        if mode == VALUE_GRAD_HESS or settings.reduction == "none":
+            return None
+        divisor = None if settings.reduction == "mean" else 1.0
+        return cls._quick(settings, Weighting(settings.reduction, divisor=divisor))
+
+    # ---- what a family states ----------------------------------------------------------------------
+    @classmethod
+    def _quick(cls, settings: Settings, weighting: Weighting) -> Quick | None:
+        """Return what a quick call needs, if the family has them."""
+        return None
+
+    @classmethod
+    def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Any:
+        """Check a call's arrays, and return its problem."""
+        raise NotImplementedError
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        raise ValueError(f"{cls.function.__name__}: has no value_grad_hess")
+
+    @classmethod
+    def _run_problem(
+        cls, settings: Settings, problem: Any, outputs: dict[str, Any], call: dict[str, Any], backend: Any
+    ) -> Any:
+        """Write the outputs; return the value."""
+        return backend.run(problem, outputs)
+
+    # ---- shared ------------------------------------------------------------------------------------
+    @classmethod
+    def _weighting(
+        cls, settings: Settings, call: dict[str, Any], rows: tuple[int, ...], floats: dict[str, Any]
+    ) -> Weighting:
+        """Return what weighs the terms; `sample_weight` joins `floats`, which make the dtype."""
+        name = cls.function.__name__
+        sample_weight = cls._weak("sample_weight", call, floats)
+        if sample_weight is not None:
+            check_broadcasts(name, "sample_weight", sample_weight, rows)
+        factor, upstream = resolve_upstream(name, call.get("grad_output"), rows, settings.reduction)
+        normalizer = resolve_normalizer(name, call.get("normalizer"))
+        divisor = normalizer if settings.reduction == "mean" else 1.0
+        return Weighting(settings.reduction, sample_weight, upstream, factor, divisor)
+
+    @classmethod
+    def _weak(
+        cls, argument: str, call: dict[str, Any], floats: dict[str, Any], wrt: tuple[str, ...] = ()
+    ) -> Any:
+        """Return an optional array; it joins `floats`, unless it promotes no float."""
+        given = call.get(argument)
+        if given is None:
+            return None
+        name = cls.function.__name__
+        array = as_array(name, argument, given)
+        if argument in wrt or not is_weak(array, given):
+            array = floats[argument] = floating(name, argument, array)
+        return array
+
+
+def dtypes_of(floats: dict[str, Any]) -> tuple[np.dtype, np.dtype]:
+    """Return the dtype that arrays promote to, and that of the arithmetic."""
+    dtype = common_dtype([a.dtype for a in floats.values()])
+    return dtype, arithmetic_dtype(dtype)

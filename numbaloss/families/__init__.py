@@ -1,0 +1,1 @@
+"""Families of losses: from a checked call to a problem of `kernels.spec`. None knows a device."""

@@ -1,0 +1,329 @@
+"""The elementwise family: each term depends on one element of two or three arrays."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import arguments
+from ..arguments import Operand, like_scores, scores
+from ..arrays import as_array, check_broadcasts, floating, is_weak
+from ..call import Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
+from ..kernels import inside
+from ..kernels.spec import (
+    GRAD,
+    VALUE,
+    VALUE_GRAD_HESS,
+    Elements,
+    Memo,
+    Quick,
+    Scalars,
+    Weighting,
+)
+from ..loss import Binding, Loss, plain_function
+
+
+class ElementSettings(Settings):
+    """A call's checked options, and what kernels make of them.
+
+    Attributes
+    ----------
+    numbers : tuple of float
+        The options that are given at run time.
+    statics : tuple
+        The options that are compiled in; None for the others.
+    """
+
+    def __init__(self, cls: "type[ElementwiseLoss]", mode: str, call: Mapping[str, Any]) -> None:
+        super().__init__(cls, mode, call)
+        if mode == VALUE_GRAD_HESS and not self.single:
+            raise ValueError(
+                f"{cls.function.__name__}: value_grad_hess takes one name in wrt, got {self.wrt!r}"
+            )
+        values = [self.options[n] for n in cls._option_names]
+        self.numbers = tuple(float(v) for v in values if not isinstance(v, bool))
+        self.statics = tuple(v if isinstance(v, bool) else None for v in values)
+
+
+class Arrays:
+    """A call's checked arrays.
+
+    Attributes
+    ----------
+    operands : dict
+        Those of the value, by name.
+    weight, sample_weight : array or None
+    shape : tuple of int
+        Of the terms.
+    dtype, arithmetic : dtype
+    """
+
+    def __init__(self, cls: "type[ElementwiseLoss]", wrt: tuple[str, ...], call: dict[str, Any]) -> None:
+        name, first = cls.function.__name__, cls._arrays[0]
+        arrays: dict[str, Any] = {}
+        for n in (*cls._arrays, "weight", "sample_weight"):
+            if call.get(n) is not None:
+                arrays[n] = as_array(name, n, call[n])
+            elif n in cls._required:
+                raise TypeError(f"{name}: {n} must be an array, got None")
+        floats = {}
+        for n, a in arrays.items():
+            if n in (first, *wrt) or not is_weak(a, call[n]):
+                floats[n] = arrays[n] = floating(name, n, a)
+        self.dtype, self.arithmetic = dtypes_of(floats)
+        for n in arrays.keys() - floats.keys():
+            arrays[n] = arrays[n].astype(self.arithmetic)
+        for n in wrt:
+            if n not in arrays:
+                raise ValueError(f"{name}: wrt names {n!r}, which is not given")
+        self.shape = shape = arrays[first].shape
+        for n in cls._arrays:
+            if n not in arrays or arrays[n].shape == shape:
+                continue
+            if not cls.operands[n].broadcast:
+                raise ValueError(f"{name}: {n} must have {first}'s shape {shape}, got {arrays[n].shape}")
+            arrays[n] = cls._broadcast(name, n, arrays[n], shape)
+        for n in ("weight", "sample_weight"):
+            if n in arrays:
+                check_broadcasts(name, n, arrays[n], shape)
+        self.operands = {n: arrays[n] for n in cls._arrays if n in arrays}
+        self.weight, self.sample_weight = arrays.get("weight"), arrays.get("sample_weight")
+
+
+class ElementwiseLoss(Loss):
+    """A loss whose terms depend on one element of each array: subclass it and define ``value``.
+
+    ``value(input, target, <options>)`` gives one term, in ordinary arithmetic and the functions of
+    ``numbaloss.math``; ``if`` is welcome. Its arguments that are no fields are the arrays. The derivatives
+    are derived. One that is better stated by hand is given as ``slope_<argument>``, which takes the same
+    arguments. ``check(<options>)``, where there is one, raises a ValueError for options that do not go
+    together.
+
+    Attributes
+    ----------
+    domains : dict
+        Operands by name (see ``numbaloss.arguments``) where the default, any number, does not fit.
+    """
+
+    domains: ClassVar[dict[str, Operand]] = {}
+    value: ClassVar[Callable[..., Any]]
+    # Whether the sum of `weight` is the divisor of reduction='mean'.
+    weight_in_divisor: ClassVar[bool] = False
+
+    _option_names: ClassVar[tuple[str, ...]] = ()
+    _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
+    _slopes: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _settled: ClassVar[Memo] = Memo()  # settings, by the arguments that they were made of
+    _compiled: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _complete(cls) -> bool:
+        return "value" in cls.__dict__ or hasattr(cls, "value")
+
+    @classmethod
+    def _prepare(cls) -> None:
+        if "reduction" not in cls.fields:
+            cls.fields = {**cls.fields, "reduction": arguments.reduction()}
+        value = plain_function(cls, "value")
+        names = list(inspect.signature(value).parameters)
+        arrays = [n for n in names if n not in cls.fields or cls.fields[n].array]
+        options = names[len(arrays) :]
+        if names[: len(arrays)] != arrays or not 2 <= len(arrays) <= 3:
+            raise TypeError(
+                f"{cls.__name__}.value must take two or three arrays, then options; got {', '.join(names)}"
+            )
+        defaults = {n: scores() if k == 0 else like_scores() for k, n in enumerate(arrays)}
+        cls.operands = {n: cls.domains.get(n, defaults[n]) for n in arrays}
+        cls._arrays = tuple(arrays)
+        cls._required = tuple(n for n in arrays if n not in cls.fields)
+        cls._option_names = tuple(options)
+        cls._slopes = {n: plain_function(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
+        cls._settled, cls._compiled = Memo(), {}
+
+    @classmethod
+    def _differentiable(cls) -> tuple[str, ...]:
+        return (*cls._arrays, *(("weight",) if "weight" in cls.fields else ()))
+
+    @classmethod
+    def _scalars(cls, statics: tuple[bool | None, ...], arity: int) -> Scalars:
+        operands = [cls.operands[n] for n in cls._arrays]
+        domains = [o.domain for o in operands[:arity]] + [None] * (3 - arity)
+        return Scalars(
+            cls.function.__name__,
+            arity,
+            plain_function(cls, "value"),
+            tuple((cls._arrays.index(n), f) for n, f in cls._slopes.items()),
+            statics,
+            tuple(domains),
+            tuple(o.absent for o in operands[arity:]),
+        )
+
+    @classmethod
+    def _scalar(cls) -> Any:
+        if "scalar" not in cls._compiled:
+            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+            names = (*cls._required, *cls._option_names)
+            defaults = tuple(cls.fields[n].default for n in cls._option_names)
+            cls._compiled["scalar"] = inside.scalar(scalars, names, defaults)
+        return cls._compiled["scalar"]
+
+    @classmethod
+    def _jit(cls) -> Any:
+        if "jit" not in cls._compiled:
+            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+            options = [n for n, f in cls.fields.items() if not f.array]
+            defaults = (*(cls.fields[n].default for n in options), None)
+            names = (*cls._required, *options, "out")
+            cls._compiled["jit"] = inside.of_elements(scalars, names, defaults, cls._option_names)
+        return cls._compiled["jit"]
+
+    # ---- the call ----------------------------------------------------------------------------------
+    @classmethod
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return evaluate(cls, mode, binding, args, kwargs)
+
+    @classmethod
+    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
+        return compute(cls, mode, call, backend)
+
+    @classmethod
+    def _settings(cls, mode: str, call: Mapping[str, Any]) -> ElementSettings:
+        """Check a call's options and `wrt`, or find them checked."""
+        given = [(n, call[n]) for n, f in cls.fields.items() if not f.array and n in call]
+        wrt = call.get("wrt")
+        key = mode, tuple(wrt) if isinstance(wrt, list) else wrt, *((n, type(v), v) for n, v in given)
+        try:
+            found = cls._settled.get(key)
+        except TypeError:  # not hashable: its check says so
+            return ElementSettings(cls, mode, call)
+        if found is None:
+            found = cls._settled[key] = ElementSettings(cls, mode, call)
+        return found
+
+    @classmethod
+    def _prepare_quick(cls, mode: str, call: dict[str, Any]) -> Quick | None:
+        """Return what quick calls with these options need; None where they do not serve."""
+        settings = cls._settings(mode, call)
+        if settings.reduction == "none" or "weight" in settings.wrt:
+            return None
+        names = cls._required
+        if any(n not in names for n in settings.wrt):
+            return None
+        problem = Elements(
+            cls.function.__name__,
+            cls._scalars(settings.statics, len(names)),
+            (),
+            names,
+            settings.numbers,
+            Weighting(settings.reduction),
+            mode != GRAD,
+            (),
+            None,
+            None,
+        )
+        return Quick(problem, mode, tuple(map(names.index, settings.wrt)), settings.single)
+
+    @classmethod
+    def _problem(cls, settings: ElementSettings, call: dict[str, Any], backend: Any) -> Elements:
+        name, mode = cls.function.__name__, settings.mode
+        arrays = Arrays(cls, settings.wrt, call)
+        if "weight" in settings.wrt and mode == VALUE_GRAD_HESS:
+            raise ValueError(f"{name}: the loss is linear in weight; value_grad_hess needs another wrt")
+        weighting = cls._weighting(settings, arrays, call, backend)
+        return Elements(
+            name,
+            cls._scalars(settings.statics, len(arrays.operands)),
+            tuple(arrays.operands.values()),
+            tuple(arrays.operands),
+            settings.numbers,
+            weighting,
+            mode != GRAD,
+            arrays.shape,
+            arrays.dtype,
+            arrays.arithmetic,
+        )
+
+    @classmethod
+    def _weighting(
+        cls, settings: ElementSettings, arrays: Arrays, call: dict[str, Any], backend: Any
+    ) -> Weighting:
+        """Return what multiplies the terms, and what the mean divides by."""
+        name, reduction, shape = cls.function.__name__, settings.reduction, arrays.shape
+        weight, sample_weight = arrays.weight, arrays.sample_weight
+        product = sample_weight if weight is None else weight
+        if weight is not None and sample_weight is not None:
+            product = backend.product(weight, sample_weight, arrays.arithmetic)
+        divisor: Any = resolve_normalizer(name, call.get("normalizer"))
+        if reduction in ("none", "sum"):
+            divisor = 1.0
+        elif divisor is None:
+            # 'batchmean' counts rows where the mean counts terms.
+            size = math.prod(shape)
+            count = float(size if reduction != "batchmean" or not size else shape[0] if shape else 1)
+            counted = product if cls.weight_in_divisor else sample_weight
+            divisor = count
+            if counted is not None:
+                divisor = 0.0
+                if counted.size:
+                    divisor = backend.total(counted, count / counted.size, arrays.arithmetic)
+        factor, upstream = resolve_upstream(name, call.get("grad_output"), shape, reduction)
+        if product is not None:
+            product = np.broadcast_to(product, shape)
+        return Weighting(reduction, product, upstream, factor, divisor)
+
+    @classmethod
+    def _broadcast(cls, name: str, argument: str, array: Any, shape: tuple[int, ...]) -> Any:
+        """Return a smaller operand with the axes it needs to broadcast to the terms' shape."""
+        check_broadcasts(name, argument, array, shape)
+        return array
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        pass  # there is one by every operand
+
+    @classmethod
+    def _run_problem(
+        cls,
+        settings: Settings,
+        problem: Elements,
+        outputs: dict[str, Any],
+        call: dict[str, Any],
+        backend: Any,
+    ) -> Any:
+        """Write the gradients; of an operand that is broadcast it is the sum over where it was used."""
+        by_weight = None
+        if "weight" in outputs:
+            # Computed before its arguments may be overwritten, and written when they are no longer needed.
+            by_weight = cls._by_weight(settings, problem, call, backend)
+        others = {n: o for n, o in outputs.items() if n != "weight"}
+        full = {
+            n: o if o.shape == problem.shape else backend.empty_like(o, problem.arithmetic, problem.shape)
+            for n, o in others.items()
+        }
+        value = backend.run(problem, full) if others or problem.valued else None
+        for n, o in others.items():
+            if full[n] is not o:
+                argument = settings.wrt[0] if n == "curvature" else n
+                backend.fold(full[n], cls._broadcast(problem.name, argument, o, problem.shape))
+        if by_weight is not None:
+            backend.fold(by_weight, outputs["weight"])
+        return value
+
+    @classmethod
+    def _by_weight(cls, settings: Settings, problem: Elements, call: dict[str, Any], backend: Any) -> Any:
+        """Return each term's part of the gradient by `weight`: ``(term - value) * sample_weight / divisor``.
+
+        The value is there where the divisor is a sum of weights too: then d(sum w l / sum w) is
+        (l - value) / sum w.
+        """
+        valued = {n: v for n, v in call.items() if n not in ("wrt", "out", "grad_output")}
+        bare = {n: v for n, v in valued.items() if n not in ("weight", "sample_weight", "normalizer")}
+        terms = compute(cls, VALUE, {**bare, "reduction": "none"}, backend)
+        less = None
+        reduced = settings.reduction not in ("none", "sum")
+        if reduced and cls.weight_in_divisor and call.get("normalizer") is None:
+            less = compute(cls, VALUE, valued, backend)
+        weighting = problem.weighting._replace(sample_weight=Arrays(cls, settings.wrt, call).sample_weight)
+        return backend.excess(terms, less, weighting, problem.arithmetic)

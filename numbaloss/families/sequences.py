@@ -1,0 +1,82 @@
+"""The family of sequences: labels that are not aligned with their frames."""
+
+import math
+from typing import Any
+
+from ..arrays import as_array, floating
+from ..call import RowLoss, Settings, dtypes_of
+from ..kernels.spec import INT64, Sequences, bad_length, is_described
+
+LENGTHS = "input_lengths", "target_lengths"
+
+
+class SequenceLoss(RowLoss):
+    """A loss with one term for each sequence of frames, log_probs (T, N, C) or (T, C)."""
+
+    differentiable = ("log_probs",)
+    _may_be_on_host = LENGTHS
+
+    @classmethod
+    def _integers(cls, argument: str, value: Any) -> Any:
+        name = cls.function.__name__
+        array = as_array(name, argument, value)
+        if not array.size and isinstance(value, list | tuple):
+            array = array.astype(INT64)  # of no elements NumPy makes floats
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: {argument} must hold integers, got {array.dtype.name}")
+        return array
+
+    @classmethod
+    def _lengths(cls, argument: str, call: dict[str, Any], rows: tuple[int, ...], most: int) -> Any:
+        """Return a length for each sequence, none above `most`."""
+        name = cls.function.__name__
+        array = cls._integers(argument, call[argument])
+        if array.shape != rows and (rows or array.shape != (1,)):
+            wanted = f"{rows}, one for each sequence" if rows else "() or (1,)"
+            raise ValueError(f"{name}: {argument} must have shape {wanted}, got {array.shape}")
+        if is_described(array):
+            return array  # its elements are checked there
+        lengths = array.reshape(-1)
+        wrong = (lengths < 0) | (lengths > most)
+        if wrong.any():
+            k = int(wrong.argmax())
+            raise bad_length(name, argument, (k,) if array.ndim else (), most, lengths[k])
+        return lengths.astype(INT64)
+
+    @classmethod
+    def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Sequences:
+        name, blank = cls.function.__name__, settings.options["blank"]
+        x = floating(name, "log_probs", as_array(name, "log_probs", call["log_probs"]))
+        if x.ndim not in (2, 3) or not x.shape[-1]:
+            raise ValueError(
+                f"{name}: log_probs must have shape (T, N, C) or (T, C), C at least 1, got {x.shape}"
+            )
+        rows, classes = x.shape[1:-1], x.shape[-1]
+        if not 0 <= blank < classes:
+            raise ValueError(f"{name}: blank must be a class, in [0, {classes}), got {blank}")
+        targets = cls._integers("targets", call["targets"])
+        batch, padded = math.prod(rows), targets.ndim == 2 or not rows
+        if targets.ndim not in (1, 2) or (targets.ndim == 2 and targets.shape[0] != batch):
+            wanted = f"({batch}, S), or one axis with all sequences' labels" if rows else "(S) or (1, S)"
+            raise ValueError(f"{name}: targets must have shape {wanted}, got {targets.shape}")
+        frames = cls._lengths("input_lengths", call, rows, x.shape[0])
+        labels = cls._lengths("target_lengths", call, rows, targets.shape[-1])
+        if not padded and not is_described(labels) and labels.sum() != targets.size:
+            raise ValueError(
+                f"{name}: target_lengths must sum to the {targets.size} labels of targets, got {labels.sum()}"
+            )
+        floats = {"log_probs": x}
+        weighting = cls._weighting(settings, call, rows, floats)
+        return Sequences(
+            name,
+            x,
+            targets,
+            frames,
+            labels,
+            padded,
+            blank,
+            settings.options["zero_infinity"],
+            weighting,
+            rows,
+            *dtypes_of(floats),
+        )

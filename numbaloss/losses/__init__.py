@@ -1,0 +1,1 @@
+"""Definitions of losses: their arguments, documentation and value."""

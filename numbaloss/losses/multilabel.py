@@ -1,0 +1,279 @@
+"""Margin losses between scores of classes and one class, or several, for each row."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..arguments import Operand, choice, class_indices, real, reduction, scores, soft_labels, weights
+from ..arrays import as_array, check_broadcasts, floating
+from ..call import (
+    RowLoss,
+    Settings,
+    call_arguments,
+    compute,
+    dtypes_of,
+    resolve_normalizer,
+    resolve_upstream,
+    resolve_wrt,
+)
+from ..families.elementwise import ElementwiseLoss
+from ..families.scores import MarginLoss
+from ..kernels import inside
+from ..kernels import math as nm
+from ..kernels.devices import is_device_array
+from ..kernels.spec import GRAD, MANY, ONE, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..loss import Binding
+
+
+class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
+    r"""How far a row's class is from leading all others by a margin.
+
+    .. math:: \ell = \frac{w_y}{C} \sum_{c \ne y} \max(0, \text{margin} - x_y + x_c)^p
+
+    The mean divides by the number of rows, whatever the class weights. At exactly the clamp the gradient is
+    zero, as in PyTorch; a NaN score makes its row NaN (PyTorch: no contribution). Every class index is
+    checked, that of a row whose weight is zero too.
+
+    Parameters
+    ----------
+    input : array, shape (C) or (N, C)
+        Scores.
+    target : array, shape () or (N)
+        Class indices of any integer dtype.
+    p : {1, 2}, default 1
+        Power of the hinges.
+    margin : float, default 1.0
+    weight : array, optional, shape (C)
+        Of the classes.
+    reduction : {'none', 'mean', 'sum'}, default 'mean'
+
+    Raises
+    ------
+    IndexError
+        If a class index is out of range; nothing is written then.
+    TypeError
+        If the target holds no integers.
+    ValueError
+        If shapes do not fit, an option is out of its domain, or the curvature is asked for with ``p=1``,
+        where it is zero wherever it is defined.
+
+    References
+    ----------
+    PyTorch, ``torch.nn.functional.multi_margin_loss``. K. Crammer and Y. Singer, On the algorithmic
+    implementation of multiclass kernel-based vector machines, JMLR 2 (2001).
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> nl.multi_margin_loss.value_and_grad(np.array([[0.0, 0.5, 2.0, -1.0]]), np.array([2]), margin=2.0)
+    (np.float64(0.125), array([[ 0.  ,  0.25, -0.25,  0.  ]]))
+    """
+
+    p: int = choice(1, (1, 2), annotation="int")
+    margin: float = real(1.0)
+    weight: object = weights()
+    reduction: str = reduction()
+
+    operands = {"input": scores(), "target": class_indices()}
+    kind = ONE
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        if options["p"] == 1:
+            raise ValueError(
+                f"{cls.function.__name__}: value_grad_hess needs p=2: with p=1 the curvature is zero"
+            )
+
+
+def _label_lists(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of distinct class indices, each ended by -1 where it is not full."""
+    order = rng.random(shape).argsort(axis=-1)
+    counts = rng.integers(0, shape[-1] + 1, shape[:-1])
+    return np.where(np.arange(shape[-1]) < counts[..., np.newaxis], order, -1)
+
+
+class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
+    r"""How far each of a row's classes is from leading by one all that are not its classes.
+
+    .. math:: \ell = \frac{1}{C} \sum_{y \in Y} \sum_{c \notin Y} \max(0, 1 - x_y + x_c)
+
+    :math:`Y` are the target's class indices before its first -1. One that is given twice counts twice. At
+    exactly the clamp the gradient is zero, as in PyTorch; a NaN score makes its row NaN (PyTorch: no
+    contribution). What stands after the first -1 does not count, yet must be a class index or -1.
+
+    Parameters
+    ----------
+    input : array, shape (C) or (N, C)
+        Scores.
+    target : array
+        Of the input's shape: class indices of any signed integer dtype, or of an unsigned one where all
+        classes count; the first -1 ends a row's list.
+    reduction : {'none', 'mean', 'sum'}, default 'mean'
+
+    Raises
+    ------
+    IndexError
+        If a class index is out of range; nothing is written then.
+    TypeError
+        If the target holds no integers.
+    ValueError
+        If shapes do not fit, or the curvature is asked for: it is zero wherever it is defined.
+
+    References
+    ----------
+    PyTorch, ``torch.nn.functional.multilabel_margin_loss``.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> value = nl.multilabel_margin_loss(np.array([[0.1, 0.2, 0.4, 0.8]]), np.array([[3, 0, -1, 1]]))
+    >>> round(float(value), 4)
+    0.85
+    """
+
+    reduction: str = reduction()
+
+    operands = {"input": scores(), "target": Operand(draw=_label_lists)}
+    kind = MANY
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        raise ValueError(f"{cls.function.__name__}: has no value_grad_hess: its curvature is zero")
+
+
+class _Terms(ElementwiseLoss, function="multilabel_soft_margin_loss"):
+    """What `multilabel_soft_margin_loss` averages over a row's classes."""
+
+    weight: object = weights()
+    reduction: str = reduction()
+    domains = {"target": soft_labels()}
+
+    def value(input, target):
+        return target * nm.softplus(-input) + (1 - target) * nm.softplus(input)
+
+
+class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
+    r"""Binary cross entropy of logits, averaged over the classes of each row.
+
+    .. math:: \ell = -\frac{1}{C} \sum_c
+        w_c \left(y_c \log \sigma(x_c) + (1 - y_c) \log(1 - \sigma(x_c))\right)
+
+    computed from ``softplus``, without overflow or cancellation. The mean divides by the number of rows,
+    whatever ``weight`` is.
+
+    Parameters
+    ----------
+    input, target : array, shape (..., C)
+        Of the same shape: logits, and targets usually in [0, 1].
+    weight : array, optional
+        Multiplies each class's term; broadcasts to the input's shape, usually one a class.
+    reduction : {'none', 'mean', 'sum'}, default 'mean'
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+
+    References
+    ----------
+    PyTorch, ``torch.nn.functional.multilabel_soft_margin_loss``.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> nl.multilabel_soft_margin_loss(np.zeros((2, 3)), np.eye(2, 3), reduction="none").round(4)
+    array([0.6931, 0.6931])
+    """
+
+    weight: object = weights()
+    reduction: str = reduction()
+
+    operands = _Terms.operands
+    differentiable = (*_Terms.operands, "weight")
+
+    @classmethod
+    @cache
+    def _jit(cls) -> Any:
+        return inside.of_soft_margins(_Terms._scalars((), 2))
+
+    @classmethod
+    def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Margins:
+        name = cls.function.__name__
+        floats: dict[str, Any] = {}
+        x = floats["input"] = floating(name, "input", as_array(name, "input", call["input"]))
+        target = cls._weak("target", call, floats, settings.wrt)
+        if target is None or target.shape != x.shape:
+            got = None if target is None else target.shape
+            raise ValueError(f"{name}: target must have input's shape {x.shape}, got {got}")
+        weight = cls._weak("weight", call, floats)
+        if weight is not None:
+            check_broadcasts(name, "weight", weight, x.shape)
+        weighting = cls._weighting(settings, call, x.shape[:-1], floats)
+        return Margins(name, SOFT, x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
+
+    @classmethod
+    def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
+        pass  # what the kernel of rows does not give is computed by elements
+
+    @classmethod
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = call_arguments(binding, args, kwargs)
+        name, x = cls.function.__name__, call["input"]
+        how = cls.fields["reduction"].check(name, "reduction", call.get("reduction", "mean"))
+        shape = tuple(np.shape(x if is_device_array(x) else as_array(name, "input", x)))
+        if not shape or not shape[-1]:
+            raise ValueError(f"{name}: input must have shape (..., C), C at least 1, got {shape}")
+        if how == "mean" and call.get("sample_weight") is None and call.get("normalizer") is None:
+            return _Terms.function._run(mode, args, kwargs)  # the mean over all elements
+        return super()._evaluate(mode, binding, args, kwargs)
+
+    @classmethod
+    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
+        wrt = () if mode == VALUE else resolve_wrt(cls, call.get("wrt"))[0]
+        if (
+            backend.HAS_SOFT_MARGINS
+            and "weight" not in wrt
+            and (mode != VALUE_GRAD_HESS or wrt == ("input",))
+        ):
+            return compute(cls, mode, call, backend)
+        return _by_elements(mode, call, backend)
+
+
+def _by_elements(mode: str, call: dict[str, Any], backend: Any) -> Any:
+    """Evaluate rows of soft margins as elements: each has its row's weight, over the number of classes."""
+    name, how = _Terms.function.__name__, call.get("reduction", "mean")
+    x = as_array(name, "input", call["input"])
+    rows, classes = x.shape[:-1], x.shape[-1]
+    call = dict(call)
+    factor, up = resolve_upstream(name, call.get("grad_output"), rows, how)
+    if call.get("sample_weight") is not None:
+        weights = as_array(name, "sample_weight", call["sample_weight"])
+        check_broadcasts(name, "sample_weight", weights, rows)
+        call["sample_weight"] = np.broadcast_to(weights, rows)[..., np.newaxis]
+    # A mean over elements divides by the sum of their weights: that of the rows', times the classes.
+    normalizer = resolve_normalizer(name, call.get("normalizer"))
+    call["normalizer"] = None if normalizer is None else normalizer * classes
+    if how == "sum":
+        call["reduction"], call["normalizer"] = "mean", float(classes)
+    if how != "none":
+        return compute(_Terms, mode, call, backend)
+    call["normalizer"] = None
+    if mode != VALUE:
+        call["grad_output"] = factor / classes
+        if up is not None:
+            up = backend.product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
+            call["grad_output"] = np.broadcast_to(up[..., np.newaxis], x.shape) if up.ndim else up
+    result = compute(_Terms, mode, call, backend)
+    if mode == GRAD:
+        return result
+    terms, *gradients = result if mode != VALUE else (result,)
+    sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
+    backend.fold(terms, sums, range(len(rows)))
+    value = backend.ratio(sums, classes, terms.dtype)
+    return value if mode == VALUE else (value, *gradients)
+
+
+multi_margin_loss = MultiMarginLoss.function
+multilabel_margin_loss = MultiLabelMarginLoss.function
+multilabel_soft_margin_loss = MultiLabelSoftMarginLoss.function
