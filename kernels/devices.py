@@ -15,9 +15,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from .spec import MISSING, is_described
+from .spec import is_described
 
 INSTALL = (
     "computing on a CUDA device needs numba-cuda: pip install 'numbaloss[cuda12]' or 'numbaloss[cuda13]', as "
@@ -56,24 +54,13 @@ def of(values: Iterable[Any]) -> Any:
 
 
 @cache
-def _quick(backend: Any, family: Any) -> Any:
-    return backend.family(family).quick
-
-
-def quick(family: type, arrays: tuple[Any, ...]) -> Any:
-    """Return the function that serves quick calls of a family of problems where its first array lies.
+def quick(family: type) -> Any:
+    """Return the function that serves quick calls of a family of problems on a device, if it has them.
 
     ``quick(prepared, arrays, out)`` gives `MISSING` where a call is not of that kind; whatever is wrong with
     it is found by the general one.
     """
-    first = arrays[0]
-    if first.__class__ is np.ndarray:
-        return _quick(cpu(), family)
-    return _quick(cuda(), family) if is_device_array(first) else _not_quick
-
-
-def _not_quick(*_: Any) -> Any:
-    return MISSING
+    return getattr(cuda().family(family), "quick", None)
 
 
 def synchronize() -> None:

@@ -155,6 +155,10 @@ class Weighting(NamedTuple):
     divisor: Any = 1.0
 
 
+# What the mean of elements counts.
+BY_TERMS, BY_ROWS, BY_WEIGHTS = "terms", "rows", "weights"
+
+
 class Elements(NamedTuple):
     """A term for each element of two or three arrays."""
 
@@ -164,6 +168,7 @@ class Elements(NamedTuple):
     names: tuple[str, ...]  # of the operands
     numbers: tuple[float, ...]  # the options that are given at run time
     weighting: Weighting
+    counts: str  # BY_TERMS, BY_ROWS or BY_WEIGHTS: what a divisor of None stands for
     valued: bool  # whether the value is asked for
     shape: tuple[int, ...]  # of the terms
     dtype: Any  # that the arrays promote to; None of a quick call

@@ -26,6 +26,7 @@ from .kernels.spec import (
     is_described,
 )
 from .loss import Binding, Loss
+from .quick import Prepared, never, prepare, signature
 
 
 class Settings:
@@ -59,58 +60,104 @@ class Settings:
 
 
 def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Evaluate a loss: a quick call, or the general one."""
-    if binding.no_arrays:
-        result = evaluate_quick(cls, mode, binding, args, kwargs)
+    """Evaluate a loss: as a call seen before, or from the beginning."""
+    values = (*args, *kwargs.values()) if kwargs else args
+    if args and args[0].__class__ is not np.ndarray and devices.is_device_array(args[0]):
+        return evaluate_on_device(cls, mode, binding, args, kwargs)
+    if binding.out >= 0 and values[binding.out].__class__ is tuple:  # several outputs
+        values = (*values[: binding.out], *values[binding.out + 1 :], *values[binding.out])
+    prepared = None
+    key: Any = signature(values)
+    try:
+        prepared = binding.prepared.get(key)
+    except TypeError:  # a value has no hash
+        key = None
+    if prepared is not None:
+        result = prepared(values)
         if result is not MISSING:
             return result
     call = call_arguments(binding, args, kwargs)
     backend = devices.of(call.values())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
-        result = cls._compute(mode, described, backend)
+        made = Evaluation(cls, mode, described, backend)
+        result = made.result()
+        if key is not None and prepared is None:
+            binding.prepared[key] = made.prepared(values)
     return backend.give(result)
 
 
-def evaluate_quick(
+def evaluate_on_device(
     cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Evaluate the commonest call, plain arrays and a reduced value, with nothing that it does not need.
+    """Evaluate a loss of arrays on a device: a quick call, or the general one.
 
-    Returns MISSING where the call is not of that kind; whatever is wrong with it is found by the general one.
+    A quick call has plain arrays and a reduced value. What is none, or wrong, is seen to by the general one.
     """
     count = len(cls._required)
-    values = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
-    try:
-        prepared = binding.prepared.get(values, MISSING)
-    except TypeError:  # not hashable, so not right
-        return MISSING
-    if prepared is MISSING:
-        prepared = binding.prepared[values] = cls._prepare_quick(mode, call_arguments(binding, args, kwargs))
-    if prepared is None:
-        return MISSING
-    arrays = args[:count]
-    return devices.quick(prepared.problem.__class__, arrays)(prepared, arrays, kwargs.get("out"))
+    options = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
+    quick = None
+    if binding.no_arrays:
+        try:
+            quick = binding.prepared.get(options, MISSING)
+            if quick is MISSING:
+                call = call_arguments(binding, args, kwargs)
+                quick = binding.prepared[options] = cls._prepare_quick(mode, call)
+        except TypeError:  # not hashable, so not right
+            quick = None
+    if quick is not None:
+        serve = devices.quick(quick.problem.__class__)
+        result = MISSING if serve is None else serve(quick, args[:count], kwargs.get("out"))
+        if result is not MISSING:
+            return result
+    call = call_arguments(binding, args, kwargs)
+    backend = devices.of(call.values())
+    with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
+        result = Evaluation(cls, mode, described, backend).result()
+    return backend.give(result)
 
 
 def compute(cls: Any, mode: str, call: dict[str, Any], backend: Any) -> Any:
     """Evaluate a loss of arrays that are described; what it gives is not yet the caller's."""
-    settings = cls._settings(mode, call)
-    for n in settings.wrt:
-        if call.get(n) is not None and not backend.holds(call[n]):
-            name = cls.function.__name__
-            raise TypeError(f"{name}: {n} must be an array on the device to be differentiated")
-    problem = cls._problem(settings, call, backend)
-    if mode == VALUE_GRAD_HESS:
-        cls._check_curvature(settings.options, settings.wrt)
-    outputs = make_outputs(cls, settings, call, backend)
-    value = cls._run_problem(settings, problem, outputs, call, backend)
-    if mode == VALUE:
-        return value
-    gradients = tuple(outputs[n] for n in settings.wrt)
-    if mode == VALUE_GRAD_HESS:
-        return value, gradients[0], outputs["curvature"]
-    result = gradients[0] if settings.single else gradients
-    return result if mode == GRAD else (value, result)
+    return Evaluation(cls, mode, call, backend).result()
+
+
+class Evaluation:
+    """A call with arrays that are described: checked, and its outputs made."""
+
+    def __init__(self, cls: Any, mode: str, call: dict[str, Any], backend: Any) -> None:
+        self.cls, self.mode, self.call, self.backend = cls, mode, call, backend
+        self.settings = settings = cls._settings(mode, call)
+        for n in settings.wrt:
+            if call.get(n) is not None and not backend.holds(call[n]):
+                name = cls.function.__name__
+                raise TypeError(f"{name}: {n} must be an array on the device to be differentiated")
+        self.problem = cls._problem(settings, call, backend)
+        if mode == VALUE_GRAD_HESS:
+            cls._check_curvature(settings.options, settings.wrt)
+        self.outputs = make_outputs(cls, settings, call, backend)
+
+    def result(self) -> Any:
+        """Write the outputs, and return what the mode gives."""
+        outputs, settings = self.outputs, self.settings
+        value = self.cls._run_problem(settings, self.problem, outputs, self.call, self.backend)
+        if self.mode == VALUE:
+            return value
+        gradients = tuple(outputs[n] for n in settings.wrt)
+        if self.mode == VALUE_GRAD_HESS:
+            return value, gradients[0], outputs["curvature"]
+        result = gradients[0] if settings.single else gradients
+        return result if self.mode == GRAD else (value, result)
+
+    def prepared(self, values: tuple[Any, ...]) -> Prepared:
+        """Return a function that serves other calls of this one's signature."""
+        outputs, repeat = self.outputs, self.backend.repeat
+        if not self.cls._runs_once(self.problem, outputs):
+            return never
+        made = () if self.call.get("out") is not None else tuple(outputs)
+        again = repeat(self.problem, outputs, made, values)
+        if again is None:
+            return never
+        return prepare(self.mode, self.settings.single, outputs, made, values, again)
 
 
 def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: Any) -> dict[str, Any]:
@@ -267,6 +314,11 @@ class RowLoss(Loss):
     ) -> Any:
         """Write the outputs; return the value."""
         return backend.run(problem, outputs)
+
+    @classmethod
+    def _runs_once(cls, problem: Any, outputs: dict[str, Any]) -> bool:
+        """Return whether a call is one run of the backend, with the outputs as they are."""
+        return cls._run_problem.__func__ is RowLoss._run_problem.__func__  # type: ignore[attr-defined]
 
     # ---- shared ------------------------------------------------------------------------------------
     @classmethod

@@ -51,7 +51,8 @@ class Binding(NamedTuple):
     # Whether operands come first, by position, then options that are no arrays, `wrt` and `out` alone.
     no_arrays: bool
     keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
-    prepared: Memo  # by the values of the options: quick calls
+    out: int  # the position of `out`; -1 where it is not given
+    prepared: Memo  # calls seen before, by their signature
 
 
 class Modes:
@@ -144,7 +145,9 @@ class LossFunction(Modes):
         )
         no_arrays = no_arrays and count >= len(required)
         keys = tuple(k for k in keywords if k != "out")
-        binding = self._bindings[(mode, count, *keywords)] = Binding(names, no_arrays, keys, Memo())
+        binding = self._bindings[(mode, count, *keywords)] = Binding(
+            names, no_arrays, keys, names.index("out") if "out" in names else -1, Memo()
+        )
         return binding
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..layout import overlaps_itself
-from ..spec import DOUBLE, Weighting
+from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting
 from . import memory
 
 
@@ -43,9 +43,20 @@ def inverse(divisor: float) -> float:
     return 1.0 / divisor if divisor else math.nan
 
 
+def divisor(p: Elements) -> float:
+    """Return the number that divides a problem's sum."""
+    if p.weighting.divisor is not None:
+        return p.weighting.divisor
+    size = math.prod(p.shape)
+    if p.counts == BY_WEIGHTS:
+        weights = p.weighting.sample_weight
+        return float(np.broadcast_to(weights, p.shape).sum(dtype=DOUBLE))
+    return float(size if p.counts == BY_TERMS else p.shape[0])
+
+
 def product(a: Any, b: Any, dtype: np.dtype) -> np.ndarray:
     """Return ``a * b``."""
-    return a.astype(dtype) * b.astype(dtype)
+    return np.asarray(a.astype(dtype) * b.astype(dtype))  # of 0-d arrays NumPy makes a scalar
 
 
 def masked_product(a: Any, b: Any, dtype: np.dtype, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

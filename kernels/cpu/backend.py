@@ -1,5 +1,6 @@
 """The CPU's backend: what `kernels.devices` asks of a device."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors
+from . import launch
 from .arithmetic import (
     assign,
+    divisor,
     empty,
     empty_like,
     excess,
@@ -28,6 +31,7 @@ from .memory import free_memory
 __all__ = [
     "assign",
     "describe",
+    "divisor",
     "empty",
     "empty_like",
     "excess",
@@ -40,6 +44,7 @@ __all__ = [
     "over",
     "product",
     "ratio",
+    "repeat",
     "run",
     "sum_dtype",
     "sum_of_products",
@@ -69,8 +74,36 @@ def family(kind: Any) -> Any:
 
 def run(problem: Any, outputs: dict[str, Any]) -> Any:
     """Write the outputs that a problem is asked for, and return its value."""
-    kind: Any = type(problem)
-    return family(kind).run(problem, outputs)
+    module = family(problem.__class__)
+    return (
+        launch.compute(module, problem, outputs) if hasattr(module, "pack") else module.run(problem, outputs)
+    )
+
+
+def repeat(
+    problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]
+) -> Callable[[tuple[Any, ...]], Any] | None:
+    """Return a function that computes the same problem of other arrays; None where there is none.
+
+    Parameters
+    ----------
+    problem : record
+    outputs : dict
+        Arrays to write, by name.
+    made : tuple of str
+        The outputs that were made for the call.
+    values : tuple
+        What the caller gave.
+
+    Returns
+    -------
+    callable or None
+        ``again(values)`` gives the value and the outputs that it made, in their order; or `MISSING`.
+    """
+    module = family(problem.__class__)
+    if not hasattr(module, "pack"):
+        return None
+    return launch.repeat(module, problem, outputs, made, values)
 
 
 def describe(loss: str, call: dict[str, Any], host: tuple[str, ...] = ()) -> Any:

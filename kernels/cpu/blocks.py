@@ -25,7 +25,7 @@ from numba import njit, types
 
 from ..spec import BLOCK, FLOAT32, FLOAT64
 from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, call_lay, call_order_axes
-from .launch import OK, UNFIT
+from .launch import INCOMPLETE, OK, UNFIT
 from .native import (
     HELPER,
     allocate,
@@ -223,12 +223,20 @@ def staged(recipe, numbers, arrays, task, fork):
             store(objects + 8 * same, array)
             same += 1
     call_order_axes(r[ORDER], (objects, same, order))
+    own = FLOAT32 if r[ITEM] == 4 else FLOAT64
+    weights, missing = r[WEIGHTS] if r[DIVIDE] == BY_WEIGHTS else -1, 0
     for k in range(count):
         into = layouts + 8 * LAYOUT * k
         array = item(arrays, k)
         if call_lay(r[LAY], (array, first, order, -1, k < r[INPUTS], into)) < 0:
             return 0.0, UNFIT
-        at_address(into, 0)[CODE] = r[CODES + k]
+        a = at_address(into, 0)
+        a[CODE] = r[CODES + k]
+        if not (a[AXES] == 1 and a[STRIDES] == r[ITEM] and a[CODE] == own) or k == weights:
+            missing |= 1 if k < r[INPUTS] else 2
+    missing &= (r[GATHER] == 0) | (r[SCATTER] == 0) << 1
+    if missing:
+        return 0.0, INCOMPLETE - missing
     by = 1.0
     if r[DIVIDE] == BY_NUMBER:
         by = at_address(data_of(numbers), 0.0)[DIVISOR]

@@ -6,9 +6,8 @@ operand, weights, an upstream gradient, an output) is None in `loop`, and gone w
 """
 
 import linecache
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,26 +22,23 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from ..bind import adopted, bind, fingerprint
-from ..layout import address_of, aligned_axes, is_same_memory, merged_axes
+from ..layout import is_same_memory
 from ..spec import (
     BLOCK,
-    DOUBLE,
-    MISSING,
-    SINGLE,
-    VALUE,
-    VALUE_GRAD_HESS,
+    BY_ROWS,
+    BY_TERMS,
+    BY_WEIGHTS,
     Elements,
     Memo,
-    Quick,
     Request,
     Scalars,
-    arithmetic_dtype,
     code_of,
     out_of_domain,
 )
-from . import drive, threads
-from .arithmetic import inverse
-from .packing import new, writeable
+from . import blocks
+from .arrange import lay_address, order_axes_address
+from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
+from .strided import gatherer, scatterer
 from .target import LOOP, SCALAR, DistinctArrays, derivatives, prefer_widest_vectors
 
 # Bound by `compile_block`; named here for readers and checkers.
@@ -305,81 +301,6 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
 # Elements from which two threads beat one: starting them costs about 6 us.
 PARALLEL_FROM = 4 * BLOCK
 
-
-@cache
-def direct(parallel: bool) -> Any:
-    """Return the driver of blocks over contiguous arrays."""
-    return drive.compile_direct(parallel)
-
-
-@cache
-def staged(dtype: np.dtype, parallel: bool) -> Any:
-    """Return the driver of blocks over arrays of any layout."""
-    return drive.compile_staged(dtype, parallel)
-
-
-def run_direct(function: int, arrays: tuple[np.ndarray, ...], numbers: tuple[float, ...]) -> Any:
-    """Run a block kernel over flat, contiguous arrays of the arithmetic dtype."""
-    if arrays[0].size < PARALLEL_FROM:
-        return direct(False)(function, arrays, numbers)
-    return threads.run(lambda: direct(False), lambda: direct(True), (function, arrays, numbers))
-
-
-def run_blocks(
-    kernel: Callable[[bool], int],
-    inputs: Sequence[np.ndarray],
-    outputs: Sequence[np.ndarray],
-    in_place: Sequence[bool],
-    numbers: tuple[float, ...],
-    arithmetic: np.dtype,
-) -> tuple[float, int]:
-    """Run a block kernel over arrays of one shape and any layout.
-
-    Parameters
-    ----------
-    kernel : callable
-        ``kernel(in_place)`` gives the address of the kernel that overwrites its operands, or of the one that
-        writes every output apart.
-    inputs, outputs : sequences of arrays
-        In the kernel's order, all of one shape; an input may be a broadcast view.
-    in_place : sequence of bool
-        Per output, whether it is the memory of one of the inputs.
-    numbers : tuple of float
-        The gradient's scale, then the options.
-
-    Returns
-    -------
-    total, invalid : float, int
-        The sum of the terms and the number of elements out of their domain.
-    """
-    arrays = aligned_axes([*inputs, *outputs])
-    if all(a.dtype == arithmetic and a.flags.c_contiguous for a in arrays):
-        kept = arrays[: len(inputs)] + [
-            a for a, same in zip(arrays[len(inputs) :], in_place, strict=True) if not same
-        ]
-        flat = tuple(writeable(a.reshape(-1)) for a in kept)
-        return run_direct(kernel(any(in_place)), flat, _padded(numbers))
-    shape, strides = merged_axes(arrays)
-    arguments = (
-        kernel(False),
-        np.array([address_of(a) for a in arrays], np.int64),
-        np.array([code_of(a.dtype) for a in arrays], np.int64),
-        np.array(shape, np.int64),
-        np.array(strides, np.int64),
-        len(inputs),
-        np.array(numbers, np.float64),
-        4 * numba.config.NUMBA_NUM_THREADS,
-    )
-    if arrays[0].size < PARALLEL_FROM:
-        return staged(arithmetic, False)(*arguments)
-    return threads.run(lambda: staged(arithmetic, False), lambda: staged(arithmetic, True), arguments)
-
-
-def _padded(numbers: tuple[float, ...]) -> tuple[float, ...]:
-    """Return numbers, to a multiple of four: the driver is compiled for the length of this tuple."""
-    return numbers + (0.0,) * (-len(numbers) % 4)
-
-
 _blocks = Memo()
 
 
@@ -416,76 +337,91 @@ def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
     )
 
 
-def run(p: Elements, outputs: dict[str, np.ndarray]) -> Any:  # type: ignore[no-redef]  # noqa: F811
-    """Write the gradients by their operands' names, and ``"curvature"``; return the value.
-
-    Outputs are of the terms' shape. An element out of its domain is an error, before anything is overwritten.
-    """
-    weighting, numbers, arity = p.weighting, p.numbers, len(p.operands)
-    reduced = weighting.reduction != "none"
-    scale = inverse(weighting.divisor)
-    inputs = [a if a.shape == p.shape else np.broadcast_to(a, p.shape) for a in p.operands]
-    weights = weighting.sample_weight
-    if weights is not None:
-        inputs.append(np.broadcast_to(weights, p.shape))
-    if weighting.upstream is not None:
-        inputs.append(weighting.upstream)
-    terms = None
-    if p.valued and not reduced:
-        terms = np.empty(p.shape, p.dtype)
-        if inputs[0].ndim and not inputs[0].flags.c_contiguous:
-            terms = np.empty_like(inputs[0], dtype=p.dtype, subok=False)
-    wrt = tuple(p.names.index(n) for n in outputs if n != "curvature")
-    request = Request(
-        weighted=weights is not None,
-        upstream=weighting.upstream is not None,
-        terms=terms is not None,
-        wrt=wrt,
-        curvature="curvature" in outputs,
-    )
-    total = 0.0
-    if math.prod(p.shape):
-        written = [*([] if terms is None else [terms]), *outputs.values()]
-        in_place = [False] * (terms is not None)
-        in_place += [
-            n != "curvature" and is_same_memory(o, p.operands[p.names.index(n)]) for n, o in outputs.items()
-        ]
-        total = _run_request(
-            p, request, inputs, written, in_place, (scale * weighting.factor, *numbers), arity
-        )
-    if not p.valued:
+def new_terms(p: Elements) -> np.ndarray | None:
+    """Return a new array for the terms, if they are asked for."""
+    if not p.valued or p.weighting.reduction != "none":
         return None
-    return p.dtype.type(total * scale) if terms is None else terms
+    first = p.operands[0]
+    if first.shape == p.shape and not first.flags.c_contiguous:
+        return np.empty_like(first, dtype=p.dtype, subok=False)
+    return np.empty(p.shape, p.dtype)
 
 
-def _run_request(
-    p: Elements,
-    request: Request,
-    inputs: list[np.ndarray],
-    outputs: list[np.ndarray],
-    in_place: list[bool],
-    numbers: tuple[float, ...],
-    arity: int,
-) -> float:
-    """Run the kernel, and return the terms' sum."""
-    arithmetic: Any = p.arithmetic
-    if any(p.scalars.domains) and any(in_place):
-        first = Request(weighted=request.weighted)
-        some = inputs[: arity + request.weighted]
-        _, invalid = run_blocks(
-            lambda _: block(p.scalars, first, arithmetic), some, [], [], numbers, arithmetic
-        )
-        if invalid:
-            raise _refused(p.scalars, p.names, p.operands, p.weighting.sample_weight)
-    overwritten = tuple(in_place[request.terms : request.terms + len(request.wrt)])
+DIVIDE = {BY_TERMS: blocks.BY_ELEMENTS, BY_ROWS: blocks.BY_ROWS, BY_WEIGHTS: blocks.BY_WEIGHTS}
 
-    def kernel(same: bool) -> int:
-        return block(p.scalars, request._replace(in_place=overwritten) if same else request, arithmetic)
 
-    total, invalid = run_blocks(kernel, inputs, outputs, in_place, numbers, arithmetic)
-    if invalid:
-        raise _refused(p.scalars, p.names, p.operands, p.weighting.sample_weight)
-    return total
+def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> Launch:
+    """Pack a problem for the driver of blocks: direct where arrays lie alike, else staged."""
+    weighting, arithmetic = p.weighting, p.arithmetic
+    inputs = [a for a in (*p.operands, weighting.sample_weight, weighting.upstream) if a is not None]
+    wrt = tuple(p.names.index(n) for n in outputs if n not in (CURVATURE, TERMS))
+    over = [n in p.names and is_same_memory(o, p.operands[p.names.index(n)]) for n, o in outputs.items()]
+    request = Request(
+        weighted=weighting.sample_weight is not None,
+        upstream=weighting.upstream is not None,
+        terms=TERMS in outputs,
+        wrt=wrt,
+        curvature=CURVATURE in outputs,
+    )
+    written = list(outputs.values())
+    before = None
+    if any(over):
+        if any(p.scalars.domains):  # nothing is overwritten before all is found to be right
+            before = pack(p._replace(valued=True, weighting=weighting._replace(upstream=None)), {}, ())
+        if lie_alike([*inputs, *written], arithmetic):
+            request = request._replace(in_place=tuple(over[request.terms : request.terms + len(wrt)]))
+            written = [o for o, same in zip(written, over, strict=True) if not same]
+            over = [False] * len(written)
+    arrays = [*inputs, *written]
+    driver, task = blocks.direct_driver() if lie_alike(arrays, arithmetic) else blocks.staged_driver()
+    codes = [code_of(a.dtype) for a in arrays]
+    codes[len(inputs) :] = [
+        c + blocks.APART * same for c, same in zip(codes[len(inputs) :], over, strict=True)
+    ]
+    by = blocks.BY_NUMBER
+    if weighting.divisor is None or weighting.divisor == 1:
+        by = DIVIDE[p.counts] if weighting.divisor is None else blocks.BY_ONE
+    recipe = [block(p.scalars, request, arithmetic), len(arrays), len(inputs), by, len(p.operands)]
+    recipe += [arithmetic.itemsize, 0, 0, order_axes_address(), lay_address()]
+    recipe += [4 * numba.config.NUMBA_NUM_THREADS, *codes]
+    numbers = [1.0 if weighting.divisor is None else weighting.divisor, weighting.factor, *p.numbers]
+    slots = {n: next(k for k, a in enumerate(arrays) if a is outputs[n]) for n in made}
+    like = {CURVATURE: wrt[0] if wrt else 0, TERMS: 0}
+    new = tuple(New(slots[n], like[n] if n in like else p.names.index(n)) for n in made)
+    return Launch(
+        driver, np.array(recipe), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, new,
+        complete(arithmetic), before,
+    )  # fmt: skip
+
+
+def lie_alike(arrays: Sequence[np.ndarray], dtype: np.dtype) -> bool:
+    """Return whether arrays are of one shape and dtype, and contiguous in the same order of axes."""
+    shape = arrays[0].shape
+    return all(a.dtype == dtype and a.shape == shape for a in arrays) and (
+        all(a.flags.c_contiguous for a in arrays) or all(a.flags.f_contiguous for a in arrays)
+    )
+
+
+@cache
+def complete(dtype: np.dtype) -> Any:
+    """Return a function that compiles what a recipe of the staged driver misses."""
+
+    def with_missing(recipe: np.ndarray, status: int) -> None:
+        missing = INCOMPLETE - status
+        if missing & 1:
+            recipe[blocks.GATHER] = gatherer(dtype)
+        if missing & 2:
+            recipe[blocks.SCATTER] = scatterer(dtype)
+
+    return with_missing
+
+
+def refuse(p: Elements, status: int) -> Exception:
+    """Return the error for a call that a driver refused."""
+    if status == UNFIT:
+        shapes = ", ".join(str(a.shape) for a in p.operands)
+        return ValueError(f"{p.name}: arrays of shapes {shapes} do not fit together")
+    return _refused(p.scalars, p.names, p.operands, p.weighting.sample_weight)
 
 
 def _refused(
@@ -508,92 +444,3 @@ def _refused(
             index = tuple(map(int, np.argwhere(bad)[0]))
             return out_of_domain(scalars.name, n, index, domain, x[index])
     raise AssertionError("a kernel found an element out of its domain that NumPy does not find")
-
-
-# ---- quick calls --------------------------------------------------------------------------------------
-
-
-def quick(prepared: Quick, operands: tuple[Any, ...], out: Any) -> Any:
-    """Serve the commonest call, plain arrays and a reduced value, with nothing that it does not need."""
-    x = operands[0]
-    dtype, shape, n = x.dtype, x.shape, x.size
-    for a in operands:
-        if a.__class__ is not np.ndarray or a.dtype is not dtype or a.shape != shape or not a.flags.carray:
-            return MISSING
-    in_place: tuple[bool, ...] = ()
-    outputs: Any = ()
-    if prepared.mode != VALUE:
-        count = 2 if prepared.mode == VALUE_GRAD_HESS else len(prepared.wrt)
-        if out is None:
-            outputs = [new(shape, dtype, n) for _ in range(count)]
-        else:
-            outputs = (out,) if count == 1 and prepared.single else out
-            found = _may_write(prepared, outputs, operands, count)
-            if found is None:
-                return MISSING
-            in_place = found
-    served = prepared.known.get((dtype, in_place))
-    if served is None:
-        served = prepared.known[(dtype, in_place)] = _prepare(prepared, dtype, in_place)
-    function, padded, reduction = served
-    if not function or not n:
-        return MISSING
-    arrays = (*operands, *outputs)
-    if any(in_place):
-        arrays = (*operands, *[o for o, same in zip(outputs, in_place, strict=True) if not same])
-    if len(shape) != 1:
-        arrays = tuple([a.reshape(-1) for a in arrays])
-    scale = 1.0
-    if reduction != "sum":
-        scale = 1.0 / (n if reduction == "mean" else shape[0] if shape else 1)
-    total, invalid = run_direct(function, arrays, (scale, *padded))
-    if invalid:
-        raise _refused(prepared.problem.scalars, prepared.problem.names, operands, None)
-    return prepared.result(dtype.type(total * scale), outputs)
-
-
-def _prepare(
-    prepared: Quick, dtype: np.dtype, in_place: tuple[bool, ...]
-) -> tuple[int, tuple[float, ...], str]:
-    """Return the kernel's address, 0 where quick calls are not served; the options; and the reduction."""
-    p = prepared.problem
-    padded = p.numbers + (0.0,) * (-(len(p.numbers) + 1) % 4)
-    if dtype not in (SINGLE, DOUBLE):
-        return 0, padded, ""
-    overwritten = in_place[: len(prepared.wrt)]
-    request = Request(
-        wrt=prepared.wrt,
-        in_place=overwritten if any(overwritten) else (),
-        curvature=prepared.mode == VALUE_GRAD_HESS,
-    )
-    return block(p.scalars, request, arithmetic_dtype(dtype)), padded, p.weighting.reduction
-
-
-def _may_write(
-    prepared: Quick, outputs: Any, operands: tuple[np.ndarray, ...], count: int
-) -> tuple[bool, ...] | None:
-    """Return which outputs are their operands; None unless each is plainly that, or memory of its own."""
-    if outputs.__class__ is not tuple or len(outputs) != count:
-        return None
-    first = operands[0]
-    in_place = []
-    for k, o in enumerate(outputs):
-        if (
-            o.__class__ is not np.ndarray
-            or o.dtype is not first.dtype
-            or o.shape != first.shape
-            or not o.flags.carray
-        ):
-            return None
-        own = prepared.wrt[k] if k < len(prepared.wrt) else -1
-        same = own >= 0 and o is operands[own]
-        if same and any(prepared.problem.scalars.domains):
-            return None
-        for j, a in enumerate(operands):
-            if not (same and j == own) and np.may_share_memory(o, a):
-                return None
-        for other in outputs[:k]:
-            if np.may_share_memory(o, other):
-                return None
-        in_place.append(same)
-    return tuple(in_place)

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..spec import MISSING
 from . import memory, parallel, threads
 
 # What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not
 # negative, the position of the first wrong number.
 OK, UNFIT = -1, -2
+INCOMPLETE = -16  # at most this: what a recipe misses, which `Launch.complete` knows
 
 LARGE = memory.FROM_BYTES  # of a new array, which may then be of memory that is used again
 
@@ -38,13 +40,45 @@ class Launch(NamedTuple):
     task: int  # the address of the driver's task
     parallel_from: int  # elements of the first array from which all threads are used
     new: tuple[New, ...] = ()  # the arrays that were made for the call
+    complete: Callable[[np.ndarray, int], None] | None = None  # compile what a recipe misses, by the status
+    before: Any = None  # a launch that has to succeed before anything is written
+
+
+# A family is a module with
+# - ``pack(problem, outputs, made)``: a launch of a problem; `outputs` are its gradients by name, and its
+#   ``"terms"``; those named in `made` are new;
+# - ``new_terms(problem)``: a new array for the terms; None where they are reduced, or not asked for;
+# - ``refuse(problem, status)``: the exception for a status that is not `OK`.
+TERMS, CURVATURE = "terms", "curvature"
+
+
+def compute(family: Any, problem: Any, outputs: dict[str, Any]) -> Any:
+    """Write the outputs, and return the value: a number, or the terms where they are not reduced."""
+    terms = family.new_terms(problem)
+    if terms is not None:
+        outputs = {TERMS: terms, **outputs}
+    value, status = run(family.pack(problem, outputs, ()))
+    if status != OK:
+        raise family.refuse(problem, status)
+    return problem.dtype.type(value) if terms is None else terms
 
 
 def run(launch: Launch) -> tuple[float, int]:
     """Give the value and the status."""
-    if launch.arrays[0].size < launch.parallel_from:
-        return alone(launch)
-    return threads.run(lambda: alone, lambda: together, (launch,))
+    # The driver reads memory that NumPy's arrays have, and no other object.
+    assert all(a is None or a.__class__ is np.ndarray for a in launch.arrays), launch.arrays
+    if launch.before is not None:
+        value, status = run(launch.before)
+        if status != OK:
+            return value, status
+    while True:
+        if launch.arrays[0].size < launch.parallel_from:
+            value, status = alone(launch)
+        else:
+            value, status = threads.run(lambda: alone, lambda: together, (launch,))
+        if status > INCOMPLETE or launch.complete is None:
+            return value, status
+        launch.complete(launch.recipe, status)
 
 
 def alone(launch: Launch) -> tuple[float, int]:
@@ -57,8 +91,7 @@ def together(launch: Launch) -> tuple[float, int]:
     return launch.entry(launch.recipe, launch.numbers, launch.arrays, launch.task, parallel.forker())
 
 
-# ``again(values)`` gives the value, the status and the new arrays.
-Again = Callable[[tuple[Any, ...]], tuple[float, int, tuple[Any, ...]]]
+# ---- the same call again ------------------------------------------------------------------------------
 
 
 def maker(new: New, made: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -66,8 +99,7 @@ def maker(new: New, made: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     shape, dtype = new.shape, made.dtype
     if shape is not None:
         return lambda like: np.empty(shape(like.shape), dtype)
-    order: Any = "C" if made.flags.c_contiguous else "F" if made.flags.f_contiguous else None
-    if order == "C":
+    if made.flags.c_contiguous:
         small = LARGE // dtype.itemsize
 
         def make(like: np.ndarray) -> np.ndarray:
@@ -76,75 +108,95 @@ def maker(new: New, made: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
             return memory.empty(like.shape, dtype)
 
         return make
-    if order == "F":
+    if made.flags.f_contiguous:
         return lambda like: np.empty(like.shape, dtype, "F")
     return lambda like: np.empty_like(like, dtype, subok=False)
 
 
-def repeat(launch: Launch, values: tuple[Any, ...], written: tuple[Any, ...]) -> Again | None:
-    """Return a function that runs a launch on other values of the same kinds.
+def sources(launch: Launch, values: tuple[Any, ...]) -> list[int] | None:
+    """Return where each array of a launch is among the caller's values, None and its new arrays.
 
-    Parameters
-    ----------
-    launch : Launch
-    values : tuple
-        What the caller gave: the launch's arrays are among them, or are its new ones.
-    written : tuple
-        The arrays among them that are written: one may lie over an array of the call only if it is that array.
-
-    Returns
-    -------
-    callable or None
-        None where an array of the launch was made from the caller's, by a conversion, or a written one overlaps
-        others: then each call has to be worked out.
+    None where one is nowhere: it was made of the caller's by a conversion, so each call has to be worked out.
     """
     made = {n.slot: k for k, n in enumerate(launch.new)}
     none = len(values)
-    sources: list[int] = []
+    found: list[int] = []
     for slot, array in enumerate(launch.arrays):
         if array is None:
-            sources.append(none)
+            found.append(none)
         elif slot in made:
-            sources.append(none + 1 + made[slot])
+            found.append(none + 1 + made[slot])
         else:
-            found = next((k for k, v in enumerate(values) if v is array), -1)
-            if found < 0:
+            at = [k for k, v in enumerate(values) if v is array]
+            if not at:
                 return None
-            sources.append(found)
+            found.append(at[0])
+    return found
+
+
+def apart(written: list[Any], values: tuple[Any, ...]) -> list[tuple[int, int]] | None:
+    """Return the pairs of values that must not share memory, for one is written; None where two do."""
     arrays = [k for k, v in enumerate(values) if isinstance(v, np.ndarray)]
-    apart: list[tuple[int, int]] = []  # pairs of values that must not share memory
+    pairs: list[tuple[int, int]] = []
     for w in written:
         at = [k for k in arrays if values[k] is w]
         others = [k for k in arrays if values[k] is not w]
         if not at or any(np.may_share_memory(w, values[k]) for k in others):
             return None
-        apart += [(at[0], k) for k in others]
-    entry, recipe, numbers, _, task, parallel_from, _ = launch
-    pick, first = itemgetter(*sources), sources[0]
-    makers = tuple((sources[n.like], maker(n, launch.arrays[n.slot])) for n in launch.new)
+        pairs += [(at[0], k) for k in others]
+    return pairs
 
-    def again(values: tuple[Any, ...]) -> tuple[float, int, tuple[Any, ...]]:
-        for i, k in apart:
+
+def repeat(
+    family: Any, problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]
+) -> Callable[[tuple[Any, ...]], Any] | None:
+    """Return a function that computes the same problem of other arrays: see `backend.repeat`."""
+    scalar = problem.dtype.type
+    written = [o for n, o in outputs.items() if n not in made]
+    terms = family.new_terms(problem)
+    if terms is not None:
+        outputs, made = {TERMS: terms, **outputs}, (TERMS, *made)
+    launch = family.pack(problem, outputs, made)
+    found, pairs = sources(launch, values), apart(written, values)
+    if found is None or pairs is None or launch.before is not None:
+        return None
+    pick, first = itemgetter(*found), found[0]
+    entry, recipe, numbers, _, task, parallel_from, new, _, _ = launch
+    makers = tuple((found[n.like], maker(n, launch.arrays[n.slot])) for n in new)
+
+    def finish(arrays: tuple[Any, ...]) -> tuple[float, int]:
+        return run(launch._replace(arrays=arrays))
+
+    def again(values: tuple[Any, ...]) -> Any:
+        for i, k in pairs:
             if np.may_share_memory(values[i], values[k]):
-                return 0.0, UNFIT, ()
+                return MISSING
         new = tuple([make(values[like]) for like, make in makers])
         arrays = pick((*values, None, *new))
         if values[first].size < parallel_from:
-            return *entry(recipe, numbers, arrays, task, 0), new
-        return *run(launch._replace(arrays=arrays)), new
+            value, status = entry(recipe, numbers, arrays, task, 0)
+            if status <= INCOMPLETE:
+                value, status = finish(arrays)
+        else:
+            value, status = finish(arrays)
+        if status != OK:
+            return MISSING
+        return (scalar(value), new) if terms is None else (new[0], new[1:])
 
-    if apart or len(makers) != 1:
+    if pairs or terms is not None or len(makers) != 1:
         return again
     ((like, make),) = makers
 
-    def again_with_one(values: tuple[Any, ...]) -> tuple[float, int, tuple[Any, ...]]:
-        """The commonest kind of call."""
-        array = make(values[like])
-        arrays = pick((*values, None, array))
+    def again_with_one(values: tuple[Any, ...]) -> Any:
+        """The commonest kind of call: a number and a new gradient."""
+        made = make(values[like])
+        arrays = pick((*values, None, made))
         if values[first].size < parallel_from:
             value, status = entry(recipe, numbers, arrays, task, 0)
+            if status <= INCOMPLETE:
+                value, status = finish(arrays)
         else:
-            value, status = run(launch._replace(arrays=arrays))
-        return value, status, (array,)
+            value, status = finish(arrays)
+        return (scalar(value), (made,)) if status == OK else MISSING
 
     return again_with_one

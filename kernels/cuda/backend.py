@@ -31,12 +31,14 @@ from .arithmetic import (
     total,
 )
 from .arrays import DeviceArray, Queue, current_queue
+from .elementwise import divisor_of as divisor
 from .faults import synchronize
 from .libraries import Library, Location
 
 __all__ = [
     "assign",
     "describe",
+    "divisor",
     "empty",
     "empty_like",
     "excess",
@@ -48,6 +50,7 @@ __all__ = [
     "over",
     "product",
     "ratio",
+    "repeat",
     "run",
     "sum_dtype",
     "sum_of_products",
@@ -79,6 +82,10 @@ def run(problem: Any, outputs: dict[str, Any]) -> Any:
     """Write the outputs that a problem is asked for, and return its value."""
     kind: Any = type(problem)
     return family(kind).run(problem, outputs)
+
+
+def repeat(problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]) -> None:
+    """Return nothing: calls on a device have quick calls of their own."""
 
 
 @contextmanager

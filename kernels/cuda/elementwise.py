@@ -13,6 +13,8 @@ import numpy as np
 from ..bind import adopted, bind, fingerprint, gathered
 from ..layout import axes_in_order, index_at
 from ..spec import (
+    BY_ROWS,
+    BY_WEIGHTS,
     GRAD,
     MISSING,
     VALUE,
@@ -26,7 +28,7 @@ from ..spec import (
     out_of_domain,
 )
 from . import binaries, driver, faults, libraries, reduce
-from .arrays import VECTOR_BYTES, DeviceArray, aligned, current_queue, flat, store_sum
+from .arrays import VECTOR_BYTES, DeviceArray, aligned, current_queue, flat, store_sum, total
 from .reduce import THREADS, add, quotient, tiles
 from .target import (
     Binary,
@@ -361,13 +363,18 @@ def run(p: Elements, outputs: dict[str, DeviceArray]) -> Any:
     """
     w, queue, arithmetic = p.weighting, current_queue(), p.arithmetic
     # A divisor that the data makes stays on the device.
-    divisor = w.divisor if isinstance(w.divisor, DeviceArray) else None
-    scale = 1.0 if divisor is not None else inverse(w.divisor)
+    divisor: Any = divisor_of(p)
+    scale = 1.0
+    if not isinstance(divisor, DeviceArray):
+        scale, divisor = inverse(divisor), None
     upstream, scaled_by = w.upstream, None
     if upstream is not None and not upstream.ndim:
         upstream, scaled_by = None, upstream
     inputs: list[Any] = [np.broadcast_to(a, p.shape) for a in p.operands]
-    inputs += [a for a in (w.sample_weight, upstream) if a is not None]
+    if w.sample_weight is not None:
+        inputs.append(np.broadcast_to(w.sample_weight, p.shape))
+    if upstream is not None:
+        inputs.append(upstream)
     terms = None
     if p.valued and w.reduction == "none":
         terms = next(a for a in inputs if isinstance(a, DeviceArray)).empty_like(p.dtype)
@@ -391,6 +398,19 @@ def run(p: Elements, outputs: dict[str, DeviceArray]) -> Any:
     else:
         store_sum(queue, partials, scale, divisor, value)
     return value
+
+
+def divisor_of(p: Elements) -> Any:
+    """Return what divides a problem's sum: a number, or what the weights sum to, a 0-d array."""
+    if p.weighting.divisor is not None:
+        return p.weighting.divisor
+    size = math.prod(p.shape)
+    if p.counts != BY_WEIGHTS or not size:
+        return float(0 if p.counts == BY_WEIGHTS else p.shape[0] if p.counts == BY_ROWS else size)
+    weights = p.weighting.sample_weight
+    if not isinstance(weights, DeviceArray):
+        return float(weights.sum(dtype=np.float64)) * (size / weights.size)
+    return total(weights, size / weights.size, p.arithmetic)
 
 
 def inverse(divisor: float) -> float:

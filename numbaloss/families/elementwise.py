@@ -5,14 +5,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from .. import arguments
 from ..arguments import Operand, like_scores, scores
 from ..arrays import as_array, check_broadcasts, floating, is_weak
 from ..call import Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
 from ..kernels import inside
 from ..kernels.spec import (
+    BY_ROWS,
+    BY_TERMS,
+    BY_WEIGHTS,
     GRAD,
     VALUE,
     VALUE_GRAD_HESS,
@@ -218,6 +219,7 @@ class ElementwiseLoss(Loss):
             names,
             settings.numbers,
             Weighting(settings.reduction),
+            BY_TERMS,
             mode != GRAD,
             (),
             None,
@@ -231,7 +233,7 @@ class ElementwiseLoss(Loss):
         arrays = Arrays(cls, settings.wrt, call)
         if "weight" in settings.wrt and mode == VALUE_GRAD_HESS:
             raise ValueError(f"{name}: the loss is linear in weight; value_grad_hess needs another wrt")
-        weighting = cls._weighting(settings, arrays, call, backend)
+        weighting, counts = cls._weighting(settings, arrays, call, backend)
         return Elements(
             name,
             cls._scalars(settings.statics, len(arrays.operands)),
@@ -239,6 +241,7 @@ class ElementwiseLoss(Loss):
             tuple(arrays.operands),
             settings.numbers,
             weighting,
+            counts,
             mode != GRAD,
             arrays.shape,
             arrays.dtype,
@@ -248,30 +251,29 @@ class ElementwiseLoss(Loss):
     @classmethod
     def _weighting(
         cls, settings: ElementSettings, arrays: Arrays, call: dict[str, Any], backend: Any
-    ) -> Weighting:
-        """Return what multiplies the terms, and what the mean divides by."""
+    ) -> tuple[Weighting, str]:
+        """Return what multiplies the terms, and what the mean counts."""
         name, reduction, shape = cls.function.__name__, settings.reduction, arrays.shape
         weight, sample_weight = arrays.weight, arrays.sample_weight
         product = sample_weight if weight is None else weight
         if weight is not None and sample_weight is not None:
             product = backend.product(weight, sample_weight, arrays.arithmetic)
+        counted = product if cls.weight_in_divisor else sample_weight
+        counts = BY_TERMS if counted is None else BY_WEIGHTS
         divisor: Any = resolve_normalizer(name, call.get("normalizer"))
         if reduction in ("none", "sum"):
             divisor = 1.0
-        elif divisor is None:
-            # 'batchmean' counts rows where the mean counts terms.
-            size = math.prod(shape)
-            count = float(size if reduction != "batchmean" or not size else shape[0] if shape else 1)
-            counted = product if cls.weight_in_divisor else sample_weight
-            divisor = count
+        elif divisor is None and reduction == "batchmean" and math.prod(shape):
+            # It counts rows where the mean counts terms.
+            counts = BY_ROWS
             if counted is not None:
-                divisor = 0.0
-                if counted.size:
-                    divisor = backend.total(counted, count / counted.size, arrays.arithmetic)
+                rows = shape[0] if shape else 1
+                divisor = backend.total(counted, rows / counted.size, arrays.arithmetic)
+        elif divisor is None and counted is not None and counted is not product:
+            size = math.prod(shape)
+            divisor = backend.total(counted, size / counted.size, arrays.arithmetic) if size else 0.0
         factor, upstream = resolve_upstream(name, call.get("grad_output"), shape, reduction)
-        if product is not None:
-            product = np.broadcast_to(product, shape)
-        return Weighting(reduction, product, upstream, factor, divisor)
+        return Weighting(reduction, product, upstream, factor, divisor), counts
 
     @classmethod
     def _broadcast(cls, name: str, argument: str, array: Any, shape: tuple[int, ...]) -> Any:
@@ -312,6 +314,11 @@ class ElementwiseLoss(Loss):
         return value
 
     @classmethod
+    def _runs_once(cls, problem: Elements, outputs: dict[str, Any]) -> bool:
+        """Return whether a call is one run of the backend, with the outputs as they are."""
+        return all(n != "weight" and o.shape == problem.shape for n, o in outputs.items())
+
+    @classmethod
     def _by_weight(cls, settings: Settings, problem: Elements, call: dict[str, Any], backend: Any) -> Any:
         """Return each term's part of the gradient by `weight`: ``(term - value) * sample_weight / divisor``.
 
@@ -325,5 +332,7 @@ class ElementwiseLoss(Loss):
         reduced = settings.reduction not in ("none", "sum")
         if reduced and cls.weight_in_divisor and call.get("normalizer") is None:
             less = compute(cls, VALUE, valued, backend)
-        weighting = problem.weighting._replace(sample_weight=Arrays(cls, settings.wrt, call).sample_weight)
+        weighting = problem.weighting._replace(
+            sample_weight=Arrays(cls, settings.wrt, call).sample_weight, divisor=backend.divisor(problem)
+        )
         return backend.excess(terms, less, weighting, problem.arithmetic)
