@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .spec import MISSING, is_described
+from .spec import MISSING, Quick, is_described
 
 INSTALL = (
     "computing on a CUDA device needs numba-cuda: pip install 'numbaloss[cuda12]' or 'numbaloss[cuda13]', as "
@@ -55,24 +55,19 @@ def of(values: Iterable[Any]) -> Any:
     return cuda() if any(map(is_device_array, values)) else cpu()
 
 
-@cache
-def _quick(backend: Any, family: Any) -> Any:
-    return backend.family(family).quick
+def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
+    """Serve a call of plain arrays and a reduced value, where its first array lies.
 
-
-def quick(family: type, arrays: tuple[Any, ...]) -> Any:
-    """Return the function that serves quick calls of a family of problems where its first array lies.
-
-    ``quick(prepared, arrays, out)`` gives `MISSING` where a call is not of that kind; whatever is wrong with
-    it is found by the general one.
+    Returns `MISSING` where a call is not of that kind; whatever is wrong with it is found by the general one.
     """
     first = arrays[0]
     if first.__class__ is np.ndarray:
-        return _quick(cpu(), family)
-    return _quick(cuda(), family) if is_device_array(first) else _not_quick
-
-
-def _not_quick(*_: Any) -> Any:
+        serve = prepared.on_host
+        if serve is None:
+            serve = prepared.on_host = cpu().family(type(prepared.problem)).quick
+        return serve(prepared, arrays, out)
+    if is_device_array(first):
+        return cuda().family(type(prepared.problem)).quick(prepared, arrays, out)
     return MISSING
 
 

@@ -88,8 +88,7 @@ def evaluate_quick(
         prepared = binding.prepared[values] = cls._prepare_quick(mode, call_arguments(binding, args, kwargs))
     if prepared is None:
         return MISSING
-    arrays = args[:count]
-    return devices.quick(prepared.problem.__class__, arrays)(prepared, arrays, kwargs.get("out"))
+    return devices.quick(prepared, args[:count], kwargs.get("out"))
 
 
 def compute(cls: Any, mode: str, call: dict[str, Any], backend: Any) -> Any:

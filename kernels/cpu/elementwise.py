@@ -427,7 +427,7 @@ def run(p: Elements, outputs: dict[str, np.ndarray]) -> Any:  # type: ignore[no-
     inputs = [a if a.shape == p.shape else np.broadcast_to(a, p.shape) for a in p.operands]
     weights = weighting.sample_weight
     if weights is not None:
-        inputs.append(np.broadcast_to(weights, p.shape))
+        inputs.append(weights)
     if weighting.upstream is not None:
         inputs.append(weighting.upstream)
     terms = None

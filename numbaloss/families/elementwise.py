@@ -34,6 +34,8 @@ class ElementSettings(Settings):
         The options that are given at run time.
     statics : tuple
         The options that are compiled in; None for the others.
+    scalars : dict
+        The functions of one element, by how many operands the call gives.
     """
 
     def __init__(self, cls: "type[ElementwiseLoss]", mode: str, call: Mapping[str, Any]) -> None:
@@ -45,6 +47,8 @@ class ElementSettings(Settings):
         values = [self.options[n] for n in cls._option_names]
         self.numbers = tuple(float(v) for v in values if not isinstance(v, bool))
         self.statics = tuple(v if isinstance(v, bool) else None for v in values)
+        arities = range(len(cls._required), len(cls._arrays) + 1)
+        self.scalars = {arity: cls._scalars(self.statics, arity) for arity in arities}
 
 
 class Arrays:
@@ -213,7 +217,7 @@ class ElementwiseLoss(Loss):
             return None
         problem = Elements(
             cls.function.__name__,
-            cls._scalars(settings.statics, len(names)),
+            settings.scalars[len(names)],
             (),
             names,
             settings.numbers,
@@ -234,7 +238,7 @@ class ElementwiseLoss(Loss):
         weighting = cls._weighting(settings, arrays, call, backend)
         return Elements(
             name,
-            cls._scalars(settings.statics, len(arrays.operands)),
+            settings.scalars[len(arrays.operands)],
             tuple(arrays.operands.values()),
             tuple(arrays.operands),
             settings.numbers,
@@ -269,7 +273,7 @@ class ElementwiseLoss(Loss):
                 if counted.size:
                     divisor = backend.total(counted, count / counted.size, arrays.arithmetic)
         factor, upstream = resolve_upstream(name, call.get("grad_output"), shape, reduction)
-        if product is not None:
+        if product is not None and product.shape != shape:
             product = np.broadcast_to(product, shape)
         return Weighting(reduction, product, upstream, factor, divisor)
 
