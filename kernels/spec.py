@@ -294,13 +294,16 @@ class Quick:
         Whether the gradient is an array, and no tuple.
     known : dict
         Kernels that a device found for it.
+    on_host : callable or None
+        The function that serves calls of NumPy arrays, once it is known.
     """
 
-    __slots__ = ("known", "mode", "problem", "single", "wrt")
+    __slots__ = ("known", "mode", "on_host", "problem", "single", "wrt")
 
     def __init__(self, problem: Any, mode: str, wrt: tuple[int, ...], single: bool) -> None:
         self.problem, self.mode, self.wrt, self.single = problem, mode, wrt, single
         self.known: dict[Any, Any] = {}
+        self.on_host: Any = None
 
     def result(self, value: Any, outputs: Any) -> Any:
         """Return a value and the arrays that were written as the mode has them."""

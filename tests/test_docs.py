@@ -12,7 +12,7 @@ import numbaloss as nl
 from numbaloss import stubs
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["numbaloss", "numbaloss.custom", *sorted({f.__module__ for f in nl.registry.values()})]
+MODULES = ["numbaloss", "numbaloss.losses.custom", *sorted({f.__module__ for f in nl.registry.values()})]
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="scalars print differently")

@@ -33,8 +33,8 @@ class ElementSettings(Settings):
     ----------
     numbers : tuple of float
         The options that are given at run time.
-    statics : tuple
-        The options that are compiled in; None for the others.
+    scalars : dict
+        The functions of one element, by how many operands the call gives.
     """
 
     def __init__(self, cls: "type[ElementwiseLoss]", mode: str, call: Mapping[str, Any]) -> None:
@@ -45,7 +45,9 @@ class ElementSettings(Settings):
             )
         values = [self.options[n] for n in cls._option_names]
         self.numbers = tuple(float(v) for v in values if not isinstance(v, bool))
-        self.statics = tuple(v if isinstance(v, bool) else None for v in values)
+        statics = tuple(v if isinstance(v, bool) else None for v in values)
+        arities = range(len(cls._required), len(cls._arrays) + 1)
+        self.scalars = {arity: cls._scalars(statics, arity) for arity in arities}
 
 
 class Arrays:
@@ -214,7 +216,7 @@ class ElementwiseLoss(Loss):
             return None
         problem = Elements(
             cls.function.__name__,
-            cls._scalars(settings.statics, len(names)),
+            settings.scalars[len(names)],
             (),
             names,
             settings.numbers,
@@ -236,7 +238,7 @@ class ElementwiseLoss(Loss):
         weighting, counts = cls._weighting(settings, arrays, call, backend)
         return Elements(
             name,
-            cls._scalars(settings.statics, len(arrays.operands)),
+            settings.scalars[len(arrays.operands)],
             tuple(arrays.operands.values()),
             tuple(arrays.operands),
             settings.numbers,

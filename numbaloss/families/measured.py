@@ -8,7 +8,7 @@ import numpy as np
 
 from ..arrays import floating
 from ..kernels import math as nm
-from ..kernels.spec import Elements, Scalars, Vectors
+from ..kernels.spec import BY_TERMS, Elements, Scalars, Vectors
 
 
 def _hinge(near, far, swapped, margin, swap):
@@ -84,11 +84,12 @@ def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backe
     """Write the gradients by the vectors' names; return the value."""
     weighting, rows, numbers = p.weighting, p.vectors[0].shape[:-1], backend.sum_dtype(p.arithmetic)
     measured = Measured(p.name, function, bool(outputs), backend, numbers)
-    divisor: Any = weighting.divisor
+    divisor, weights = weighting.divisor, weighting.sample_weight
+    if weights is not None:
+        weights = np.broadcast_to(weights, rows).astype(numbers)
     if divisor is None:
         divisor = float(math.prod(rows))
-        if weighting.sample_weight is not None:
-            weights = np.broadcast_to(weighting.sample_weight, rows).astype(numbers)
+        if weights is not None:
             divisor = backend.total(weights, 1.0, numbers) if math.prod(rows) else 0.0
     given = [backend.given_to_caller(v, p.arithmetic) for v in p.vectors]
     near, (near_a, near_b) = measured(given[0], given[1])
@@ -97,9 +98,7 @@ def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backe
 
     # The terms, and a factor of each row for each distance's derivative.
     factor, left = backend.over(weighting.factor, divisor)
-    weighed = weighting._replace(reduction="none", factor=factor, divisor=left)
-    if weighed.sample_weight is not None:
-        weighed = weighed._replace(sample_weight=np.broadcast_to(weighed.sample_weight, rows))
+    weighed = weighting._replace(reduction="none", sample_weight=weights, factor=factor, divisor=left)
     hinges = Elements(
         p.name,
         HINGES[p.swap],
@@ -107,6 +106,7 @@ def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backe
         NAMES,
         (p.margin,),
         weighed,
+        BY_TERMS,
         True,
         rows,
         numbers,
