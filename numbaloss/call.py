@@ -79,10 +79,10 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
     call = call_arguments(binding, args, kwargs)
     backend = devices.of(call.values())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
-        made = Evaluation(cls, mode, described, backend)
-        result = made.result()
+        evaluation = cls._evaluation(mode, described, backend)
+        result = evaluation.result()
         if key is not None and prepared is None:
-            binding.prepared[key] = made.prepared(values)
+            binding.prepared[key] = evaluation.prepared(values)
     return backend.give(result)
 
 
@@ -112,7 +112,7 @@ def evaluate_on_device(
     call = call_arguments(binding, args, kwargs)
     backend = devices.of(call.values())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
-        result = Evaluation(cls, mode, described, backend).result()
+        result = cls._evaluation(mode, described, backend).result()
     return backend.give(result)
 
 
@@ -277,8 +277,8 @@ class RowLoss(Loss):
         return evaluate(cls, mode, binding, args, kwargs)
 
     @classmethod
-    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
-        return compute(cls, mode, call, backend)
+    def _evaluation(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
+        return Evaluation(cls, mode, call, backend)
 
     @classmethod
     def _settings(cls, mode: str, call: Mapping[str, Any]) -> Settings:

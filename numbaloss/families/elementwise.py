@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .. import arguments
 from ..arguments import Operand, like_scores, scores
 from ..arrays import as_array, check_broadcasts, floating, is_weak
-from ..call import Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
+from ..call import Evaluation, Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
 from ..kernels import inside
 from ..kernels.spec import (
     BY_ROWS,
@@ -188,8 +188,8 @@ class ElementwiseLoss(Loss):
         return evaluate(cls, mode, binding, args, kwargs)
 
     @classmethod
-    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
-        return compute(cls, mode, call, backend)
+    def _evaluation(cls, mode: str, call: dict[str, Any], backend: Any) -> Evaluation:
+        return Evaluation(cls, mode, call, backend)
 
     @classmethod
     def _settings(cls, mode: str, call: Mapping[str, Any]) -> ElementSettings:

@@ -1,7 +1,7 @@
 """Margin losses between scores of classes and one class, or several, for each row."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..kernels import math as nm
 from ..kernels.devices import is_device_array
 from ..kernels.spec import GRAD, MANY, ONE, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
 from ..loss import Binding
+from ..quick import never
 
 
 class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
@@ -229,15 +230,31 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         return super()._evaluate(mode, binding, args, kwargs)
 
     @classmethod
-    def _compute(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
+    def _evaluation(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
         wrt = () if mode == VALUE else resolve_wrt(cls, call.get("wrt"))[0]
         if (
             backend.HAS_SOFT_MARGINS
             and "weight" not in wrt
             and (mode != VALUE_GRAD_HESS or wrt == ("input",))
         ):
-            return compute(cls, mode, call, backend)
-        return _by_elements(mode, call, backend)
+            return super()._evaluation(mode, call, backend)
+        return _ByElements(mode, call, backend)
+
+
+class _ByElements(NamedTuple):
+    """A call that is evaluated as elements."""
+
+    mode: str
+    call: dict[str, Any]
+    backend: Any
+
+    def result(self) -> Any:
+        """Write the outputs, and return what the mode gives."""
+        return _by_elements(self.mode, self.call, self.backend)
+
+    def prepared(self, values: tuple[Any, ...]) -> Any:
+        """Return a function that serves no other call."""
+        return never
 
 
 def _by_elements(mode: str, call: dict[str, Any], backend: Any) -> Any:
