@@ -49,8 +49,8 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
     -------
     function ``(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, options)``
         Gives the value and the slopes by `OWN`, `MIXED`, `NORM`; with `second` also the second derivatives by
-        each, and twice the mixed ones by `OWN` and `MIXED`, `OWN` and `NORM`, `MIXED` and `NORM`. Derivatives by
-        what the definition does not ask for are zero.
+        each, and twice the mixed ones by `OWN` and `MIXED`, `OWN` and `NORM`, `MIXED` and `NORM`. Derivatives
+        by what the definition does not ask for are zero.
     """
     definition, parts, jit = jets.jit(adopted(functions.value)), jets.parts, jets.jit
     asked = moves(functions)

@@ -1,17 +1,17 @@
 """Blocks of class scores: value, gradients and curvature of the rows of one tile.
 
-A block is a C function of a *record*: int64 slots with addresses, pitches and extents, by name below. Each block is
-one of four templates, bound to a definition, a request and an arithmetic dtype; what the request does not ask for
-is gone when compiled.
+A block is a C function of a *record*: int64 slots with addresses, pitches and extents, by name below. Each
+block is one of four templates, bound to a definition, a request and an arithmetic dtype; what the request
+does not ask for is gone when compiled.
 
-With p = softmax(x), own class y, target t_c and W = sum t_c, and the slopes A, B, R of a row's value by log p_y, by
-the cross entropy and by logsumexp (see `kernels.lift`), the gradient is
+With p = softmax(x), own class y, target t_c and W = sum t_c, and the slopes A, B, R of a row's value by log
+p_y, by the cross entropy and by logsumexp (see `kernels.lift`), the gradient is
 
     g_c = A (d_cy - p_c) + B (W p_c - t_c) + R p_c
 
-Rows lie along the classes (`rows_*`: one row at a time, vectorised along the classes; the exponentials are stored
-where the gradient goes, and scaled there) or across them (`columns_*`: a class at a time, vectorised along the
-rows).
+Rows lie along the classes (`rows_*`: one row at a time, vectorised along the classes; the exponentials are
+stored where the gradient goes, and scaled there) or across them (`columns_*`: a class at a time, vectorised
+along the rows).
 """
 
 from functools import cache
@@ -24,26 +24,27 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import math
-from ..bind import bind, fingerprint
+from ..bind import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import CPU, bits, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
-from .native import HELPER, at_address, compile_function
+from .native import at_address, compile_function
 from .target import derivatives, prefer_widest_vectors
 
-# Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64, class
-# weights of all classes, all else is of the arithmetic dtype; `VALUES` receives the rows' values.
+# Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64,
+# class weights of all classes, all else is of the arithmetic dtype; `VALUES` receives the rows' values.
 INPUT, TARGET, GRAD, TARGET_GRAD, CURVATURE, CLASS_WEIGHT, ROW_WEIGHT, UPSTREAM, VALUES = range(9)
 # Of the first five, as columns: elements from one class to the next.
 PITCH = 9
 # Classes; the ignored label; the tile's rows; the address of the numbers below; scratch memory of `VECTORS`
-# vectors of the rows, or of `PAD` elements, and the bytes from one vector to the next; memory for capped scores, as
-# large as the tile, and its pitch.
+# vectors of the rows, or of `PAD` elements, and the bytes from one vector to the next; memory for capped
+# scores, as large as the tile, and its pitch.
 CLASSES, IGNORE, ROWS, NUMBERS, SCRATCH, STEP, CAPPED, CAPPED_PITCH = range(14, 22)
 RECORD = 22
 
-# Of the numbers, in float64: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the sum
-# of the class weights; the cap of scores; what multiplies the squared logsumexp; then the definition's options.
+# Of the numbers, in float64: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the
+# sum of the class weights; the cap of scores; what multiplies the squared logsumexp; then the definition's
+# options.
 SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
 VECTORS = 13
@@ -52,15 +53,15 @@ RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum g
 GROUP = 64  # the same for columns, where the sum goes on in the arithmetic dtype
 LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
 LINE = 64  # bytes that are fetched at once
-# Eighths of the next row that are fetched while this one is read for its maximum, while its exponentials are
-# taken, and while they are scaled: about as long as each takes. Together more than memory gives would stall.
-OF_LARGEST, OF_EXPONENTIALS, OF_SCALING = (0, 1), (1, 4), (5, 3)
+# One eighth of the next row is fetched while this one is read for its maximum, four while its exponentials
+# are taken, three while they are scaled: about as long as each takes. Together more than memory gives would
+# stall.
 
 SIGNATURE = types.float64(types.int64)
 
 # Bound by `compile_block`: the arithmetic dtype and the bytes of its elements; functions of a number; the
-# definition, and its options from the numbers; what the request asks for; what the definition depends on (`HAS_*`),
-# whether its second derivatives are not zero, whether it is zero where the cross entropy is.
+# definition, and its options from the numbers; what the request asks for; what the definition depends on
+# (`HAS_*`), whether its second derivatives are not zero, whether it is zero where the cross entropy is.
 T: Any = np.float32
 ITEM: Any = 4
 exp: Any = None
@@ -119,14 +120,18 @@ def prefetch(typingctx, address):
     return types.void(types.int64), codegen
 
 
-@njit(**HELPER)
-def fetch_next(row, classes, item, start, stop, eighths):
-    """Prefetch the part of the next row that goes with elements start..stop of a long one."""
+@njit(inline="always")
+def fetch_next(row, classes, item, start, stop, first, count):
+    """Prefetch the part of the next row that goes with elements start..stop of a long one.
+
+    In all that is `count` eighths of the row, from the eighth numbered `first`.
+    """
     if classes >= LONG:
-        first, count = eighths
         base = row + (classes + classes // 8 * first) * item
-        for i in range(start // 8 * count, stop // 8 * count, LINE // item):
-            prefetch(base + i * item)
+        at, end = base + start // 8 * count * item, base + stop // 8 * count * item
+        while at < end:
+            prefetch(at)
+            at += LINE
 
 
 def exp_in(form: math.Format) -> Any:
@@ -220,21 +225,25 @@ def rows_of_labels(record):
             for i in range(stop - start):
                 key = ordered(bits(part_at[i]))
                 top = select(key > top, key, top)
-            fetch_next(x_at, classes, ITEM, start, stop, OF_LARGEST)
+            fetch_next(x_at, classes, ITEM, start, stop, 0, 1)
         m = unbits(ordered(top))
         far = zero
         if SMOOTHED:
             distances = 0.0
             for start in range(0, classes, RUN):
                 part = zero
-                xs, ws = at_address(x_at + start * ITEM, zero), at_address(a[CLASS_WEIGHT] + start * ITEM, zero)
+                xs, ws = (
+                    at_address(x_at + start * ITEM, zero),
+                    at_address(a[CLASS_WEIGHT] + start * ITEM, zero),
+                )
                 for i in range(min(RUN, classes - start)):
                     part = plus(part, select(ws[i] == zero, zero, ws[i] * (m - xs[i])))
                 distances += part
             far = zero if spread == zero else T(distances)
-        # Exponentials, where the gradient goes. A run is copied first, in cache: LLVM vectorises a loop over one
-        # array, and not one over two that may be the same. The row's end is done in scratch memory, filled up
-        # to whole vectors: scalar exponentials, up to that many, would cost as much as a thousand in vectors.
+        # Exponentials, where the gradient goes. A run is copied first, in cache: LLVM vectorises a loop over
+        # one array, and not one over two that may be the same. The row's end is done in scratch memory,
+        # filled up to whole vectors: scalar exponentials, up to that many, would cost as much as a thousand
+        # in vectors.
         sum_of_others, start = 0.0, 0
         while start < classes:
             end = start >= end_of_runs
@@ -257,7 +266,7 @@ def rows_of_labels(record):
                 for i in range(count):
                     g[start + i] = run[i]
             else:
-                fetch_next(x_at, classes, ITEM, start, start + size, OF_EXPONENTIALS)
+                fetch_next(x_at, classes, ITEM, start, start + size, 1, 4)
             start += size
         others, own = T(sum_of_others), exp(hit - m)
         total = own + others
@@ -295,7 +304,10 @@ def rows_of_labels(record):
                 if CURVED:
                     u1, u2, u3 = rest, -own_mass * rest, p
                     if SMOOTHED:
-                        u2 = (spread * (weight_sum - own_weight) * own - (own_mass + spread * own_weight) * others)
+                        u2 = (
+                            spread * (weight_sum - own_weight) * own
+                            - (own_mass + spread * own_weight) * others
+                        )
                         u2 = u2 * inverse
                     quadratic = d[4] * u1 * u1 + d[5] * u2 * u2 + d[6] * u3 * u3
                     quadratic += d[7] * u1 * u2 + d[8] * u1 * u3 + d[9] * u2 * u3
@@ -323,7 +335,7 @@ def rows_of_labels(record):
                 else:
                     for i in range(count):
                         run[i] = r * run[i]
-                fetch_next(x_at, classes, ITEM, start, start + count, OF_SCALING)
+                fetch_next(x_at, classes, ITEM, start, start + count, 5, 3)
             # Of its own class's gradient all that cancels is left out.
             slope = zero
             if HAS_MIXED:
@@ -487,7 +499,11 @@ def columns_of_labels(record):
     g_at, g_step = a[GRAD], a[PITCH + GRAD] * ITEM
     h_at, h_step = a[CURVATURE], a[PITCH + CURVATURE] * ITEM
     scratch, step = a[SCRATCH], a[STEP]
-    m, others, hit = at_address(scratch, zero), at_address(scratch + step, zero), at_address(scratch + 2 * step, zero)
+    m, others, hit = (
+        at_address(scratch, zero),
+        at_address(scratch + step, zero),
+        at_address(scratch + 2 * step, zero),
+    )
     own, part = at_address(scratch + 3 * step, np.int32(0)), at_address(scratch + 4 * step, zero)
     own_weights, far = at_address(scratch + 5 * step, zero), at_address(scratch + 6 * step, zero)
     totals, masses = at_address(scratch + 7 * step, zero), at_address(scratch + 8 * step, zero)
@@ -495,7 +511,10 @@ def columns_of_labels(record):
     of_t, hess_own = at_address(scratch + 11 * step, zero), at_address(scratch + 12 * step, zero)
     if CAPS:
         for c in range(classes):
-            scores, capped = at_address(x_at + c * x_step, zero), at_address(a[CAPPED] + c * a[CAPPED_PITCH] * ITEM, zero)
+            scores, capped = (
+                at_address(x_at + c * x_step, zero),
+                at_address(a[CAPPED] + c * a[CAPPED_PITCH] * ITEM, zero),
+            )
             for i in range(rows):
                 capped[i] = cap * tanh(scores[i] / cap)
         x_at, x_step = a[CAPPED], a[CAPPED_PITCH] * ITEM
@@ -607,7 +626,9 @@ def columns_of_labels(record):
                 if CURVED:
                     u1, u2, u3 = rest, -own_mass * rest, p
                     if SMOOTHED:
-                        u2 = (spread * (weight_sum - own_weight) * e - (own_mass + spread * own_weight) * s) * inverse
+                        u2 = (
+                            spread * (weight_sum - own_weight) * e - (own_mass + spread * own_weight) * s
+                        ) * inverse
                     quadratic = d[4] * u1 * u1 + d[5] * u2 * u2 + d[6] * u3 * u3
                     quadratic += d[7] * u1 * u2 + d[8] * u1 * u3 + d[9] * u2 * u3
                     h_own += up * quadratic
@@ -687,13 +708,20 @@ def columns_of_probabilities(record):
     gq_at, gq_step = a[TARGET_GRAD], a[PITCH + TARGET_GRAD] * ITEM
     h_at, h_step = a[CURVATURE], a[PITCH + CURVATURE] * ITEM
     scratch, step = a[SCRATCH], a[STEP]
-    m, total, mass = at_address(scratch, zero), at_address(scratch + step, zero), at_address(scratch + 2 * step, zero)
+    m, total, mass = (
+        at_address(scratch, zero),
+        at_address(scratch + step, zero),
+        at_address(scratch + 2 * step, zero),
+    )
     far, part = at_address(scratch + 3 * step, zero), at_address(scratch + 4 * step, zero)
     of_p, of_both = at_address(scratch + 5 * step, zero), at_address(scratch + 6 * step, zero)
     of_t, by_target = at_address(scratch + 7 * step, zero), at_address(scratch + 8 * step, zero)
     if CAPS:
         for c in range(classes):
-            scores, capped = at_address(x_at + c * x_step, zero), at_address(a[CAPPED] + c * a[CAPPED_PITCH] * ITEM, zero)
+            scores, capped = (
+                at_address(x_at + c * x_step, zero),
+                at_address(a[CAPPED] + c * a[CAPPED_PITCH] * ITEM, zero),
+            )
             for i in range(rows):
                 capped[i] = cap * tanh(scores[i] / cap)
         x_at, x_step = a[CAPPED], a[CAPPED_PITCH] * ITEM

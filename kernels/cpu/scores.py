@@ -6,13 +6,15 @@ Scores lie as (batch, classes, inner), once the axes are in the order of memory.
 - columns (the class axis is strided): no transposing copy is made.
 - turned (inner is 1, few classes): some hundred rows are transposed in cache and done as columns.
 
-A block (`score_blocks`) does one tile of rows, which stays in cache. Arrays that are contiguous in the order of axes
-and of the arithmetic dtype are read and written where they lie; all others are gathered and scattered a tile at a
-time. Tiles depend on the shape alone and their sums are added in order: the same bits for any number of threads.
+A block (`score_blocks`) does one tile of rows, which stays in cache. Arrays that are contiguous in the order
+of axes and of the arithmetic dtype are read and written where they lie; all others are gathered and scattered
+a tile at a time. Tiles depend on the shape alone and their sums are added in order: the same bits for any
+number of threads.
 
-The driver and its task are compiled once for all losses and dtypes. Which of the blocks a call needs, and whether it
-gathers, turns on extents and strides, that only the driver sees: an address in the recipe may be 0, and then the
-driver's status says what is missing before anything is written. `run` compiles that, and calls again.
+The driver and its task are compiled once for all losses and dtypes. Which of the blocks a call needs, and
+whether it gathers, turns on extents and strides, that only the driver sees: an address in the recipe may be
+0, and then the driver's status says what is missing before anything is written. `run` compiles that, and
+calls again.
 """
 
 from collections.abc import Callable
@@ -48,6 +50,7 @@ from .native import (
     compile_entry,
     compile_function,
     data_of,
+    flags_of,
     item,
     rank_of,
     release,
@@ -69,20 +72,16 @@ from .score_blocks import (
     INPUT,
     KEEP,
     NUMBERS,
-    OPTIONS,
     PAD,
     PITCH,
-    RECORD,
     ROW_WEIGHT,
     ROWS,
     SCALE,
     SCRATCH,
     SPREAD,
-    SQUARE,
     STEP,
     TARGET,
     TARGET_GRAD,
-    TURN,
     UPSTREAM,
     VALUES,
     VECTORS,
@@ -97,32 +96,46 @@ ARRAYS, OF_SCORES = 9, 5  # of a call: `INPUT` to `VALUES`; of them the first ha
 TILE = 32768  # bytes of a tile: it stays in cache
 NARROW = 64  # rows of a tile of columns, at least: enough for whole vectors
 SHORT = 64  # classes up to which rows are turned
-CHUNK = 512  # labels that are looked at together
+CHUNK = 512  # weights of rows that are gathered together
 IN_ROWS, IN_COLUMNS, TURNED = range(3)
 
-# Of a recipe. Addresses of blocks and functions, of which those that no call has needed yet are 0, in the order of
-# the bits of a status: `MISSING` less their sum.
-ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS, TURN_TO, TURN_FROM = range(7)
+# Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
+# of those that are there, and `MISSING` less the bits of others that are needed is a status.
+ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(5)
+TURN_TO, TURN_FROM, CARRY, WEIGH, BRING, ARRANGE, ORDER, LAY = range(5, 13)
 MISSING = -16
-FUNCTIONS = 7
-# Addresses of `arrange`'s functions; whether the target holds probabilities; whether class weights are needed, ones
-# where none are given; whether there are row factors, ones likewise; whether scores are capped; what divides;
-# the ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is none.
-ORDER, LAY, PROBABILITIES, WEIGHTS, FACTORS, CAPS, DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(7, 19)
+TURNING = 1 << TURN_TO | 1 << TURN_FROM | 1 << CARRY
+ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
+# What is there; the bits of what any call of the recipe needs; whether arrays have dtypes of which they may
+# be taken as they lie; whether the target holds probabilities; whether class weights are needed, ones where
+# none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the ignored label; bytes and
+# code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is none.
+HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
+DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
 ABSENT = -1
 INT64 = INTEGERS["q"]
 BY_ONE, BY_NUMBER, BY_COUNT = range(3)  # 1; a number; what the rows count for
-# Of a launch's numbers: the divisor, the gradient's factor, label smoothing, the cap, what multiplies the squared
-# logsumexp; then the options.
-DIVISOR, FACTOR, SMOOTHING, MOST, OF_SQUARE, FIRST_OPTION = range(6)
+# Of a launch's numbers: the divisor, the gradient's factor, label smoothing; then as in a block's from `CAP`
+# on.
+DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
 
-# Of a task's context, in int64.
+# Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's numbers
+# and class weights, the labels, the tiles' sums; memory to be released; the layout's kind; classes, inner
+# positions, batch; rows of a tile, the same in scratch memory, tiles along the inner positions, tiles in all;
+# how many workers there are; the bits of what the call needs.
 RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = range(10)
-SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS = range(10, 14)
-CONTEXT = 14
+SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_LABELS, MADE_WEIGHTS = range(10, 19)
 
 run_block = caller(types.float64, 1)
 run_turn = caller(types.int64, 5)
+CARRYING = types.int64(*[types.int64] * 9)
+run_carry = caller(types.int64, 9)
+WEIGHING = types.int64(types.int64, types.int64)
+run_weigh = caller(types.int64, 2)
+BRINGING = types.int64(*[types.int64] * 7)
+run_bring = caller(types.int64, 7)
+ARRANGING = types.int64(types.int64)
+run_arrange = caller(types.int64, 1)
 
 
 @njit(**HELPER)
@@ -157,33 +170,166 @@ def rows_at(function, array, code, size, first, count, room):
     if lies_straight(array, code, size):
         return at_address(array, 0)[ADDRESS] + first * size
     a = at_address(array, 0)
-    transfer(function, (a[CODE], a[ADDRESS], array + 8 * SHAPE, array + 8 * STRIDES, a[AXES], first, room, count))
+    transfer(
+        function, (a[CODE], a[ADDRESS], array + 8 * SHAPE, array + 8 * STRIDES, a[AXES], first, room, count)
+    )
     return room
 
 
-@njit(**HELPER)
-def carry(move, turn, context, array, straight, start, rows, tile, pitch, flat, back):
-    """Copy an array's part of a tile to scratch memory, or back."""
-    c, a = at_address(context, 0), at_address(array, 0)
-    classes, size = c[CLASSES_], at_address(c[RECIPE], 0)[ITEM]
-    shape, strides = array + 8 * SHAPE, array + 8 * STRIDES
+def carry(context, k, back, straight, start, rows, tile, pitch, flat):
+    """Copy the k-th array's part of a tile to columns or rows in scratch memory, or back.
+
+    `straight` says whether the array is contiguous and of the arithmetic dtype, so that it only needs
+    turning; `flat` is memory as large as the tile.
+    """
+    c, array = at_address(context, 0), at_address(context, 0)[LAYOUTS] + 8 * LAYOUT * k
+    r, a = at_address(c[RECIPE], 0), at_address(array, 0)
+    classes, size = c[CLASSES_], r[ITEM]
+    shape, strides, code, address, axes = array + 8 * SHAPE, array + 8 * STRIDES, a[CODE], a[ADDRESS], a[AXES]
+    move = r[SCATTER] if back else r[GATHER]
     if c[KIND] == IN_COLUMNS:
-        for k in range(classes):
-            column = tile + k * pitch * size
-            first = start + k * c[INNER]
-            transfer(move, (a[CODE], a[ADDRESS], shape, strides, a[AXES], first, column, rows))
-        return
+        for j in range(classes):
+            column, first = tile + j * pitch * size, start + j * c[INNER]
+            transfer(move, (code, address, shape, strides, axes, first, column, rows))
+        return 0
     there = flat
     if c[KIND] == IN_ROWS:
         there = tile
     elif straight:
-        there = a[ADDRESS] + start * size
+        there = address + start * size
     if c[KIND] == TURNED and back:
-        run_turn(turn, (there, tile, classes, pitch, rows))
+        run_turn(r[TURN_FROM], (there, tile, classes, pitch, rows))
     if not straight:
-        transfer(move, (a[CODE], a[ADDRESS], shape, strides, a[AXES], start, there, rows * classes))
+        transfer(move, (code, address, shape, strides, axes, start, there, rows * classes))
     if c[KIND] == TURNED and not back:
-        run_turn(turn, (there, tile, classes, pitch, rows))
+        run_turn(r[TURN_TO], (there, tile, classes, pitch, rows))
+    return 0
+
+
+def weigh(context, counted):
+    """Settle the class weights, their sum, and what the rows count for, which goes where the scale will be.
+
+    `counted` is the number of rows that count. Gives a status.
+    """
+    c = at_address(context, 0)
+    r, of_block = at_address(c[RECIPE], 0), at_address(c[NUMBERS_], 0.0)
+    classes, size, own, array = c[CLASSES_], r[ITEM], r[OWN_CODE], at_address(c[OBJECTS], 0)[CLASS_WEIGHT]
+    code, weights, total = r[CODES + CLASS_WEIGHT], 0, float(classes)
+    if code != ABSENT:
+        if rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes:
+            return UNFIT
+        weights = data_of(array)
+        if code != own or (at_address(strides_of(array), 0)[0] != size and classes != 1):
+            if r[GATHER] == 0:
+                return MISSING - (1 << GATHER)
+            weights = allocate(classes * size)
+            c[MADE_WEIGHTS] = weights
+            move = code, data_of(array), shape_of(array), strides_of(array), 1, 0, weights, classes
+            transfer(r[GATHER], move)
+        total = 0.0
+        for k in range(classes):
+            total += read_number(weights, k, size)
+    elif r[WEIGHTS]:
+        weights = allocate(classes * size)
+        c[MADE_WEIGHTS] = weights
+        fill_ones(weights, classes, size)
+    c[CLASS_WEIGHTS], of_block[WEIGHT_SUM] = weights, total
+    by_class, by_row = code != ABSENT and not r[PROBABILITIES], r[CODES + ROW_WEIGHT] != ABSENT
+    if not by_class and not by_row:
+        return OK
+    divisor, labels = 0.0, at_address(c[LABELS], 0)
+    room, row_weight, rows = stack(8 * 512), c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
+    for start in range(0, rows, CHUNK):
+        n, w = min(CHUNK, rows - start), 0
+        if by_row:
+            w = rows_at(r[GATHER], row_weight, own, size, start, n, room)
+        for i in range(n):
+            counts = 1.0
+            if not r[PROBABILITIES]:
+                label = labels[start + i]
+                if label == r[IGNORED]:
+                    continue
+                if by_class:
+                    counts = read_number(weights, label, size)
+            if by_row:
+                counts = counts * read_number(w, i, size)
+            divisor += counts
+    of_block[SCALE] = divisor
+    return OK
+
+
+def bring(context, record, back, first, rows, room, line_bytes):
+    """Settle a tile's part of the arrays over rows, gathered in lines of `room`; or put back the values."""
+    c, a = at_address(context, 0), at_address(record, 0)
+    r = at_address(c[RECIPE], 0)
+    size, own = r[ITEM], r[OWN_CODE]
+    terms = c[LAYOUTS] + 8 * LAYOUT * VALUES
+    t, wanted = at_address(terms, 0), r[CODES + VALUES] != ABSENT
+    in_place = wanted and lies_straight(terms, own, size)
+    if back:
+        if wanted and not in_place:
+            shape, strides = terms + 8 * SHAPE, terms + 8 * STRIDES
+            transfer(r[SCATTER], (t[CODE], t[ADDRESS], shape, strides, t[AXES], first, a[VALUES], rows))
+        return 0
+    a[VALUES] = t[ADDRESS] + first * size if in_place else room
+    if r[FACTORS]:
+        for k in range(ROW_WEIGHT, VALUES):
+            a[k] = room + (1 + k - ROW_WEIGHT) * line_bytes
+            if r[CODES + k] == ABSENT:
+                fill_ones(a[k], rows, size)
+            else:
+                a[k] = rows_at(r[GATHER], c[LAYOUTS] + 8 * LAYOUT * k, own, size, first, rows, a[k])
+    return 0
+
+
+def arrange(context):
+    """Put the axes in the order of memory, and settle how all arrays lie in it; gives a status."""
+    c = at_address(context, 0)
+    r, objects = at_address(c[RECIPE], 0), at_address(c[OBJECTS], 0)
+    scores, size, own = objects[INPUT], r[ITEM], r[OWN_CODE]
+    rank, shape = rank_of(scores), at_address(shape_of(scores), 0)
+    axis = 1 if rank > 1 else 0
+    of_scores, order = stack(8 * 5), stack(8 * 64)
+    count = 0
+    for k in range(OF_SCORES):
+        if r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES]):
+            if rank_of(objects[k]) != rank:
+                return UNFIT
+            store(of_scores + 8 * count, objects[k])
+            count += 1
+    call_order_axes(r[ORDER], (of_scores, count, order))
+    c[BATCH] = c[INNER] = 1
+    extents = BATCH
+    for k in range(rank):
+        along = at_address(order, 0)[k]
+        if along == axis:
+            extents = INNER
+        else:
+            c[extents] *= shape[along]
+    for k in range(ARRAYS):
+        if r[CODES + k] == ABSENT or k == CLASS_WEIGHT:
+            continue
+        labels = k == TARGET and not r[PROBABILITIES]
+        array, skip = c[LAYOUTS] + 8 * LAYOUT * k, axis if labels or k > CURVATURE else -1
+        broadcast = ROW_WEIGHT <= k <= UPSTREAM
+        if call_lay(r[LAY], (objects[k], scores, order, skip, broadcast, array)) < 0:
+            return UNFIT
+        at_address(array, 0)[CODE] = r[CODES + k]
+        if labels:
+            c[LABELS] = at_address(array, 0)[ADDRESS]
+            if not lies_straight(array, INT64, 8):
+                if r[GATHER_INTEGERS] == 0:
+                    return MISSING - (1 << GATHER_INTEGERS)
+                rows = c[BATCH] * c[INNER]
+                c[LABELS] = allocate(8 * rows)
+                c[MADE_LABELS] = c[LABELS]
+                rows_at(r[GATHER_INTEGERS], array, INT64, 8, 0, rows, c[LABELS])
+        elif not lies_straight(array, own, size):
+            output = GRAD <= k <= CURVATURE or k == VALUES
+            c[NEEDED] |= 1 << SCATTER if output else 1 << GATHER
+            c[NEEDED] |= 1 << BRING if k == VALUES else 0
+            c[NEEDED] |= 1 << CARRY if k < OF_SCORES else 0
+    return OK
 
 
 def worker_tiles(context, worker):
@@ -192,35 +338,35 @@ def worker_tiles(context, worker):
     r = at_address(c[RECIPE], 0)
     classes, inner, height, pitch, size = c[CLASSES_], c[INNER], c[HEIGHT], c[PITCH_], r[ITEM]
     turned, in_columns, own = c[KIND] == TURNED, c[KIND] == IN_COLUMNS, r[OWN_CODE]
+    brings = c[NEEDED] >> BRING & 1
     tile_bytes = (classes * max(height, pitch) * size + 127) // 64 * 64
     line_bytes = (max(height, PAD) * 8 + 127) // 64 * 64
-    lines = VECTORS + 4 if c[KIND] != IN_ROWS else 5
-    memory = allocate(7 * 64 + 7 * tile_bytes + lines * line_bytes)
-    free = (memory + 63) // 64 * 64
-    record = stack(8 * 22)
-    a = at_address(record, 0)
-    straights, tiles_at = stack(8 * 5), stack(8 * 5)
-    straight, tile_at = at_address(straights, 0), at_address(tiles_at, 0)
+    lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
+    record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
+    a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
+    # Per array: its offset in scratch memory; 0 where it lies in place, -1 where it goes where the gradient goes.
+    free = 64
     for k in range(OF_SCORES):
         there = r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES])
-        lies = there and lies_straight(c[LAYOUTS] + 8 * LAYOUT * k, own, size)
-        straight[k] = lies
-        tile_at[k] = 0  # where it lies
-        if (there or k == GRAD) and (turned or not lies):
-            if k != INPUT:  # scores go where the gradient goes
-                tile_at[k] = free
-                free += tile_bytes
-            else:
+        straight[k] = there and lies_straight(c[LAYOUTS] + 8 * LAYOUT * k, own, size)
+        a[k], a[PITCH + k], tile_at[k] = 0, inner, 0
+        if (there or k == GRAD) and (turned or not straight[k]):
+            if k == INPUT:
                 tile_at[k] = -1
-        a[k], a[PITCH + k] = 0, inner
-        if tile_at[k] > 0:
-            a[PITCH + k] = pitch
+            else:
+                tile_at[k], a[PITCH + k] = free, pitch
+                free += tile_bytes
     flat = free
-    free += tile_bytes
-    a[CAPPED], a[CAPPED_PITCH] = free, pitch
-    free += tile_bytes
-    room = free
-    a[SCRATCH], a[STEP] = room + 4 * line_bytes, line_bytes
+    if turned and c[NEEDED] & (1 << GATHER | 1 << SCATTER):
+        free += tile_bytes
+    capped = free
+    if r[CAPS]:
+        free += tile_bytes
+    memory = allocate(free + lines * line_bytes)
+    base = memory // 64 * 64  # the first offset is 64
+    flat, room = base + flat, base + free
+    a[CAPPED], a[CAPPED_PITCH] = base + capped, pitch
+    a[SCRATCH], a[STEP] = room + 3 * line_bytes, line_bytes
     a[CLASSES], a[IGNORE], a[NUMBERS], a[CLASS_WEIGHT] = classes, r[IGNORED], c[NUMBERS_], c[CLASS_WEIGHTS]
     for tile in range(worker * c[TILES] // c[SHARES], (worker + 1) * c[TILES] // c[SHARES]):
         if in_columns:
@@ -235,41 +381,28 @@ def worker_tiles(context, worker):
         for k in range(OF_SCORES):
             array = c[LAYOUTS] + 8 * LAYOUT * k
             if tile_at[k] > 0:
-                a[k] = tile_at[k]
+                a[k] = base + tile_at[k]
             elif tile_at[k] == 0 and straight[k]:
                 a[k] = at_address(array, 0)[ADDRESS] + start * size
         if tile_at[INPUT]:
             a[INPUT], a[PITCH + INPUT] = a[GRAD], a[PITCH + GRAD]
         for k in range(2):
             if tile_at[k]:
-                array = c[LAYOUTS] + 8 * LAYOUT * k
-                carry(r[GATHER], r[TURN_TO], context, array, straight[k], start, rows, a[k], a[PITCH + k], flat, False)
+                run_carry(r[CARRY], (context, k, 0, straight[k], start, rows, a[k], a[PITCH + k], flat))
         if not r[PROBABILITIES]:
-            labels = c[LAYOUTS] + 8 * LAYOUT * TARGET
-            a[TARGET] = rows_at(r[GATHER_INTEGERS], labels, INT64, 8, first, rows, room)
-        if r[FACTORS]:
-            for k in range(ROW_WEIGHT, VALUES):
-                line = room + (1 + k - ROW_WEIGHT) * line_bytes
-                if r[CODES + k] == ABSENT:
-                    fill_ones(line, rows, size)
-                    a[k] = line
-                else:
-                    a[k] = rows_at(r[GATHER], c[LAYOUTS] + 8 * LAYOUT * k, own, size, first, rows, line)
-        terms = c[LAYOUTS] + 8 * LAYOUT * VALUES
-        in_terms = r[CODES + VALUES] != ABSENT and lies_straight(terms, own, size)
-        a[VALUES] = room + 3 * line_bytes
-        if in_terms:
-            a[VALUES] = at_address(terms, 0)[ADDRESS] + first * size
+            a[TARGET] = c[LABELS] + first * 8
+        a[VALUES] = room
+        if brings:
+            run_bring(r[BRING], (context, record, 0, first, rows, room, line_bytes))
+        elif r[CODES + VALUES] != ABSENT:
+            a[VALUES] = at_address(c[LAYOUTS] + 8 * LAYOUT * VALUES, 0)[ADDRESS] + first * size
         block = r[ROW_BLOCK] if c[KIND] == IN_ROWS else r[COLUMN_BLOCK]
         store(c[SUMS] + 8 * tile, run_block(block, (record,)))
         for k in range(GRAD, OF_SCORES):
             if tile_at[k] and r[CODES + k] != ABSENT:
-                array = c[LAYOUTS] + 8 * LAYOUT * k
-                carry(r[SCATTER], r[TURN_FROM], context, array, straight[k], start, rows, a[k], a[PITCH + k], flat, True)
-        if r[CODES + VALUES] != ABSENT and not in_terms:
-            t = at_address(terms, 0)
-            shape, strides = terms + 8 * SHAPE, terms + 8 * STRIDES
-            transfer(r[SCATTER], (t[CODE], t[ADDRESS], shape, strides, t[AXES], first, a[VALUES], rows))
+                run_carry(r[CARRY], (context, k, 1, straight[k], start, rows, a[k], a[PITCH + k], flat))
+        if brings:
+            run_bring(r[BRING], (context, record, 1, first, rows, room, line_bytes))
     release(memory)
     return 0
 
@@ -291,8 +424,8 @@ def drive(recipe, numbers, arrays, task, fork):
     Returns
     -------
     value, status : float, int
-        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `MISSING`), or the first row, in the
-        order of memory, whose label is none. But for `OK`, nothing was written.
+        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `MISSING`), or the first row, in
+        the order of memory, whose label is none. But for `OK`, nothing was written.
     """
     r, given = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
     scores = item(arrays, INPUT)
@@ -300,178 +433,109 @@ def drive(recipe, numbers, arrays, task, fork):
     if rank == 0:
         return 0.0, UNFIT
     axis = 1 if rank > 1 else 0
-    classes, size, own = shape[axis], r[ITEM], r[OWN_CODE]
-    # How the arrays lie.
-    objects, order, layouts = stack(8 * 5), stack(8 * 64), stack(8 * 9 * 131)
-    count = 0
-    for k in range(OF_SCORES):
-        if r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES]):
-            if rank_of(item(arrays, k)) != rank:
-                return 0.0, UNFIT
-            store(objects + 8 * count, item(arrays, k))
-            count += 1
-    call_order_axes(r[ORDER], (objects, count, order))
-    batch = inner = 1
-    before = True
-    for k in range(rank):
-        along = at_address(order, 0)[k]
-        if along == axis:
-            before = False
-        elif before:
-            batch *= shape[along]
-        else:
-            inner *= shape[along]
-    rows = batch * inner
-    kind, most = IN_COLUMNS, TILE // size // max(classes, 1)
-    if inner == 1:
-        kind = IN_ROWS if classes > SHORT else TURNED
-    gathers = scatters = integers = False
+    classes, size = shape[axis], r[ITEM]
+    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 19), stack(8 * 64)
+    c, of_block = at_address(context, 0), at_address(filled, 0.0)
+    c[RECIPE], c[LAYOUTS], c[CLASSES_], c[NUMBERS_], c[OBJECTS] = (
+        data_of(recipe),
+        layouts,
+        classes,
+        filled,
+        objects,
+    )
+    c[NEEDED], c[MADE_LABELS], c[MADE_WEIGHTS], c[CLASS_WEIGHTS], c[SHARES] = r[NEEDS], 0, 0, 0, 1
+    # Arrays in C order lie as they are, where their dtypes allow it; others are for `arrange`.
+    plain = r[PLAIN]
     for k in range(ARRAYS):
-        if r[CODES + k] == ABSENT or k == CLASS_WEIGHT:
+        if r[CODES + k] == ABSENT:
             continue
-        of_rows = k > CURVATURE or (k == TARGET and not r[PROBABILITIES])
-        array, broadcast = layouts + 8 * LAYOUT * k, k == ROW_WEIGHT or k == UPSTREAM
-        if call_lay(r[LAY], (item(arrays, k), scores, order, axis if of_rows else -1, broadcast, array)) < 0:
+        array = item(arrays, k)
+        store(objects + 8 * k, array)
+        plain = plain & flags_of(array)
+        if not plain or k == CLASS_WEIGHT:
+            continue
+        labels = k == TARGET and not r[PROBABILITIES]
+        lost = labels or k > CURVATURE  # the class axis
+        own_shape = at_address(shape_of(array), 0)
+        if rank_of(array) != rank - lost:
             return 0.0, UNFIT
-        at_address(array, 0)[CODE] = r[CODES + k]
-        if k == TARGET and of_rows:
-            integers = not lies_straight(array, INT64, 8)
-        elif not lies_straight(array, own, size):
-            output = k == GRAD or k == TARGET_GRAD or k == CURVATURE or k == VALUES
-            gathers, scatters = gathers or not output, scatters or output
-    weight = item(arrays, CLASS_WEIGHT)
-    weight_is_there = r[CODES + CLASS_WEIGHT] != ABSENT
-    copies_weight = False
-    if weight_is_there:
-        if rank_of(weight) != 1 or at_address(shape_of(weight), 0)[0] != classes:
-            return 0.0, UNFIT
-        stride = at_address(strides_of(weight), 0)[0]
-        copies_weight = r[CODES + CLASS_WEIGHT] != own or (stride != size and classes != 1)
-        gathers = gathers or copies_weight
-    # What the rows count for, and whether all labels are classes.
+        for j in range(rank - lost):
+            if own_shape[j] != shape[j + (lost and j >= axis)]:
+                return 0.0, UNFIT
+        a = at_address(layouts + 8 * LAYOUT * k, 0)
+        a[ADDRESS], a[CODE], a[AXES], a[STRIDES] = data_of(array), r[CODES + k], 1, size
+        if labels:
+            c[LABELS] = a[ADDRESS]
+    if plain:
+        c[BATCH] = c[INNER] = 1
+        if axis:
+            c[BATCH] = shape[0]
+        for k in range(2, rank):
+            c[INNER] *= shape[k]
+    else:
+        status = MISSING - ARRANGEMENT
+        if r[ARRANGE]:
+            status = run_arrange(r[ARRANGE], (context,))
+        if status != OK:
+            return 0.0, status
+    batch, inner = c[BATCH], c[INNER]
+    rows, across = batch * inner, batch if inner == 1 else inner
     if rows == 0:
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
-    missing = 0
-    if kind == IN_ROWS:
-        missing += (r[ROW_BLOCK] == 0) << ROW_BLOCK
-    else:
-        missing += (r[COLUMN_BLOCK] == 0) << COLUMN_BLOCK
-    missing += (gathers and r[GATHER] == 0) << GATHER
-    missing += (scatters and r[SCATTER] == 0) << SCATTER
-    missing += (integers and r[GATHER_INTEGERS] == 0) << GATHER_INTEGERS
-    missing += (kind == TURNED and r[TURN_TO] == 0) << TURN_TO
-    missing += (kind == TURNED and r[TURN_FROM] == 0) << TURN_FROM
-    if missing:
-        return 0.0, MISSING - missing
-    made = 0
-    weights = 0
-    if r[WEIGHTS]:
-        if weight_is_there and not copies_weight:
-            weights = data_of(weight)
-        else:
-            made = allocate(classes * size)
-            weights = made
-            if weight_is_there:
-                move = r[CODES + CLASS_WEIGHT], data_of(weight), shape_of(weight), strides_of(weight), 1, 0, made, classes
-                transfer(r[GATHER], move)
-            else:
-                fill_ones(made, classes, size)
-    room = stack(8 * 512)
-    room_of_weights = stack(8 * 512)
-    target, row_weight = layouts + 8 * LAYOUT * TARGET, layouts + 8 * LAYOUT * ROW_WEIGHT
-    weighs_rows = r[CODES + ROW_WEIGHT] != ABSENT
-    divisor = 0.0
-    if not r[PROBABILITIES]:
-        ignore, counted, wrong = r[IGNORED], 0, 0
-        for start in range(0, rows, CHUNK):
-            n = min(CHUNK, rows - start)
-            labels = at_address(rows_at(r[GATHER_INTEGERS], target, INT64, 8, start, n, room), 0)
-            for i in range(n):
+    # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
+    height = max(1, min(TILE // size // classes, across))
+    c[KIND], c[PITCH_] = IN_ROWS, 1
+    if inner > 1 or classes <= SHORT:
+        height = max(NARROW, height // 16 * 16)
+        c[KIND], c[PITCH_] = TURNED if inner == 1 else IN_COLUMNS, (height // 16 | 1) * 16
+        c[NEEDED] |= TURNING if inner == 1 else 0
+    across = (across + height - 1) // height
+    tiles = across if inner == 1 else batch * across
+    c[HEIGHT], c[ACROSS], c[TILES] = height, across, tiles
+    c[NEEDED] |= 1 << ROW_BLOCK if c[KIND] == IN_ROWS else 1 << COLUMN_BLOCK
+    # Whether all labels are classes, and how many rows count.
+    status, counted = MISSING - (c[NEEDED] & ~r[HAVE]), rows
+    if status == MISSING:
+        status = OK
+        if not r[PROBABILITIES]:
+            labels, ignore, counted, wrong = at_address(c[LABELS], 0), r[IGNORED], 0, 0
+            for i in range(rows):
                 counts = labels[i] != ignore
                 counted += counts
                 wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
-            if wrong:
-                for i in range(n):
-                    if labels[i] != ignore and (labels[i] < 0 or labels[i] >= classes):
-                        if made:
-                            release(made)
-                        return 0.0, start + i
-        divisor = float(counted)
-    else:
-        divisor = float(rows)
-    by_class = weight_is_there and not r[PROBABILITIES]
-    if r[DIVIDE] == BY_COUNT and (by_class or weighs_rows):
-        divisor = 0.0
-        for start in range(0, rows, CHUNK):
-            n = min(CHUNK, rows - start)
-            w, y = 0, 0
-            if weighs_rows:
-                w = rows_at(r[GATHER], row_weight, own, size, start, n, room_of_weights)
-            if not r[PROBABILITIES]:
-                y = rows_at(r[GATHER_INTEGERS], target, INT64, 8, start, n, room)
-            for i in range(n):
-                counts = 1.0
-                if not r[PROBABILITIES]:
-                    label = at_address(y, 0)[i]
-                    if label == r[IGNORED]:
-                        continue
-                    if by_class:
-                        counts = read_number(weights, label, size)
-                if weighs_rows:
-                    counts = counts * read_number(w, i, size)
-                divisor += counts
-    if r[DIVIDE] == BY_ONE:
-        divisor = 1.0
-    elif r[DIVIDE] == BY_NUMBER:
-        divisor = given[DIVISOR]
-    filled = stack(8 * 64)
-    of_block = at_address(filled, 0.0)
-    of_block[SCALE] = given[FACTOR] / divisor
-    of_block[KEEP], of_block[SPREAD] = 1 - given[SMOOTHING], given[SMOOTHING] / classes
-    of_block[CAP], of_block[SQUARE], of_block[WEIGHT_SUM] = given[MOST], given[OF_SQUARE], float(classes)
-    if weight_is_there:
-        weight_sum = 0.0
-        for k in range(classes):
-            weight_sum += read_number(weights, k, size)
-        of_block[WEIGHT_SUM] = weight_sum
-    for k in range(at_address(shape_of(numbers), 0)[0] - FIRST_OPTION):
-        of_block[OPTIONS + k] = given[FIRST_OPTION + k]
-    # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
-    across = 1
-    if kind == IN_ROWS:
-        height = max(1, min(batch, most))
-        pitch = 1
-        tiles = (batch + height - 1) // height
-    else:
-        height = max(NARROW, min(most, batch if inner == 1 else inner) // 16 * 16)
-        pitch = (height // 16 | 1) * 16
-        if kind == TURNED:
-            tiles = (batch + height - 1) // height
+            while wrong:
+                status += 1
+                label = labels[status]
+                if label != ignore and np.uint64(label) >= np.uint64(classes):
+                    wrong = 0
+        of_block[SCALE], of_block[WEIGHT_SUM] = float(counted), float(classes)
+        if status == OK and c[NEEDED] >> WEIGH & 1:
+            status = run_weigh(r[WEIGH], (context, counted))
+    total = divisor = 1.0
+    if status == OK:
+        if r[DIVIDE] == BY_COUNT:
+            divisor = of_block[SCALE]
+        elif r[DIVIDE] == BY_NUMBER:
+            divisor = given[DIVISOR]
+        of_block[SCALE] = given[FACTOR] / divisor
+        of_block[KEEP], of_block[SPREAD] = 1 - given[SMOOTHING], given[SMOOTHING] / classes
+        for k in range(at_address(shape_of(numbers), 0)[0] - MOST):  # the cap and all that follows
+            of_block[CAP + k] = given[MOST + k]
+        c[SUMS] = allocate(8 * tiles)
+        sums = at_address(c[SUMS], 0.0)
+        if fork and tiles > 1:
+            c[SHARES] = min(tiles, r[WORKERS])
+            run_fork(fork, (task, context, c[SHARES]))
         else:
-            across = (inner + height - 1) // height
-            tiles = batch * across
-    context = stack(8 * 14)
-    c = at_address(context, 0)
-    c[RECIPE], c[LAYOUTS], c[KIND], c[CLASSES_], c[INNER] = data_of(recipe), layouts, kind, classes, inner
-    c[BATCH], c[HEIGHT], c[PITCH_], c[ACROSS], c[TILES] = batch, height, pitch, across, tiles
-    c[NUMBERS_], c[CLASS_WEIGHTS], c[SHARES] = filled, weights, 1
-    few = stack(8 * 16)
-    sums = few if tiles <= 16 else allocate(8 * tiles)
-    c[SUMS] = sums
-    if fork and tiles > 1:
-        c[SHARES] = min(tiles, r[WORKERS])
-        run_fork(fork, (task, context, c[SHARES]))
-    else:
-        run_task(task, (context, 0))
-    total = 0.0
-    for k in range(tiles):
-        total += at_address(sums, 0.0)[k]
-    if sums != few:
-        release(sums)
-    if made:
-        release(made)
-    return total / divisor, OK
+            run_task(task, (context, 0))
+        total = 0.0
+        for k in range(tiles):
+            total += sums[k]
+        release(c[SUMS])
+    release(c[MADE_LABELS])
+    release(c[MADE_WEIGHTS])
+    return total / divisor, status
 
 
 @cache
@@ -518,6 +582,12 @@ def makers(problem: Scores, outputs: dict[str, Any]) -> list[tuple[tuple[Any, ..
         (("gather integers",), integer_gatherer),
         (("turn", dtype), lambda: compile_turn(False, dtype)),
         (("turn back", dtype), lambda: compile_turn(True, dtype)),
+        (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
+        (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
+        (("bring",), lambda: compile_function(bring, {}, "scores", "scores", BRINGING)),
+        (("arrange",), lambda: compile_function(arrange, {}, "scores", "scores", ARRANGING)),
+        (("order",), order_axes_address),
+        (("lay",), lay_address),
     ]
 
 
@@ -534,8 +604,8 @@ def launch(problem: Scores, outputs: dict[str, Any], new: tuple[str, ...] = ()) 
     problem : Scores
         Its float arrays have dtypes that the arithmetic holds; weights of others are converted here.
     outputs : dict
-        Arrays to be written: gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in
-        place of the target's gradient, ``"distances"``: see `weight_gradient`.
+        Arrays to be written: gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows'
+        ``"terms"``; or, in place of the target's gradient, ``"distances"``: see `weight_gradient`.
     new : tuple of names
         The outputs that were made for this call.
     """
@@ -546,7 +616,13 @@ def launch(problem: Scores, outputs: dict[str, Any], new: tuple[str, ...] = ()) 
             return array
         return array.astype(own)
 
-    slots = {"input": GRAD, "target": TARGET_GRAD, "distances": TARGET_GRAD, "curvature": CURVATURE, "terms": VALUES}
+    slots = {
+        "input": GRAD,
+        "target": TARGET_GRAD,
+        "distances": TARGET_GRAD,
+        "curvature": CURVATURE,
+        "terms": VALUES,
+    }
     arrays: list[Any] = [None] * ARRAYS
     arrays[INPUT], arrays[TARGET] = p.input, p.target
     arrays[CLASS_WEIGHT], arrays[ROW_WEIGHT] = as_floats(p.class_weight), as_floats(p.sample_weight)
@@ -558,15 +634,29 @@ def launch(problem: Scores, outputs: dict[str, Any], new: tuple[str, ...] = ()) 
         codes[TARGET] = INTEGERS[p.target.dtype.char.replace("l", "q").replace("L", "Q")]
     request = request_of(p, outputs)
     divide = BY_COUNT if p.divisor is None else BY_ONE if p.divisor == 1 else BY_NUMBER
-    recipe = [_compiled.get(name, 0) for name, _ in makers(p, outputs)]
-    recipe += [order_axes_address(), lay_address(), p.probabilities, request.weighted or p.probabilities]
-    recipe += [request.row_factors, request.softcap, divide, p.ignore_index, own.itemsize]
-    recipe += [FLOAT_CODES[own.name], 4 * numba.config.NUMBA_NUM_THREADS, *codes]
+    addresses = [_compiled.get(name, 0) for name, _ in makers(p, outputs)]
+    weighs = request.weighted or p.probabilities or p.class_weight is not None or p.sample_weight is not None
+    plain = not request.row_factors and all(
+        code in (ABSENT, INT64 if k == TARGET and not p.probabilities else FLOAT_CODES[own.name])
+        for k, code in enumerate(codes)
+        if k != CLASS_WEIGHT
+    )
+    recipe = [*addresses, sum(1 << k for k, address in enumerate(addresses) if address)]
+    recipe += [weighs << WEIGH | request.row_factors << BRING, plain, p.probabilities]
+    recipe += [request.weighted or p.probabilities, request.row_factors, request.softcap, divide]
+    recipe += [
+        p.ignore_index,
+        own.itemsize,
+        FLOAT_CODES[own.name],
+        4 * numba.config.NUMBA_NUM_THREADS,
+        *codes,
+    ]
     numbers = [1.0 if p.divisor is None else p.divisor, p.factor, p.label_smoothing]
     numbers += [1.0 if p.softcap is None else p.softcap, p.lse_square_scale, *p.options]
     entry, task = driver()
     made = tuple(
-        New(slots[n], TARGET if n in ("target", "distances") else INPUT, rows_of if n == "terms" else None) for n in new
+        New(slots[n], TARGET if n in ("target", "distances") else INPUT, rows_of if n == "terms" else None)
+        for n in new
     )
     return Launch(
         entry, np.array(recipe, np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, made
@@ -579,6 +669,7 @@ def complete(packed: Launch, problem: Scores, outputs: dict[str, Any], status: i
     for slot, (name, make) in enumerate(makers(problem, outputs)):
         if missing >> slot & 1:
             packed.recipe[slot] = _compiled[name] = make()
+            packed.recipe[HAVE] |= 1 << slot
 
 
 def run(problem: Scores, outputs: dict[str, Any], new: tuple[str, ...] = ()) -> tuple[float, int, Launch]:
@@ -601,7 +692,8 @@ def wrong_label(problem: Scores) -> tuple[int, ...]:
 def weight_gradient(problem: Scores) -> np.ndarray:
     """The gradient by the class weights, of a call with probabilities: sum over rows of B q'_c (lse - x_c).
 
-    B is the slope by the cross entropy, with all that multiplies a row's gradient; q' the smoothed probability.
+    B is the slope by the cross entropy, with all that multiplies a row's gradient; q' the smoothed
+    probability.
     """
     p = problem
     distances = np.empty(p.input.shape, p.arithmetic)
