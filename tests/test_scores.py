@@ -45,7 +45,10 @@ def everything(log_prob, rest, class_weight, cross_entropy, logsumexp, squared, 
 DEFINITIONS = {
     "cross_entropy": (ScoreFunctions("ce", cross_entropy, ("cross_entropy",)), ()),
     "focal": (ScoreFunctions("focal", focal, ("log_prob", "rest", "class_weight"), (None,)), (2.0,)),
-    "focal_of_entropy": (ScoreFunctions("of_ce", focal_of_entropy, ("rest", "cross_entropy"), (None,)), (1.5,)),
+    "focal_of_entropy": (
+        ScoreFunctions("of_entropy", focal_of_entropy, ("rest", "cross_entropy"), (None,)),
+        (1.5,),
+    ),
     "z_loss": (ScoreFunctions("z", z_loss, ("cross_entropy", "logsumexp"), (None,)), (0.01,)),
     "poly_1": (ScoreFunctions("poly", poly_1, ("cross_entropy", "rest"), (None,)), (0.7,)),
     "generalised": (ScoreFunctions("gce", generalised, ("log_prob",), (None,)), (0.7,)),

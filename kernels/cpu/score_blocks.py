@@ -95,6 +95,18 @@ def plus(typingctx, a, b):
 
 
 @intrinsic
+def muladd(typingctx, a, b, c):
+    """a * b + c, rounded once where the processor can: which product is not rounded is not left to LLVM."""
+
+    def codegen(context, builder, sig, args):
+        kind = args[0].type
+        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+        return builder.call(function, args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
 def ordered(typingctx, i):
     """Bits of a float as an integer of the same order, and back: negative floats' bits run backwards."""
 
@@ -198,7 +210,7 @@ def rows_of_labels(record):
         own_mass = mass = own_weight
         if SMOOTHED:
             own_mass = keep * own_weight
-            mass = own_mass + spread * weight_sum
+            mass = muladd(spread, weight_sum, own_mass)
         if MULTIPLE:
             live = live & ((own_mass != zero) | (mass != zero))
         if not live:  # the row is not even read
@@ -274,7 +286,7 @@ def rows_of_labels(record):
         inverse = one / total
         entropy = mass * log_total
         if SMOOTHED:
-            entropy = mass * log_total + spread * far
+            entropy = muladd(mass, log_total, spread * far)
         entropy += select(own_mass == zero, zero, own_mass * (m - hit))
         p, rest = own * inverse, others * inverse
         d = loss(-((m - hit) + log_total), rest, p, own_weight, entropy, m + log_total, square, o)
@@ -331,7 +343,7 @@ def rows_of_labels(record):
                     asked = up * d[2] * spread  # by label smoothing, of each class
                     ws = at_address(a[CLASS_WEIGHT] + start * ITEM, zero)
                     for i in range(count):
-                        run[i] = r * run[i] - asked * ws[i]
+                        run[i] = muladd(r, run[i], -(asked * ws[i]))
                 else:
                     for i in range(count):
                         run[i] = r * run[i]
@@ -582,8 +594,8 @@ def columns_of_labels(record):
         own_mass = mass = own_weight
         if SMOOTHED:
             own_mass = keep * own_weight
-            mass = own_mass + spread * weight_sum
-            entropy = mass * log_total + spread * far[i]
+            mass = muladd(spread, weight_sum, own_mass)
+            entropy = muladd(mass, log_total, spread * far[i])
         else:
             entropy = mass * log_total
         entropy += select(own_mass == zero, zero, own_mass * distance)

@@ -108,8 +108,9 @@ TURNING = 1 << TURN_TO | 1 << TURN_FROM | 1 << CARRY
 ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
 # What is there; the bits of what any call of the recipe needs; whether arrays have dtypes of which they may
 # be taken as they lie; whether the target holds probabilities; whether class weights are needed, ones where
-# none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the ignored label; bytes and
-# code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is none.
+# none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the
+# ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is
+# none.
 HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
 DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
 ABSENT = -1
@@ -344,7 +345,8 @@ def worker_tiles(context, worker):
     lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
     record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
     a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
-    # Per array: its offset in scratch memory; 0 where it lies in place, -1 where it goes where the gradient goes.
+    # Per array: its offset in scratch memory; 0 where it is used in its place, -1 where it goes into the
+    # gradient's.
     free = 64
     for k in range(OF_SCORES):
         there = r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES])
