@@ -126,8 +126,8 @@ def install(target: Any) -> SimpleNamespace:
 
     Returns
     -------
-    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``options``, ``parts`` (what kernels call) and
-    ``jit`` (compiles a definition's function for this target).
+    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (what kernels
+    call) and ``jit`` (compiles a definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -473,6 +473,29 @@ def install(target: Any) -> SimpleNamespace:
 
         return seeded
 
+    def place(slots):
+        """An intrinsic: numbers of a tuple as a definition's arguments.
+
+        Each of `slots` has the index of one number, for a Const, or those of a Jet's value, slope and second
+        derivative.
+        """
+
+        @intrinsic
+        def placed(typingctx, numbers):
+            kinds = [(Jet if len(slot) == 3 else Const)(numbers.dtype) for slot in slots]
+
+            def codegen(context, builder, sig, args):
+                values = cgutils.unpack_tuple(builder, args[0])
+                made = [
+                    build(context, builder, kind, *(values[k] for k in slot))
+                    for kind, slot in zip(sig.return_type, slots, strict=True)
+                ]
+                return context.make_tuple(builder, sig.return_type, made)
+
+            return types.Tuple(kinds)(numbers), codegen
+
+        return placed
+
     def options(values, start=0):
         """An intrinsic: a pointer to float64 as a definition's options.
 
@@ -518,4 +541,6 @@ def install(target: Any) -> SimpleNamespace:
 
         return types.UniTuple(like, 3)(y, like), codegen
 
-    return SimpleNamespace(Jet=Jet, Const=Const, seed=seed, options=options, parts=parts, jit=jit)
+    return SimpleNamespace(
+        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit
+    )

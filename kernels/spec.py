@@ -112,6 +112,40 @@ class Request(NamedTuple):
     curvature: bool = False  # the second derivative by the one operand in `wrt` is the last output
 
 
+# ---- functions of one row of class scores -------------------------------------------------------------
+
+# What a definition may ask for by name: see `kernels.lift`.
+STATISTICS = ("log_prob", "rest", "class_weight", "cross_entropy", "logsumexp")
+
+
+class ScoreFunctions(NamedTuple):
+    """A loss of one row of class scores, as a function of the row's statistics.
+
+    `value` takes the statistics that it asks for (`STATISTICS`), then the options. An entry of
+    `options` is None for a number given at run time, else the bool it is compiled with.
+    """
+
+    name: str
+    value: Callable[..., Any]
+    statistics: tuple[str, ...]
+    options: tuple[bool | None, ...] = ()
+
+
+class ScoreRequest(NamedTuple):
+    """What one kernel of class scores computes: the rest of a call is bound away."""
+
+    probabilities: bool = False  # the target holds probabilities of the classes, not labels
+    weighted: bool = False  # labels: classes have weights
+    smoothed: bool = False  # labels: label smoothing, and class weights
+    row_factors: bool = False  # an array multiplies the rows' values, another one their gradients
+    grad: bool = False  # the gradient by the scores
+    target_grad: bool = False  # that by the probabilities
+    by_weight: bool = False  # `target_grad` is for the class weights: without them and without smoothing
+    curvature: bool = False  # the diagonal of the Hessian
+    softcap: bool = False  # scores are capped first
+    lse_square: bool = False  # the squared logsumexp is added to the value
+
+
 # ---- distances ----------------------------------------------------------------------------------------
 
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
@@ -176,15 +210,19 @@ class Elements(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Cross entropy of the softmax of each row of class scores, (C), (N, C) or (N, C, d1, ...)."""
+    """A loss of the softmax of each row of class scores, (C), (N, C) or (N, C, d1, ...)."""
 
     name: str
+    functions: ScoreFunctions
+    numbers: tuple[float, ...]  # the options that are given at run time
     input: Any
     target: Any  # class indices, or probabilities of the input's shape
     has_probabilities: bool
     weight: Any  # of the classes, or None
     ignore_index: int
     label_smoothing: float
+    softcap: float | None  # scores are first `softcap * tanh(score / softcap)`
+    lse_square_scale: float  # multiplies the squared logsumexp that is added to a row's value
     weighting: Weighting
     dtype: Any
     arithmetic: Any
@@ -263,9 +301,10 @@ class Chunking(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """Cross entropy of the scores that a linear layer gives, which are never in memory as a whole."""
+    """A loss of the scores that a linear layer gives, which are never in memory as a whole."""
 
     name: str
+    functions: ScoreFunctions
     input: Any  # (F) or (N, F)
     linear_weight: Any  # (C, F) or (C, d1, ..., F)
     linear_bias: Any  # (C) or (C, d1, ...), or None
@@ -274,6 +313,8 @@ class Linear(NamedTuple):
     weight: Any  # of the classes, or None
     ignore_index: int
     label_smoothing: float
+    softcap: float | None
+    lse_square_scale: float
     chunking: Chunking
     weighting: Weighting
     shape: tuple[int, ...]  # of the terms

@@ -10,6 +10,7 @@ import importlib
 
 from . import arguments
 from .families.elementwise import ElementwiseLoss
+from .families.scores import ScoreLoss
 from .kernels import math
 from .kernels.devices import free_memory, synchronize
 from .loss import Loss, LossFunction, registry
@@ -22,7 +23,7 @@ from .losses import (
     regression,
     sequence,
 )  # the definitions fill the registry
-from .losses.custom import elementwise_loss
+from .losses.custom import elementwise_loss, score_loss
 from .losses.linear import LinearCrossEntropyOptions
 
 __version__ = "0.1.0"
@@ -36,11 +37,13 @@ __all__ = [
     "LinearCrossEntropyOptions",
     "Loss",
     "LossFunction",
+    "ScoreLoss",
     "arguments",
     "elementwise_loss",
     "free_memory",
     "math",
     "registry",
+    "score_loss",
     "synchronize",
     "testing",
 ]

@@ -193,6 +193,16 @@ def reduction(*more: str) -> Any:
     return choice("mean", (*REDUCTIONS, *more), annotation="str")
 
 
+def softcap() -> Any:
+    """None, or a number above zero that scores stay below."""
+    above = positive(30.0)
+
+    def check(loss: str, name: str, value: Any) -> float | None:
+        return None if value is None else above.check(loss, name, value)
+
+    return Option(None, check, (None, 2.0, 30.0), above.bad, annotation="float | None")
+
+
 def weights(*, call_only: bool = False) -> Any:
     """An optional array that multiplies terms or classes."""
     return Option(

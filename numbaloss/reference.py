@@ -239,36 +239,66 @@ def read_labels(target, ignore_index, classes):
     return counted, label
 
 
-@np.errstate(all="ignore")
-def cross_entropy(
-    input,
-    target,
-    weight=None,
-    ignore_index=-100,
-    reduction="mean",
-    label_smoothing=0.0,
-    *,
-    sample_weight=None,
-    normalizer=None,
-):
-    """``-sum_c w_c q_c log softmax(input)_c``, q the target distribution smoothed towards 1 / C.
+def score_loss(value):
+    """Make a loss of rows of class scores of ``value``, a function of a row's statistics and options, by name.
 
-    A target of the input's shape is q itself, and each row counts 1; else it is class indices, and a row
-    counts w of its class. Ignored rows are not read, and 0 times an infinity is 0 (PyTorch: NaN).
+    The statistics are ``log_prob`` and ``rest`` (1 - probability) of the target class, ``class_weight``, its weight,
+    ``logsumexp``, and ``cross_entropy``: ``-sum_c w_c q_c log softmax(input)_c``, q the target distribution smoothed
+    towards 1 / C. A target of the input's shape is q itself, and each row counts 1; else it is class indices,
+    and a row counts w of its class. Ignored rows are not read, and 0 times an infinity is 0 (PyTorch: NaN).
     """
-    scores = classes_last(as_float(input))
-    classes = scores.shape[-1]
-    w = class_weights(weight, classes)
-    if np.shape(target) == np.shape(input):
-        q = classes_last(as_float(target))
-        counted, counts = True, 1.0
-    else:
-        counted, label = read_labels(target, ignore_index, classes)
-        q = np.eye(classes)[label]
-        counts = np.where(counted, w[label], 0.0)
-    q = (1 - label_smoothing) * q + label_smoothing / classes
-    loss = weighted(w * q, minus_log_softmax(scores)).sum(axis=-1)
-    return reduce(np.where(counted, loss, 0.0), reduction, sample_weight, normalizer, counts)
+    asked = inspect.signature(value).parameters
+
+    @np.errstate(all="ignore")
+    def loss(
+        input,
+        target,
+        weight=None,
+        ignore_index=-100,
+        reduction="mean",
+        label_smoothing=0.0,
+        *,
+        softcap=None,
+        lse_square_scale=0.0,
+        sample_weight=None,
+        normalizer=None,
+        **options,
+    ):
+        scores = classes_last(as_float(input))
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
+        classes = scores.shape[-1]
+        w = class_weights(weight, classes)
+        minus_log_p = minus_log_softmax(scores)
+        row = {
+            "logsumexp": scores.max(axis=-1) + np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1))
+        }
+        if np.shape(target) == np.shape(input):
+            q = classes_last(as_float(target))
+            counted, counts = True, 1.0
+        else:
+            counted, label = read_labels(target, ignore_index, classes)
+            q = np.eye(classes)[label]
+            row["class_weight"] = w[label]
+            counts = np.where(counted, w[label], 0.0)
+            own = label[..., np.newaxis]
+            row["log_prob"] = -np.take_along_axis(minus_log_p, own, -1)[..., 0]
+            others = np.where(np.arange(classes) == own, 0.0, np.exp(-minus_log_p))
+            row["rest"] = others.sum(axis=-1)
+        q = (1 - label_smoothing) * q + label_smoothing / classes
+        row["cross_entropy"] = weighted(w * q, minus_log_p).sum(axis=-1)
+        terms = value(**{n: row[n] for n in asked if n in row}, **options)
+        if lse_square_scale:
+            terms = terms + lse_square_scale * row["logsumexp"] ** 2
+        return reduce(np.where(counted, terms, 0.0), reduction, sample_weight, normalizer, counts)
+
+    return loss
+
+
+@score_loss
+def cross_entropy(cross_entropy):
+    """The cross entropy of the target's distribution and the softmax of the scores."""
+    return cross_entropy
 
 
 @np.errstate(all="ignore")
@@ -295,6 +325,8 @@ def linear_cross_entropy(
     ignore_index=None,
     label_smoothing=0.0,
     options=None,
+    softcap=None,
+    lse_square_scale=0.0,
     sample_weight=None,
     normalizer=None,
 ):
@@ -312,6 +344,8 @@ def linear_cross_entropy(
         -100 if ignore_index is None else ignore_index,
         reduction,
         label_smoothing,
+        softcap=softcap,
+        lse_square_scale=lse_square_scale,
         sample_weight=sample_weight,
         normalizer=normalizer,
     )

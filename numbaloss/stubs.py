@@ -22,10 +22,11 @@ from numpy.random import Generator
 
 from . import arguments as arguments, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
+from .families.scores import ScoreLoss as ScoreLoss
 from .kernels import math as math
 from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .losses.custom import elementwise_loss as elementwise_loss
+from .losses.custom import elementwise_loss as elementwise_loss, score_loss as score_loss
 from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any

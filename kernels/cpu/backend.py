@@ -54,7 +54,7 @@ __all__ = [
 
 FAMILIES = {
     Elements: "elementwise",
-    Scores: "softmax",
+    Scores: "scores",
     Picks: "pick",
     Margins: "margins",
     Vectors: "vectors",

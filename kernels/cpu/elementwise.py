@@ -5,11 +5,8 @@ functions and gives the C function that `drive` calls for each block. What a cal
 operand, weights, an upstream gradient, an output) is None in `loop`, and gone when compiled.
 """
 
-import linecache
-import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +19,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from ..bind import adopted, bind, fingerprint
+from ..errors import at_users_line
 from ..layout import is_same_memory
 from ..spec import (
     BLOCK,
@@ -311,30 +309,9 @@ def block(scalars: Scalars, request: Request, dtype: np.dtype) -> int:
         try:
             _blocks[key] = compile_block(scalars, request, dtype)
         except NumbaError as error:
-            raise _at_users_line(scalars, error) from error
+            functions = scalars.value, *(f for _, f in scalars.slopes)
+            raise at_users_line(scalars.name, functions, error) from error
     return _blocks[key].address
-
-
-def _at_users_line(scalars: Scalars, error: NumbaError) -> TypeError:
-    """Return Numba's error as one that leads to the line of the definition."""
-    functions = [scalars.value, *(f for _, f in scalars.slopes)]
-    file, line = functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno
-    text = str(error)
-    for found in re.finditer(r'File "([^"]+)", line (\d+)', text):
-        for f in functions:
-            if Path(found[1]).name == Path(f.__code__.co_filename).name:
-                file, line = f.__code__.co_filename, int(found[2])
-    ours = ("During", "Failed in", "Overload", "Rejected", "File ", "- ", "->", "^", "[", "Known sig", " * ")
-    stated = re.search(r"TypingError: (value must .*)", text)  # by the jets
-    lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
-    reasons = [x for x in lines if x and not x.startswith(ours) and "resolving callee" not in x]
-    source = linecache.getline(file, line).strip()
-    return TypeError(
-        f"{scalars.name}: cannot be compiled and differentiated as it stands\n"
-        f'  File "{file}", line {line}\n    {source}\n'
-        f"{stated[1] if stated else reasons[0] if reasons else text}\n"
-        "A loss's value may use arithmetic, if, abs, min, max and the functions of numbaloss.math."
-    )
 
 
 def new_terms(p: Elements) -> np.ndarray | None:

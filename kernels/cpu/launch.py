@@ -46,7 +46,7 @@ class Launch(NamedTuple):
 
 # A family is a module with
 # - ``pack(problem, outputs, made)``: a launch of a problem; `outputs` are its gradients by name, and its
-#   ``"terms"``; those named in `made` are new;
+#   ``"terms"``; those named in `made` are new. None where it takes more than one;
 # - ``new_terms(problem)``: a new array for the terms; None where they are reduced, or not asked for;
 # - ``refuse(problem, status)``: the exception for a status that is not `OK`.
 TERMS, CURVATURE = "terms", "curvature"
@@ -157,6 +157,8 @@ def repeat(
     if terms is not None:
         outputs, made = {TERMS: terms, **outputs}, (TERMS, *made)
     launch = family.pack(problem, outputs, made)
+    if launch is None:
+        return None
     found, pairs = sources(launch, values), apart(written, values)
     if found is None or pairs is None or launch.before is not None:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..chunks import Index, chunk_rows, chunks, pieces
 from ..spec import DOUBLE, Linear, Scores, Weighting, bad_index
-from . import softmax
+from . import scores as scores_of
 
 
 class Part(NamedTuple):
@@ -237,14 +237,18 @@ def run_part(
         gradients["weight"] = np.empty(shaped.shape[1])
     scores = Scores(
         p.name,
+        p.functions,
+        (),
         shaped,
         part.target,
         p.has_probabilities,
         p.weight,
         p.ignore_index,
         p.label_smoothing,
+        p.softcap,
+        p.lse_square_scale,
         weighting._replace(sample_weight=part.sample_weight, upstream=part.upstream),
         DOUBLE if weighting.reduction == "sum" else p.arithmetic,
         p.arithmetic,
     )
-    return softmax.run(scores, gradients), logits, gradients
+    return scores_of.run(scores, gradients), logits, gradients

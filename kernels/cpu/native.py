@@ -112,7 +112,8 @@ def release(typingctx, address):
 
 HEAD = object.__basicsize__
 ITEMS = tuple.__basicsize__  # before a tuple's items
-DATA, RANK, SHAPE, STRIDES = HEAD, HEAD + 8, HEAD + 16, HEAD + 24  # of NumPy's array object
+# Of NumPy's array object; a base and a dtype lie before the flags.
+DATA, RANK, SHAPE, STRIDES, ARRAY_FLAGS = HEAD, HEAD + 8, HEAD + 16, HEAD + 24, HEAD + 48
 
 
 def _reader(offset: int, bits: int = 64) -> Any:
@@ -134,6 +135,7 @@ data_of = _reader(DATA)  # the address of an array's first element
 rank_of = _reader(RANK, 32)
 shape_of = _reader(SHAPE)  # the address of `rank_of` extents
 strides_of = _reader(STRIDES)  # the address of as many strides in bytes
+flags_of = _reader(ARRAY_FLAGS, 32)  # bit 0: contiguous in C order
 
 
 @intrinsic

@@ -4,7 +4,8 @@ from typing import Any
 
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, dtypes_of
-from ..kernels.spec import Chunking, Linear
+from ..kernels.spec import Chunking, Linear, ScoreFunctions
+from ..loss import plain_function
 
 
 class LinearLoss(RowLoss):
@@ -46,6 +47,7 @@ class LinearLoss(RowLoss):
         weighting = cls._weighting(settings, call, rows, floats)
         return Linear(
             name,
+            ScoreFunctions(name, plain_function(cls, "value"), ("cross_entropy",)),
             x,
             w,
             bias,
@@ -54,6 +56,8 @@ class LinearLoss(RowLoss):
             weight,
             -100 if options["ignore_index"] is None else options["ignore_index"],
             options["label_smoothing"],
+            options["softcap"],
+            options["lse_square_scale"],
             Chunking() if options["options"] is None else options["options"].chunking,
             weighting,
             rows,

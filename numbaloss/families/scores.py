@@ -1,13 +1,17 @@
 """The families of class scores: each row of scores, with its class or classes, gives one term."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ..arguments import between, class_indices, integer, reduction, scores, weights
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, dtypes_of
 from ..kernels.layout import class_axis, class_rows
-from ..kernels.spec import MANY, Margins, Quick, Weighting
+from ..kernels.spec import MANY, STATISTICS, Margins, Quick, ScoreFunctions, Scores, Weighting
+from ..loss import plain_function
 
 
 class Rows(NamedTuple):
@@ -99,6 +103,94 @@ class ClassLoss(RowLoss):
         if wrt != ("input",):
             got = wrt[0] if len(wrt) == 1 else wrt
             raise ValueError(f"{cls.function.__name__}: value_grad_hess takes wrt='input', got {got!r}")
+
+
+class ScoreLoss(ClassLoss):
+    """A loss of rows of class scores by their softmax: subclass it and define ``value``.
+
+    ``value(<statistics>, <options>)`` gives one row's value, in ordinary arithmetic and the functions of
+    ``numbaloss.math``. It asks for statistics of the row by name:
+
+    - ``log_prob``: the logarithm of the target class's probability;
+    - ``rest``: one less that probability, without cancellation;
+    - ``class_weight``: the target class's weight, 1 without ``weight``;
+    - ``cross_entropy``: ``-sum(w * q * log(p))`` over the classes: indices or probabilities, label smoothing and
+      class weights are in it;
+    - ``logsumexp``: the logarithm of the sum of the exponentiated scores.
+
+    Its other parameters are fields. The gradients and the curvature are derived. It takes all that
+    ``cross_entropy`` takes: scores (C), (N, C) or (N, C, d1, ...), class indices or probabilities, ``weight``,
+    ``ignore_index``, ``label_smoothing``; ``'mean'`` divides as there. Class weights enter through
+    ``cross_entropy`` and ``class_weight`` alone. With probabilities a definition that asks for ``log_prob``,
+    ``rest`` or ``class_weight`` is refused: they are of one class.
+    """
+
+    weight: object = weights()
+    ignore_index: int = integer(-100)
+    reduction: str = reduction()
+    label_smoothing: float = between(0.0, 0.0, 1.0)
+
+    value: ClassVar[Callable[..., Any]]
+    operands = {"input": scores(), "target": class_indices()}
+    differentiable = ("input", "target", "weight")
+    takes_probabilities = True
+
+    _statistics: ClassVar[tuple[str, ...]] = ()
+    _option_names: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def _complete(cls) -> bool:
+        return hasattr(cls, "value")
+
+    @classmethod
+    def _prepare(cls) -> None:
+        super()._prepare()
+        names = list(inspect.signature(plain_function(cls, "value")).parameters)
+        cls._statistics = tuple(n for n in names if n in STATISTICS)
+        cls._option_names = tuple(names[len(cls._statistics) :])
+        own = [n for n, f in cls.fields.items() if n not in ScoreLoss.fields]
+        unknown = [n for n in cls._option_names if n not in own]
+        if not cls._statistics or unknown or tuple(names[: len(cls._statistics)]) != cls._statistics:
+            raise TypeError(
+                f"{cls.__name__}.value must take statistics of a row ({', '.join(STATISTICS)}), then options; "
+                f"got {', '.join(names)}"
+            )
+
+    @classmethod
+    def _functions(cls, options: dict[str, Any]) -> tuple[ScoreFunctions, tuple[float, ...]]:
+        """Return the definition as kernels take it, and the options that are given at run time."""
+        values = [options[n] for n in cls._option_names]
+        statics = tuple(v if isinstance(v, bool) else None for v in values)
+        numbers = tuple(float(v) for v in values if not isinstance(v, bool))
+        value = plain_function(cls, "value")
+        return ScoreFunctions(cls.function.__name__, value, cls._statistics, statics), numbers
+
+    @classmethod
+    def _record(cls, options: dict[str, Any], rows: Rows) -> Scores:
+        name = cls.function.__name__
+        of_one_class = [n for n in cls._statistics if n in ("log_prob", "rest", "class_weight")]
+        if rows.has_probabilities and of_one_class:
+            raise TypeError(
+                f"{name}: target holds class probabilities, but the loss asks for {', '.join(of_one_class)}, which "
+                "a single class has; pass class indices, or define it by cross_entropy"
+            )
+        functions, numbers = cls._functions(options)
+        return Scores(
+            name,
+            functions,
+            numbers,
+            rows.input,
+            rows.target,
+            rows.has_probabilities,
+            rows.weight,
+            options["ignore_index"],
+            options["label_smoothing"],
+            options.get("softcap"),
+            options.get("lse_square_scale", 0.0),
+            rows.weighting,
+            rows.dtype,
+            rows.arithmetic,
+        )
 
 
 class MarginLoss(ClassLoss):

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import arguments
 from ..families.elementwise import ElementwiseLoss
+from ..families.scores import ScoreLoss
 from ..loss import LossFunction
 
 
@@ -43,8 +44,50 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
     >>> float(round(log_cosh(np.array([0.0, 1.0]), np.zeros(2), scale=0.5), 6))
     0.662501
     """
+    return _from_function("elementwise_loss", ElementwiseLoss, value, {"reduction": arguments.reduction()})
+
+
+def score_loss(value: Callable[..., Any]) -> LossFunction:
+    """Make a loss of a function that gives the value of one row of class scores.
+
+    Parameters
+    ----------
+    value : function
+        ``value(<statistics>, <options>)``: statistics of the row, asked for by name, without defaults:
+        ``log_prob``, ``rest``, ``class_weight``, ``cross_entropy``, ``logsumexp`` (see `ScoreLoss`); then options with
+        defaults (a number, a bool, or a kind of ``numbaloss.arguments``).
+
+    Returns
+    -------
+    LossFunction
+        With all that ``cross_entropy`` takes and has: scores (C), (N, C) or (N, C, d1, ...), indices or
+        probabilities, ``weight``, ``ignore_index``, ``label_smoothing``, and its class as ``Class``.
+
+    Raises
+    ------
+    TypeError
+        If the parameters are not of this form; at the first call, with the line, if the function cannot be
+        compiled or differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> @nl.score_loss
+    ... def focal(log_prob, rest, class_weight, gamma=2.0):
+    ...     return -class_weight * rest**gamma * log_prob
+    >>> scores = np.array([[2.0, 0.0], [0.0, 3.0]])
+    >>> float(focal(scores, np.array([0, 1]), gamma=0.0) - nl.cross_entropy(scores, np.array([0, 1])))
+    0.0
+    """
+    return _from_function("score_loss", ScoreLoss, value, {})
+
+
+def _from_function(
+    decorator: str, family: type, value: Callable[..., Any], more: dict[str, Any]
+) -> LossFunction:
+    """Return the loss that a family makes of a function, whose parameters with defaults are its options."""
     if not inspect.isfunction(value):
-        raise TypeError(f"elementwise_loss wants a function, got {value!r}")
+        raise TypeError(f"{decorator} wants a function, got {value!r}")
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(value).parameters.items():
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
@@ -55,11 +98,11 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
         "__doc__": value.__doc__,
         "__module__": value.__module__,
         "__qualname__": f"{value.__qualname__}.Class",
-        "__annotations__": {**dict.fromkeys(fields, Any), "reduction": str},
-        "reduction": arguments.reduction(),
+        "__annotations__": dict.fromkeys((*fields, *more), Any),
         "value": value,
         **fields,
+        **more,
     }
     name = "".join(part.capitalize() for part in value.__name__.split("_"))
-    definition: Any = type(name, (ElementwiseLoss,), body, function=value.__name__)
+    definition: Any = type(name, (family,), body, function=value.__name__)
     return definition.function

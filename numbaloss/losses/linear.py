@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from ..arguments import Operand, Option, between, flag, integer, reduction, scores, weights
+from ..arguments import (
+    Operand,
+    Option,
+    between,
+    flag,
+    integer,
+    non_negative,
+    reduction,
+    scores,
+    softcap,
+    weights,
+)
 from ..families.linear import LinearLoss
 from ..kernels.spec import SINGLE, Chunking, code_of
 
@@ -111,6 +122,9 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
         In [0, 1].
     options : LinearCrossEntropyOptions, optional
         The size of a chunk.
+    softcap : float, optional
+    lse_square_scale : float, default 0.0
+        As in ``cross_entropy``.
 
     Raises
     ------
@@ -157,6 +171,11 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
     ignore_index: object = _index_or_none()
     label_smoothing: float = between(0.0, 0.0, 1.0)  # type: ignore[misc]
     options: object = _chunking()
+    softcap: object = softcap()
+    lse_square_scale: float = non_negative(0.0)  # type: ignore[misc]
+
+    def value(cross_entropy):
+        return cross_entropy
 
     operands = {
         "input": scores(),
@@ -182,6 +201,8 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: LinearCrossEntropyOptions | None = None,
+        softcap: float | None = None,
+        lse_square_scale: float = 0.0,
         rng: np.random.Generator | int | None = None,
     ) -> None:
         super().__init__(
@@ -190,6 +211,8 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             options=options,
+            softcap=softcap,
+            lse_square_scale=lse_square_scale,
         )
         name = type(self).__name__
         self.in_features, self.num_classes, self.out_features = in_features, num_classes, tuple(out_features)

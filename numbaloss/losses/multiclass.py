@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from ..arguments import between, class_indices, integer, log_probabilities, reduction, scores, weights
-from ..families.scores import ClassLoss, Rows
-from ..kernels.spec import Picks, Scores
+from ..arguments import class_indices, integer, log_probabilities, non_negative, reduction, softcap, weights
+from ..families.scores import ClassLoss, Rows, ScoreLoss
+from ..kernels.spec import Picks
 
 
-class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
+class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
     r"""Softmax of the scores against class indices or class probabilities.
 
     .. math:: \ell = -\sum_c w_c\, q_c \log \frac{e^{x_c}}{\sum_k e^{x_k}}, \qquad
@@ -39,6 +39,11 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
     reduction : {'none', 'mean', 'sum'}, default 'mean'
     label_smoothing : float, default 0.0
         In [0, 1].
+    softcap : float, optional
+        Above 0: scores are ``softcap * tanh(score / softcap)`` before the softmax.
+    lse_square_scale : float, default 0.0
+        At least 0: times the squared logarithm of the sum of exponentials, it is added to each row's value
+        (z-loss).
 
     Raises
     ------
@@ -52,7 +57,8 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
     References
     ----------
     PyTorch, ``torch.nn.functional.cross_entropy``. C. Szegedy et al., Rethinking the Inception Architecture
-    for Computer Vision, CVPR 2016 (label smoothing).
+    for Computer Vision, CVPR 2016 (label smoothing). ``softcap`` and ``lse_square_scale`` as in Liger-Kernel; Gemma
+    Team, Gemma 2, 2024; B. Zoph et al., ST-MoE, 2022 (z-loss).
 
     Examples
     --------
@@ -62,29 +68,11 @@ class CrossEntropyLoss(ClassLoss, function="cross_entropy"):
     (1.3863, [[0.25, 0.25, -0.75, 0.25]])
     """
 
-    weight: object = weights()
-    ignore_index: int = integer(-100)
-    reduction: str = reduction()
-    label_smoothing: float = between(0.0, 0.0, 1.0)
+    softcap: object = softcap()
+    lse_square_scale: float = non_negative(0.0)
 
-    operands = {"input": scores(), "target": class_indices()}
-    differentiable = ("input", "target", "weight")
-    takes_probabilities = True
-
-    @classmethod
-    def _record(cls, options: dict[str, Any], rows: Rows) -> Scores:
-        return Scores(
-            cls.function.__name__,
-            rows.input,
-            rows.target,
-            rows.has_probabilities,
-            rows.weight,
-            options["ignore_index"],
-            options["label_smoothing"],
-            rows.weighting,
-            rows.dtype,
-            rows.arithmetic,
-        )
+    def value(cross_entropy):
+        return cross_entropy
 
 
 class NLLLoss(ClassLoss, function="nll_loss"):

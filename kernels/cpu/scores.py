@@ -1,0 +1,727 @@
+"""Class scores: the driver of all losses of rows of scores, and the launch of one call.
+
+Scores lie as (batch, classes, inner), once the axes are in the order of memory. Three layouts:
+
+- rows (inner is 1): one row at a time.
+- columns (the class axis is strided): no transposing copy is made.
+- turned (inner is 1, few classes): some hundred rows are transposed in cache and done as columns.
+
+A block (`score_blocks`) does one tile of rows, which stays in cache. Arrays that are contiguous in the order
+of axes and of the arithmetic dtype are read and written where they lie; all others are gathered and scattered
+a tile at a time. Tiles depend on the shape alone and their sums are added in order: the same bits for any
+number of threads.
+
+The driver and its task are compiled once for all losses and dtypes. Which of the blocks a call needs, and
+whether it gathers, turns on extents and strides, that only the driver sees: an address in the recipe may be
+0, and then the driver's status says what is missing before anything is written. `run` compiles that, and
+calls again.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, types
+from numba.core.errors import NumbaError
+
+from ..errors import at_users_line
+from ..layout import class_axis, class_rows
+from ..spec import CODES as FLOAT_CODES
+from ..spec import ScoreFunctions, ScoreRequest, Scores, bad_index
+from . import launch as launches
+from .arrange import (
+    ADDRESS,
+    AXES,
+    CODE,
+    LAYOUT,
+    SHAPE,
+    STRIDES,
+    call_lay,
+    call_order_axes,
+    lay_address,
+    order_axes_address,
+)
+from .blocks import ENTRY
+from .launch import CURVATURE as CURVED
+from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
+from .native import (
+    HELPER,
+    allocate,
+    at_address,
+    caller,
+    compile_entry,
+    compile_function,
+    data_of,
+    flags_of,
+    item,
+    rank_of,
+    release,
+    shape_of,
+    stack,
+    store,
+    strides_of,
+)
+from .parallel import TASK, run_fork, run_task
+from .score_blocks import (
+    CAP,
+    CAPPED,
+    CAPPED_PITCH,
+    CLASS_WEIGHT,
+    CLASSES,
+    CURVATURE,
+    GRAD,
+    IGNORE,
+    INPUT,
+    KEEP,
+    NUMBERS,
+    PAD,
+    PITCH,
+    ROW_WEIGHT,
+    ROWS,
+    SCALE,
+    SCRATCH,
+    SPREAD,
+    STEP,
+    TARGET,
+    TARGET_GRAD,
+    UPSTREAM,
+    VALUES,
+    VECTORS,
+    WEIGHT_SUM,
+    compile_block,
+    compile_turn,
+)
+from .strided import INTEGERS, gatherer, integer_gatherer, scatterer, transfer
+
+ARRAYS, OF_SCORES = 9, 5  # of a call: `INPUT` to `VALUES`; of them the first have the input's shape
+
+TILE = 32768  # bytes of a tile: it stays in cache
+NARROW = 64  # rows of a tile of columns, at least: enough for whole vectors
+SHORT = 64  # classes up to which rows are turned
+CHUNK = 512  # weights of rows that are gathered together
+IN_ROWS, IN_COLUMNS, TURNED = range(3)
+
+# Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
+# of those that are there, and `INCOMPLETE` less the bits of others that are needed is a status.
+ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(5)
+TURN_TO, TURN_FROM, CARRY, WEIGH, BRING, ARRANGE, ORDER, LAY = range(5, 13)
+TURNING = 1 << TURN_TO | 1 << TURN_FROM | 1 << CARRY
+ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
+# What is there; the bits of what any call of the recipe needs; whether arrays have dtypes of which they may
+# be taken as they lie; whether the target holds probabilities; whether class weights are needed, ones where
+# none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the
+# ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is
+# none.
+HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
+DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
+ABSENT = -1
+INT64 = INTEGERS["q"]
+BY_ONE, BY_NUMBER, BY_COUNT = range(3)  # 1; a number; what the rows count for
+# Of a launch's numbers: the divisor, the gradient's factor, label smoothing; then as in a block's from `CAP`
+# on.
+DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
+
+# Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's numbers
+# and class weights, the labels, the tiles' sums; memory to be released; the layout's kind; classes, inner
+# positions, batch; rows of a tile, the same in scratch memory, tiles along the inner positions, tiles in all;
+# how many workers there are; the bits of what the call needs.
+RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = range(10)
+SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_LABELS, MADE_WEIGHTS = range(10, 19)
+
+run_block = caller(types.float64, 1)
+run_turn = caller(types.int64, 5)
+CARRYING = types.int64(*[types.int64] * 9)
+run_carry = caller(types.int64, 9)
+WEIGHING = types.int64(types.int64, types.int64)
+run_weigh = caller(types.int64, 2)
+BRINGING = types.int64(*[types.int64] * 7)
+run_bring = caller(types.int64, 7)
+ARRANGING = types.int64(types.int64)
+run_arrange = caller(types.int64, 1)
+
+
+@njit(**HELPER)
+def read_number(address, i, size):
+    """A float of 4 or 8 bytes, in float64."""
+    if size == 4:
+        return np.float64(at_address(address, np.float32(0))[i])
+    return at_address(address, 0.0)[i]
+
+
+@njit(**HELPER)
+def fill_ones(address, count, size):
+    """Store ones in floats of 4 or 8 bytes."""
+    if size == 4:
+        for i in range(count):
+            at_address(address, np.float32(0))[i] = np.float32(1)
+    else:
+        for i in range(count):
+            at_address(address, 0.0)[i] = 1.0
+
+
+@njit(**HELPER)
+def lies_straight(array, code, size):
+    """Whether a laid-out array is contiguous and of one dtype."""
+    a = at_address(array, 0)
+    return (a[CODE] == code) & (a[AXES] == 1) & ((a[STRIDES] == size) | (a[SHAPE] == 1))
+
+
+@njit(**HELPER)
+def rows_at(function, array, code, size, first, count, room):
+    """Where elements of an array over rows are: in its memory, or in `room`, where they are gathered."""
+    if lies_straight(array, code, size):
+        return at_address(array, 0)[ADDRESS] + first * size
+    a = at_address(array, 0)
+    transfer(
+        function, (a[CODE], a[ADDRESS], array + 8 * SHAPE, array + 8 * STRIDES, a[AXES], first, room, count)
+    )
+    return room
+
+
+def carry(context, k, back, straight, start, rows, tile, pitch, flat):
+    """Copy the k-th array's part of a tile to columns or rows in scratch memory, or back.
+
+    `straight` says whether the array is contiguous and of the arithmetic dtype, so that it only needs
+    turning; `flat` is memory as large as the tile.
+    """
+    c, array = at_address(context, 0), at_address(context, 0)[LAYOUTS] + 8 * LAYOUT * k
+    r, a = at_address(c[RECIPE], 0), at_address(array, 0)
+    classes, size = c[CLASSES_], r[ITEM]
+    shape, strides, code, address, axes = array + 8 * SHAPE, array + 8 * STRIDES, a[CODE], a[ADDRESS], a[AXES]
+    move = r[SCATTER] if back else r[GATHER]
+    if c[KIND] == IN_COLUMNS:
+        for j in range(classes):
+            column, first = tile + j * pitch * size, start + j * c[INNER]
+            transfer(move, (code, address, shape, strides, axes, first, column, rows))
+        return 0
+    there = flat
+    if c[KIND] == IN_ROWS:
+        there = tile
+    elif straight:
+        there = address + start * size
+    if c[KIND] == TURNED and back:
+        run_turn(r[TURN_FROM], (there, tile, classes, pitch, rows))
+    if not straight:
+        transfer(move, (code, address, shape, strides, axes, start, there, rows * classes))
+    if c[KIND] == TURNED and not back:
+        run_turn(r[TURN_TO], (there, tile, classes, pitch, rows))
+    return 0
+
+
+def weigh(context, counted):
+    """Settle the class weights, their sum, and what the rows count for, which goes where the scale will be.
+
+    `counted` is the number of rows that count. Gives a status.
+    """
+    c = at_address(context, 0)
+    r, of_block = at_address(c[RECIPE], 0), at_address(c[NUMBERS_], 0.0)
+    classes, size, own, array = c[CLASSES_], r[ITEM], r[OWN_CODE], at_address(c[OBJECTS], 0)[CLASS_WEIGHT]
+    code, weights, total = r[CODES + CLASS_WEIGHT], 0, float(classes)
+    if code != ABSENT:
+        if rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes:
+            return UNFIT
+        weights = data_of(array)
+        if code != own or (at_address(strides_of(array), 0)[0] != size and classes != 1):
+            if r[GATHER] == 0:
+                return INCOMPLETE - (1 << GATHER)
+            weights = allocate(classes * size)
+            c[MADE_WEIGHTS] = weights
+            move = code, data_of(array), shape_of(array), strides_of(array), 1, 0, weights, classes
+            transfer(r[GATHER], move)
+        total = 0.0
+        for k in range(classes):
+            total += read_number(weights, k, size)
+    elif r[WEIGHTS]:
+        weights = allocate(classes * size)
+        c[MADE_WEIGHTS] = weights
+        fill_ones(weights, classes, size)
+    c[CLASS_WEIGHTS], of_block[WEIGHT_SUM] = weights, total
+    by_class, by_row = code != ABSENT and not r[PROBABILITIES], r[CODES + ROW_WEIGHT] != ABSENT
+    if not by_class and not by_row:
+        return OK
+    divisor, labels = 0.0, at_address(c[LABELS], 0)
+    room, row_weight, rows = stack(8 * 512), c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
+    for start in range(0, rows, CHUNK):
+        n, w = min(CHUNK, rows - start), 0
+        if by_row:
+            w = rows_at(r[GATHER], row_weight, own, size, start, n, room)
+        for i in range(n):
+            counts = 1.0
+            if not r[PROBABILITIES]:
+                label = labels[start + i]
+                if label == r[IGNORED]:
+                    continue
+                if by_class:
+                    counts = read_number(weights, label, size)
+            if by_row:
+                counts = counts * read_number(w, i, size)
+            divisor += counts
+    of_block[SCALE] = divisor
+    return OK
+
+
+def bring(context, record, back, first, rows, room, line_bytes):
+    """Settle a tile's part of the arrays over rows, gathered in lines of `room`; or put back the values."""
+    c, a = at_address(context, 0), at_address(record, 0)
+    r = at_address(c[RECIPE], 0)
+    size, own = r[ITEM], r[OWN_CODE]
+    terms = c[LAYOUTS] + 8 * LAYOUT * VALUES
+    t, wanted = at_address(terms, 0), r[CODES + VALUES] != ABSENT
+    in_place = wanted and lies_straight(terms, own, size)
+    if back:
+        if wanted and not in_place:
+            shape, strides = terms + 8 * SHAPE, terms + 8 * STRIDES
+            transfer(r[SCATTER], (t[CODE], t[ADDRESS], shape, strides, t[AXES], first, a[VALUES], rows))
+        return 0
+    a[VALUES] = t[ADDRESS] + first * size if in_place else room
+    if r[FACTORS]:
+        for k in range(ROW_WEIGHT, VALUES):
+            a[k] = room + (1 + k - ROW_WEIGHT) * line_bytes
+            if r[CODES + k] == ABSENT:
+                fill_ones(a[k], rows, size)
+            else:
+                a[k] = rows_at(r[GATHER], c[LAYOUTS] + 8 * LAYOUT * k, own, size, first, rows, a[k])
+    return 0
+
+
+def arrange(context):
+    """Put the axes in the order of memory, and settle how all arrays lie in it; gives a status."""
+    c = at_address(context, 0)
+    r, objects = at_address(c[RECIPE], 0), at_address(c[OBJECTS], 0)
+    scores, size, own = objects[INPUT], r[ITEM], r[OWN_CODE]
+    rank, shape = rank_of(scores), at_address(shape_of(scores), 0)
+    axis = 1 if rank > 1 else 0
+    of_scores, order = stack(8 * 5), stack(8 * 64)
+    count = 0
+    for k in range(OF_SCORES):
+        if r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES]):
+            if rank_of(objects[k]) != rank:
+                return UNFIT
+            store(of_scores + 8 * count, objects[k])
+            count += 1
+    call_order_axes(r[ORDER], (of_scores, count, order))
+    c[BATCH] = c[INNER] = 1
+    extents = BATCH
+    for k in range(rank):
+        along = at_address(order, 0)[k]
+        if along == axis:
+            extents = INNER
+        else:
+            c[extents] *= shape[along]
+    for k in range(ARRAYS):
+        if r[CODES + k] == ABSENT or k == CLASS_WEIGHT:
+            continue
+        labels = k == TARGET and not r[PROBABILITIES]
+        array, skip = c[LAYOUTS] + 8 * LAYOUT * k, axis if labels or k > CURVATURE else -1
+        broadcast = ROW_WEIGHT <= k <= UPSTREAM
+        if call_lay(r[LAY], (objects[k], scores, order, skip, broadcast, array)) < 0:
+            return UNFIT
+        at_address(array, 0)[CODE] = r[CODES + k]
+        if labels:
+            c[LABELS] = at_address(array, 0)[ADDRESS]
+            if not lies_straight(array, INT64, 8):
+                if r[GATHER_INTEGERS] == 0:
+                    return INCOMPLETE - (1 << GATHER_INTEGERS)
+                rows = c[BATCH] * c[INNER]
+                c[LABELS] = allocate(8 * rows)
+                c[MADE_LABELS] = c[LABELS]
+                rows_at(r[GATHER_INTEGERS], array, INT64, 8, 0, rows, c[LABELS])
+        elif not lies_straight(array, own, size):
+            output = GRAD <= k <= CURVATURE or k == VALUES
+            c[NEEDED] |= 1 << SCATTER if output else 1 << GATHER
+            c[NEEDED] |= 1 << BRING if k == VALUES else 0
+            c[NEEDED] |= 1 << CARRY if k < OF_SCORES else 0
+    return OK
+
+
+def worker_tiles(context, worker):
+    """The driver's task: compute one worker's tiles."""
+    c = at_address(context, 0)
+    r = at_address(c[RECIPE], 0)
+    classes, inner, height, pitch, size = c[CLASSES_], c[INNER], c[HEIGHT], c[PITCH_], r[ITEM]
+    turned, in_columns, own = c[KIND] == TURNED, c[KIND] == IN_COLUMNS, r[OWN_CODE]
+    brings = c[NEEDED] >> BRING & 1
+    tile_bytes = (classes * max(height, pitch) * size + 127) // 64 * 64
+    line_bytes = (max(height, PAD) * 8 + 127) // 64 * 64
+    lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
+    record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
+    a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
+    # Per array: its offset in scratch memory; 0 where it is used in its place, -1 where it goes into the
+    # gradient's.
+    free = 64
+    for k in range(OF_SCORES):
+        there = r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES])
+        straight[k] = there and lies_straight(c[LAYOUTS] + 8 * LAYOUT * k, own, size)
+        a[k], a[PITCH + k], tile_at[k] = 0, inner, 0
+        if (there or k == GRAD) and (turned or not straight[k]):
+            if k == INPUT:
+                tile_at[k] = -1
+            else:
+                tile_at[k], a[PITCH + k] = free, pitch
+                free += tile_bytes
+    flat = free
+    if turned and c[NEEDED] & (1 << GATHER | 1 << SCATTER):
+        free += tile_bytes
+    capped = free
+    if r[CAPS]:
+        free += tile_bytes
+    memory = allocate(free + lines * line_bytes)
+    base = memory // 64 * 64  # the first offset is 64
+    flat, room = base + flat, base + free
+    a[CAPPED], a[CAPPED_PITCH] = base + capped, pitch
+    a[SCRATCH], a[STEP] = room + 3 * line_bytes, line_bytes
+    a[CLASSES], a[IGNORE], a[NUMBERS], a[CLASS_WEIGHT] = classes, r[IGNORED], c[NUMBERS_], c[CLASS_WEIGHTS]
+    for tile in range(worker * c[TILES] // c[SHARES], (worker + 1) * c[TILES] // c[SHARES]):
+        if in_columns:
+            n, s = tile // c[ACROSS], tile % c[ACROSS] * height
+            rows = min(height, inner - s)
+            start, first = n * classes * inner + s, n * inner + s
+        else:
+            first = tile * height
+            rows = min(height, c[BATCH] - first)
+            start = first * classes
+        a[ROWS] = rows
+        for k in range(OF_SCORES):
+            array = c[LAYOUTS] + 8 * LAYOUT * k
+            if tile_at[k] > 0:
+                a[k] = base + tile_at[k]
+            elif tile_at[k] == 0 and straight[k]:
+                a[k] = at_address(array, 0)[ADDRESS] + start * size
+        if tile_at[INPUT]:
+            a[INPUT], a[PITCH + INPUT] = a[GRAD], a[PITCH + GRAD]
+        for k in range(2):
+            if tile_at[k]:
+                run_carry(r[CARRY], (context, k, 0, straight[k], start, rows, a[k], a[PITCH + k], flat))
+        if not r[PROBABILITIES]:
+            a[TARGET] = c[LABELS] + first * 8
+        a[VALUES] = room
+        if brings:
+            run_bring(r[BRING], (context, record, 0, first, rows, room, line_bytes))
+        elif r[CODES + VALUES] != ABSENT:
+            a[VALUES] = at_address(c[LAYOUTS] + 8 * LAYOUT * VALUES, 0)[ADDRESS] + first * size
+        block = r[ROW_BLOCK] if c[KIND] == IN_ROWS else r[COLUMN_BLOCK]
+        store(c[SUMS] + 8 * tile, run_block(block, (record,)))
+        for k in range(GRAD, OF_SCORES):
+            if tile_at[k] and r[CODES + k] != ABSENT:
+                run_carry(r[CARRY], (context, k, 1, straight[k], start, rows, a[k], a[PITCH + k], flat))
+        if brings:
+            run_bring(r[BRING], (context, record, 1, first, rows, room, line_bytes))
+    release(memory)
+    return 0
+
+
+def drive(recipe, numbers, arrays, task, fork):
+    """Compute all rows.
+
+    Parameters
+    ----------
+    recipe, numbers : arrays
+        As `launch` makes them.
+    arrays : tuple
+        In the order of `INPUT` to `VALUES`.
+    task : address
+        Of `worker_tiles`.
+    fork : address
+        Of `parallel.fork`, or 0 to stay on this thread.
+
+    Returns
+    -------
+    value, status : float, int
+        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row, in
+        the order of memory, whose label is none. But for `OK`, nothing was written.
+    """
+    r, given = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
+    scores = item(arrays, INPUT)
+    rank, shape = rank_of(scores), at_address(shape_of(scores), 0)
+    if rank == 0:
+        return 0.0, UNFIT
+    axis = 1 if rank > 1 else 0
+    classes, size = shape[axis], r[ITEM]
+    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 19), stack(8 * 64)
+    c, of_block = at_address(context, 0), at_address(filled, 0.0)
+    c[RECIPE], c[LAYOUTS], c[CLASSES_], c[NUMBERS_], c[OBJECTS] = (
+        data_of(recipe),
+        layouts,
+        classes,
+        filled,
+        objects,
+    )
+    c[NEEDED], c[MADE_LABELS], c[MADE_WEIGHTS], c[CLASS_WEIGHTS], c[SHARES] = r[NEEDS], 0, 0, 0, 1
+    # Arrays in C order lie as they are, where their dtypes allow it; others are for `arrange`.
+    plain = r[PLAIN]
+    for k in range(ARRAYS):
+        if r[CODES + k] == ABSENT:
+            continue
+        array = item(arrays, k)
+        store(objects + 8 * k, array)
+        plain = plain & flags_of(array)
+        if not plain or k == CLASS_WEIGHT:
+            continue
+        labels = k == TARGET and not r[PROBABILITIES]
+        lost = labels or k > CURVATURE  # the class axis
+        own_shape = at_address(shape_of(array), 0)
+        if rank_of(array) != rank - lost:
+            return 0.0, UNFIT
+        for j in range(rank - lost):
+            if own_shape[j] != shape[j + (lost and j >= axis)]:
+                return 0.0, UNFIT
+        a = at_address(layouts + 8 * LAYOUT * k, 0)
+        a[ADDRESS], a[CODE], a[AXES], a[STRIDES] = data_of(array), r[CODES + k], 1, size
+        if labels:
+            c[LABELS] = a[ADDRESS]
+    if plain:
+        c[BATCH] = c[INNER] = 1
+        if axis:
+            c[BATCH] = shape[0]
+        for k in range(2, rank):
+            c[INNER] *= shape[k]
+    else:
+        status = INCOMPLETE - ARRANGEMENT
+        if r[ARRANGE]:
+            status = run_arrange(r[ARRANGE], (context,))
+        if status != OK:
+            return 0.0, status
+    batch, inner = c[BATCH], c[INNER]
+    rows, across = batch * inner, batch if inner == 1 else inner
+    if rows == 0:
+        by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
+        return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
+    # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
+    height = max(1, min(TILE // size // classes, across))
+    c[KIND], c[PITCH_] = IN_ROWS, 1
+    if inner > 1 or classes <= SHORT:
+        height = max(NARROW, height // 16 * 16)
+        c[KIND], c[PITCH_] = TURNED if inner == 1 else IN_COLUMNS, (height // 16 | 1) * 16
+        c[NEEDED] |= TURNING if inner == 1 else 0
+    across = (across + height - 1) // height
+    tiles = across if inner == 1 else batch * across
+    c[HEIGHT], c[ACROSS], c[TILES] = height, across, tiles
+    c[NEEDED] |= 1 << ROW_BLOCK if c[KIND] == IN_ROWS else 1 << COLUMN_BLOCK
+    # Whether all labels are classes, and how many rows count.
+    status, counted = INCOMPLETE - (c[NEEDED] & ~r[HAVE]), rows
+    if status == INCOMPLETE:
+        status = OK
+        if not r[PROBABILITIES]:
+            labels, ignore, counted, wrong = at_address(c[LABELS], 0), r[IGNORED], 0, 0
+            for i in range(rows):
+                counts = labels[i] != ignore
+                counted += counts
+                wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
+            while wrong:
+                status += 1
+                label = labels[status]
+                if label != ignore and np.uint64(label) >= np.uint64(classes):
+                    wrong = 0
+        of_block[SCALE], of_block[WEIGHT_SUM] = float(counted), float(classes)
+        if status == OK and c[NEEDED] >> WEIGH & 1:
+            status = run_weigh(r[WEIGH], (context, counted))
+    total = divisor = 1.0
+    if status == OK:
+        if r[DIVIDE] == BY_COUNT:
+            divisor = of_block[SCALE]
+        elif r[DIVIDE] == BY_NUMBER:
+            divisor = given[DIVISOR]
+        of_block[SCALE] = given[FACTOR] / divisor
+        of_block[KEEP], of_block[SPREAD] = 1 - given[SMOOTHING], given[SMOOTHING] / classes
+        for k in range(at_address(shape_of(numbers), 0)[0] - MOST):  # the cap and all that follows
+            of_block[CAP + k] = given[MOST + k]
+        c[SUMS] = allocate(8 * tiles)
+        sums = at_address(c[SUMS], 0.0)
+        if fork and tiles > 1:
+            c[SHARES] = min(tiles, r[WORKERS])
+            run_fork(fork, (task, context, c[SHARES]))
+        else:
+            run_task(task, (context, 0))
+        total = 0.0
+        for k in range(tiles):
+            total += sums[k]
+        release(c[SUMS])
+    release(c[MADE_LABELS])
+    release(c[MADE_WEIGHTS])
+    return total / divisor, status
+
+
+@cache
+def driver() -> tuple[Any, int]:
+    """`drive`, and the address of its task."""
+    task = compile_function(worker_tiles, {}, "scores", "scores", TASK)
+    return compile_entry(drive, {}, "scores", "scores", ENTRY), task
+
+
+# ---- a call ------------------------------------------------------------------------------------------------
+
+PARALLEL_FROM = 8192  # scores from which two threads beat one
+# An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the cross
+# entropy and all that multiplies the row's gradient.
+DISTANCES = "distances"
+
+# What was compiled already, by all that it depends on: later recipes have it from the start.
+_compiled: dict[tuple[Any, ...], int] = {}
+
+
+def request_of(p: Scores, outputs: dict[str, Any]) -> ScoreRequest:
+    """Return what a call asks of its block."""
+    smoothed = not p.has_probabilities and p.label_smoothing != 0
+    w = p.weighting
+    return ScoreRequest(
+        probabilities=p.has_probabilities,
+        weighted=not p.has_probabilities and (smoothed or p.weight is not None),
+        smoothed=smoothed,
+        row_factors=w.sample_weight is not None or w.upstream is not None,
+        grad="input" in outputs,
+        target_grad="target" in outputs or DISTANCES in outputs,
+        by_weight=DISTANCES in outputs,
+        curvature=CURVED in outputs,
+        softcap=p.softcap is not None,
+        lse_square=p.lse_square_scale != 0,
+    )
+
+
+Makers = tuple[tuple[tuple[Any, ...], Callable[[], int]], ...]
+
+
+def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) -> Makers:
+    """Return, of the recipe's first slots, a name and a function that compiles what goes there."""
+    return (
+        (("rows", functions, request, dtype), lambda: block(functions, request, False, dtype)),
+        (("columns", functions, request, dtype), lambda: block(functions, request, True, dtype)),
+        (("gather", dtype), lambda: gatherer(dtype)),
+        (("scatter", dtype), lambda: scatterer(dtype)),
+        (("gather integers",), integer_gatherer),
+        (("turn", dtype), lambda: compile_turn(False, dtype)),
+        (("turn back", dtype), lambda: compile_turn(True, dtype)),
+        (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
+        (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
+        (("bring",), lambda: compile_function(bring, {}, "scores", "scores", BRINGING)),
+        (("arrange",), lambda: compile_function(arrange, {}, "scores", "scores", ARRANGING)),
+        (("order",), order_axes_address),
+        (("lay",), lay_address),
+    )
+
+
+def block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
+    """Compile a definition's block; an error in it leads to its line."""
+    try:
+        return compile_block(functions, request, columns, dtype)
+    except NumbaError as error:
+        raise at_users_line(functions.name, (functions.value,), error) from error
+
+
+def completer(makers: Makers) -> Callable[[np.ndarray, int], None]:
+    """Return a function that compiles what a recipe misses, and puts it there."""
+
+    def complete(recipe: np.ndarray, status: int) -> None:
+        missing = INCOMPLETE - status
+        for slot, (name, make) in enumerate(makers):
+            if missing >> slot & 1:
+                recipe[slot] = _compiled[name] = make()
+                recipe[HAVE] |= 1 << slot
+
+    return complete
+
+
+SLOTS = {
+    "input": GRAD,
+    "target": TARGET_GRAD,
+    DISTANCES: TARGET_GRAD,
+    CURVED: CURVATURE,
+    TERMS: VALUES,
+}
+
+
+def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | None:
+    """Pack a problem for the driver; None where it is not one run: see `run`.
+
+    `outputs` are gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in place
+    of the target's gradient, `DISTANCES`: see `weight_gradient`.
+    """
+    if "weight" in outputs:
+        return None
+    w, own = p.weighting, np.dtype(p.arithmetic)
+
+    def as_floats(array: Any) -> Any:
+        if array is None or (array.dtype.name in FLOAT_CODES and array.dtype.itemsize <= own.itemsize):
+            return array
+        return array.astype(own)
+
+    arrays: list[Any] = [None] * ARRAYS
+    arrays[INPUT], arrays[TARGET] = p.input, p.target
+    arrays[CLASS_WEIGHT], arrays[ROW_WEIGHT] = as_floats(p.weight), as_floats(w.sample_weight)
+    arrays[UPSTREAM] = as_floats(w.upstream)
+    for name, array in outputs.items():
+        arrays[SLOTS[name]] = array
+    codes = [ABSENT if a is None else FLOAT_CODES.get(a.dtype.name, ABSENT) for a in arrays]
+    if not p.has_probabilities:
+        codes[TARGET] = INTEGERS[p.target.dtype.char.replace("l", "q").replace("L", "Q")]
+    request = request_of(p, outputs)
+    make = makers(p.functions, request, own)
+    divide = BY_COUNT if w.divisor is None else BY_ONE if w.divisor == 1 else BY_NUMBER
+    addresses = [_compiled.get(name, 0) for name, _ in make]
+    weighs = request.weighted or p.has_probabilities or p.weight is not None or w.sample_weight is not None
+    plain = not request.row_factors and all(
+        code in (ABSENT, INT64 if k == TARGET and not p.has_probabilities else FLOAT_CODES[own.name])
+        for k, code in enumerate(codes)
+        if k != CLASS_WEIGHT
+    )
+    recipe = [*addresses, sum(1 << k for k, address in enumerate(addresses) if address)]
+    recipe += [weighs << WEIGH | request.row_factors << BRING, plain, p.has_probabilities]
+    recipe += [request.weighted or p.has_probabilities, request.row_factors, request.softcap, divide]
+    recipe += [p.ignore_index, own.itemsize, FLOAT_CODES[own.name], 4 * numba.config.NUMBA_NUM_THREADS]
+    numbers = [1.0 if w.divisor is None else w.divisor, w.factor, p.label_smoothing]
+    numbers += [1.0 if p.softcap is None else p.softcap, p.lse_square_scale, *p.numbers]
+    entry, task = driver()
+    like = {"target": TARGET, DISTANCES: TARGET}
+    new = tuple(New(SLOTS[n], like.get(n, INPUT), class_rows if n == TERMS else None) for n in made)
+    return Launch(
+        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, new,
+        completer(make),
+    )  # fmt: skip
+
+
+def new_terms(p: Scores) -> np.ndarray | None:
+    """Return a new array for the terms, if they are asked for."""
+    if p.weighting.reduction != "none":
+        return None
+    return np.empty(class_rows(p.input.shape), p.dtype)
+
+
+def refuse(p: Scores, status: int) -> Exception:
+    """Return the error for a call that the driver refused: of the first label, in C order, that is no class."""
+    if status == UNFIT:
+        return ValueError(
+            f"{p.name}: arrays of shapes {p.input.shape} and {p.target.shape} do not fit together"
+        )
+    classes = p.input.shape[class_axis(p.input.shape)]
+    wrong = (p.target != p.ignore_index) & ((p.target < 0) | (p.target >= classes))
+    index = tuple(int(k) for k in np.unravel_index(np.argmax(wrong), p.target.shape))
+    return bad_index(p.name, index, p.target[index], classes)
+
+
+def run(p: Scores, outputs: dict[str, Any]) -> Any:
+    """Write the outputs, the gradient by ``"weight"`` among them, and return the value."""
+    this = sys.modules[__name__]
+    if "weight" not in outputs:
+        return launches.compute(this, p, outputs)
+    # Computed before its arguments may be overwritten, and written when they are no longer needed.
+    by_weight = weight_gradient(p)
+    value = launches.compute(this, p, {n: o for n, o in outputs.items() if n != "weight"})
+    outputs["weight"][...] = by_weight
+    return value
+
+
+def weight_gradient(p: Scores) -> np.ndarray:
+    """Return the gradient by the class weights, with probabilities: sum over rows of B q'_c (lse - x_c).
+
+    B is the slope by the cross entropy, with all that multiplies a row's gradient; q' the smoothed
+    probability.
+    """
+    distances = np.empty(p.input.shape, p.arithmetic)
+    reduced = p.weighting._replace(reduction="sum") if p.weighting.reduction == "none" else p.weighting
+    launches.compute(sys.modules[__name__], p._replace(weighting=reduced), {DISTANCES: distances})
+    axis = class_axis(p.input.shape)
+    q = (1 - p.label_smoothing) * p.target.astype(np.float64) + p.label_smoothing / p.input.shape[axis]
+    products = np.multiply(q, distances, where=q != 0, out=np.zeros(q.shape))
+    return products.sum(axis=tuple(k for k in range(q.ndim) if k != axis))

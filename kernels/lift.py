@@ -1,0 +1,185 @@
+"""A definition of one row's value, as the compiled function of value and derivatives that a kernel calls.
+
+A row of class scores x, with p = softmax(x), own class y, class weights w and the targets t_c (own class,
+smoothing and weights in them; W is their sum), has these statistics:
+
+================  ==========================================================  =====================
+`log_prob`        log p_y                                                     gradient d_cy - p_c
+`rest`            1 - p_y, without cancellation                               goes along
+`class_weight`    w_y                                                         constant
+`cross_entropy`   -sum_c t_c log p_c                                          W p_c - t_c
+`logsumexp`       log sum_c e^(x_c)                                           p_c
+================  ==========================================================  =====================
+
+So the gradient of any function of them has three numbers a row: its slopes by each. The jets give those, and
+second derivatives for the curvature; mixed ones by moving two statistics at once.
+"""
+
+from typing import Any
+
+from .bind import adopted
+from .spec import STATISTICS, ScoreFunctions
+
+OWN, MIXED, NORM = range(3)  # what moves together
+MOVES = {"log_prob": OWN, "rest": OWN, "cross_entropy": MIXED, "logsumexp": NORM}
+# Behind the statistics, in the numbers that arguments are placed from.
+ONE, ZERO, MINUS_P = range(5, 8)
+
+
+def moves(functions: ScoreFunctions) -> set[int]:
+    """The groups of statistics that a definition depends on."""
+    return {MOVES[n] for n in functions.statistics if n in MOVES}
+
+
+def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: bool) -> Any:
+    """Compile a definition's value and its derivatives by a row's statistics.
+
+    Parameters
+    ----------
+    functions : ScoreFunctions
+    jets : namespace
+        Of a target, from `jets.install`.
+    second : bool
+        Whether second derivatives are wanted.
+    lse_square : bool
+        Whether ``square * logsumexp**2`` is added.
+
+    Returns
+    -------
+    function ``(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, options)``
+        Gives the value and the slopes by `OWN`, `MIXED`, `NORM`; with `second` also the second derivatives by
+        each, and twice the mixed ones by `OWN` and `MIXED`, `OWN` and `NORM`, `MIXED` and `NORM`. Derivatives
+        by what the definition does not ask for are zero.
+    """
+    definition, parts, jit = jets.jit(adopted(functions.value)), jets.parts, jets.jit
+    asked = moves(functions)
+
+    def along(*groups: int) -> Any:
+        """Value, slope and second derivative, as the statistics of some groups move."""
+        moving = asked.intersection(groups)
+        if not moving and asked:
+            return nothing
+        slots: list[tuple[int, ...]] = []
+        for name in functions.statistics:
+            k = STATISTICS.index(name)
+            if MOVES.get(name) not in moving:
+                slots.append((k,))
+            else:  # d(1 - p) = -p d(log p), and once more
+                slots.append((k, MINUS_P, MINUS_P) if name == "rest" else (k, ONE, ZERO))
+        place = jets.place(tuple(slots))
+
+        @jit
+        def at(numbers, o):
+            return parts(definition(*(place(numbers) + o)), numbers[0])
+
+        return at
+
+    @jit
+    def nothing(numbers, o):
+        zero = type(numbers[0])(0)
+        return zero, zero, zero
+
+    own, mixed, norm = along(OWN), along(MIXED), along(NORM)
+    lead = min(asked, default=OWN)
+
+    @jit
+    def first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
+        T = type(p)
+        numbers = (log_prob, rest, class_weight, cross_entropy, logsumexp, T(1), T(0), -p)
+        each = own(numbers, o), mixed(numbers, o), norm(numbers, o)
+        return each[lead][0], each[0][1], each[1][1], each[2][1]
+
+    def pair(a: int, b: int) -> Any:
+        return along(a, b) if {a, b} <= asked else nothing
+
+    if second:
+        own_mixed, own_norm, mixed_norm = pair(OWN, MIXED), pair(OWN, NORM), pair(MIXED, NORM)
+        flags = {OWN, MIXED} <= asked, {OWN, NORM} <= asked, {MIXED, NORM} <= asked
+
+    @jit
+    def both(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
+        T = type(p)
+        numbers = (log_prob, rest, class_weight, cross_entropy, logsumexp, T(1), T(0), -p)
+        each = own(numbers, o), mixed(numbers, o), norm(numbers, o)
+        a, b, r = each[0][2], each[1][2], each[2][2]
+        ab = own_mixed(numbers, o)[2] - a - b if flags[0] else T(0)
+        ar = own_norm(numbers, o)[2] - a - r if flags[1] else T(0)
+        br = mixed_norm(numbers, o)[2] - b - r if flags[2] else T(0)
+        return each[lead][0], each[0][1], each[1][1], each[2][1], a, b, r, ab, ar, br
+
+    lifted = both if second else first
+    if not lse_square:
+        return lifted
+
+    @jit
+    def squared_first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
+        v, a, b, r = lifted(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o)
+        slope = square * logsumexp
+        return v + slope * logsumexp, a, b, r + (slope + slope)
+
+    @jit
+    def squared_both(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
+        d = lifted(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o)
+        slope = square * logsumexp
+        return (
+            d[0] + slope * logsumexp, d[1], d[2], d[3] + (slope + slope),
+            d[4], d[5], d[6] + (square + square), d[7], d[8], d[9],
+        )  # fmt: skip
+
+    return squared_both if second else squared_first
+
+
+class Affine:
+    """Stands for a number while a definition is tried: is it a linear function, or one plus a constant?"""
+
+    def __init__(self, degree: int, constant: bool) -> None:
+        self.degree = degree  # 0: an option or a constant; 1: moves with the statistics
+        self.constant = constant  # whether there may be a part that does not move
+
+    def _add(self, other: Any) -> "Affine":
+        other = as_affine(other)
+        return Affine(max(self.degree, other.degree), self.constant or other.constant)
+
+    def _multiply(self, other: Any) -> "Affine":
+        other = as_affine(other)
+        if self.degree and other.degree:
+            raise TypeError("not affine")
+        moving = self if self.degree else other
+        return Affine(moving.degree, moving.constant)
+
+    def _over(self, other: Any) -> "Affine":
+        if as_affine(other).degree:
+            raise TypeError("not affine")
+        return self
+
+    def _unknown(self, *others: Any) -> Any:
+        raise TypeError("depends on a number's value")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = _add
+    __mul__ = __rmul__ = _multiply
+    __truediv__ = _over
+    __neg__ = __pos__ = lambda self: self
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = _unknown
+    __array_ufunc__ = None
+
+
+def as_affine(x: Any) -> Affine:
+    return x if isinstance(x, Affine) else Affine(0, bool(x + 0))
+
+
+def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
+    """Whether a definition is affine in its statistics; and whether it is a multiple of `cross_entropy`.
+
+    Of an affine one all second derivatives by the statistics are zero, and no kernel computes them.
+    """
+    arguments = [
+        Affine(0, True) if n == "class_weight" else object() if n == "rest" else Affine(1, False)
+        for n in functions.statistics
+    ]
+    options = [Affine(0, True) if o is None else o for o in functions.options]
+    try:
+        result = as_affine(functions.value(*arguments, *options))
+    except Exception:
+        return False, False
+    multiple = result.degree == 1 and not result.constant and moves(functions) == {MIXED}
+    return True, multiple
