@@ -189,8 +189,8 @@ class Weighting(NamedTuple):
     divisor: Any = 1.0
 
 
-# What the mean of elements counts.
-BY_TERMS, BY_ROWS, BY_WEIGHTS = "terms", "rows", "weights"
+# What a mean of elements counts; of BY_DATA the divisor was made of a call's own arrays.
+BY_TERMS, BY_ROWS, BY_WEIGHTS, BY_DATA = "terms", "rows", "weights", "data"
 
 
 class Elements(NamedTuple):
@@ -202,7 +202,7 @@ class Elements(NamedTuple):
     names: tuple[str, ...]  # of the operands
     numbers: tuple[float, ...]  # the options that are given at run time
     weighting: Weighting
-    counts: str  # BY_TERMS, BY_ROWS or BY_WEIGHTS: what a divisor of None stands for
+    counts: str  # BY_TERMS, BY_ROWS or BY_WEIGHTS: what a divisor of None stands for; or BY_DATA
     valued: bool  # whether the value is asked for
     shape: tuple[int, ...]  # of the terms
     dtype: Any  # that the arrays promote to; None of a quick call

@@ -26,7 +26,7 @@ from .kernels.spec import (
     is_described,
 )
 from .loss import Binding, Loss
-from .quick import Prepared, never, prepare, signature
+from .quick import Prepared, are_distinct, never, prepare, signature, with_outputs
 
 
 class Settings:
@@ -64,10 +64,11 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
     values = (*args, *kwargs.values()) if kwargs else args
     if args and args[0].__class__ is not np.ndarray and devices.is_device_array(args[0]):
         return evaluate_on_device(cls, mode, binding, args, kwargs)
-    if binding.out >= 0 and values[binding.out].__class__ is tuple:  # several outputs
-        values = (*values[: binding.out], *values[binding.out + 1 :], *values[binding.out])
     prepared = None
-    key: Any = signature(values)
+    if binding.out < 0:
+        key: Any = signature(values)
+    else:
+        values, key = with_outputs(values, binding.out)
     try:
         prepared = binding.prepared.get(key)
     except TypeError:  # a value has no hash
@@ -81,7 +82,7 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
         evaluation = cls._evaluation(mode, described, backend)
         result = evaluation.result()
-        if key is not None and prepared is None:
+        if key is not None and prepared is None and are_distinct(v for n, v in call.items() if n != "out"):
             binding.prepared[key] = evaluation.prepared(values)
     return backend.give(result)
 

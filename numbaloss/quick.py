@@ -6,7 +6,7 @@ finds anything wrong (shapes that do not fit, a class index out of range) gives 
 nothing; the general call then says what is wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,27 @@ def signature(values: tuple[Any, ...]) -> tuple[Any, ...]:
         else:
             key += v.__class__, v
     return tuple(key)
+
+
+def with_outputs(values: tuple[Any, ...], at: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return a call's values with its outputs at the end, which stand at a position, and its signature.
+
+    Which of the values each output is belongs to the signature: a gradient may overwrite its argument.
+    """
+    out, others = values[at], (*values[:at], *values[at + 1 :])
+    outputs = out if out.__class__ is tuple else (out,)
+    values = (*others, *outputs)
+    count = len(others)
+    places = tuple(
+        [next((k for k, v in enumerate(values[: count + j]) if v is o), -1) for j, o in enumerate(outputs)]
+    )
+    return values, (*signature(values), out.__class__ is tuple, places)
+
+
+def are_distinct(values: Iterable[Any]) -> bool:
+    """Return whether no array is given twice: then each array of a launch is one argument's."""
+    arrays = [id(v) for v in values if v.__class__ is ndarray]
+    return len(set(arrays)) == len(arrays)
 
 
 def prepare(

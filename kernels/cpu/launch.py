@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..layout import overlaps_itself
 from ..spec import MISSING
 from . import memory, parallel, threads
 
@@ -169,9 +170,15 @@ def repeat(
     def finish(arrays: tuple[Any, ...]) -> tuple[float, int]:
         return run(launch._replace(arrays=arrays))
 
+    # A gap between elements may hide that two of them lie at one address.
+    tangled = [k for k, v in enumerate(values) if any(v is o and not v.flags.forc for o in written)]
+
     def again(values: tuple[Any, ...]) -> Any:
         for i, k in pairs:
             if np.may_share_memory(values[i], values[k]):
+                return MISSING
+        for k in tangled:
+            if overlaps_itself(values[k]):
                 return MISSING
         new = tuple([make(values[like]) for like, make in makers])
         arrays = pick((*values, None, *new))

@@ -11,6 +11,7 @@ from ..arrays import as_array, check_broadcasts, floating, is_weak
 from ..call import Evaluation, Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
 from ..kernels import inside
 from ..kernels.spec import (
+    BY_DATA,
     BY_ROWS,
     BY_TERMS,
     BY_WEIGHTS,
@@ -269,10 +270,10 @@ class ElementwiseLoss(Loss):
             # It counts rows where the mean counts terms.
             counts = BY_ROWS
             if counted is not None:
-                rows = shape[0] if shape else 1
+                counts, rows = BY_DATA, shape[0] if shape else 1
                 divisor = backend.total(counted, rows / counted.size, arrays.arithmetic)
         elif divisor is None and counted is not None and counted is not product:
-            size = math.prod(shape)
+            counts, size = BY_DATA, math.prod(shape)
             divisor = backend.total(counted, size / counted.size, arrays.arithmetic) if size else 0.0
         factor, upstream = resolve_upstream(name, call.get("grad_output"), shape, reduction)
         return Weighting(reduction, product, upstream, factor, divisor), counts
@@ -318,6 +319,8 @@ class ElementwiseLoss(Loss):
     @classmethod
     def _runs_once(cls, problem: Elements, outputs: dict[str, Any]) -> bool:
         """Return whether a call is one run of the backend, with the outputs as they are."""
+        if problem.counts == BY_DATA:
+            return False
         return all(n != "weight" and o.shape == problem.shape for n, o in outputs.items())
 
     @classmethod

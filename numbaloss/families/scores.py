@@ -114,15 +114,15 @@ class ScoreLoss(ClassLoss):
     - ``log_prob``: the logarithm of the target class's probability;
     - ``rest``: one less that probability, without cancellation;
     - ``class_weight``: the target class's weight, 1 without ``weight``;
-    - ``cross_entropy``: ``-sum(w * q * log(p))`` over the classes: indices or probabilities, label smoothing and
-      class weights are in it;
+    - ``cross_entropy``: ``-sum(w * q * log(p))`` over the classes: indices or probabilities, label smoothing
+      and class weights are in it;
     - ``logsumexp``: the logarithm of the sum of the exponentiated scores.
 
     Its other parameters are fields. The gradients and the curvature are derived. It takes all that
-    ``cross_entropy`` takes: scores (C), (N, C) or (N, C, d1, ...), class indices or probabilities, ``weight``,
-    ``ignore_index``, ``label_smoothing``; ``'mean'`` divides as there. Class weights enter through
-    ``cross_entropy`` and ``class_weight`` alone. With probabilities a definition that asks for ``log_prob``,
-    ``rest`` or ``class_weight`` is refused: they are of one class.
+    ``cross_entropy`` takes: scores (C), (N, C) or (N, C, d1, ...), class indices or probabilities,
+    ``weight``, ``ignore_index``, ``label_smoothing``; ``'mean'`` divides as there. Class weights enter
+    through ``cross_entropy`` and ``class_weight`` alone. With probabilities a definition that asks for
+    ``log_prob``, ``rest`` or ``class_weight`` is refused: they are of one class.
     """
 
     weight: object = weights()
@@ -152,8 +152,8 @@ class ScoreLoss(ClassLoss):
         unknown = [n for n in cls._option_names if n not in own]
         if not cls._statistics or unknown or tuple(names[: len(cls._statistics)]) != cls._statistics:
             raise TypeError(
-                f"{cls.__name__}.value must take statistics of a row ({', '.join(STATISTICS)}), then options; "
-                f"got {', '.join(names)}"
+                f"{cls.__name__}.value must take statistics of a row ({', '.join(STATISTICS)}), "
+                f"then options; got {', '.join(names)}"
             )
 
     @classmethod
@@ -171,8 +171,8 @@ class ScoreLoss(ClassLoss):
         of_one_class = [n for n in cls._statistics if n in ("log_prob", "rest", "class_weight")]
         if rows.has_probabilities and of_one_class:
             raise TypeError(
-                f"{name}: target holds class probabilities, but the loss asks for {', '.join(of_one_class)}, which "
-                "a single class has; pass class indices, or define it by cross_entropy"
+                f"{name}: target holds class probabilities, but the loss asks for {', '.join(of_one_class)}, "
+                "which a single class has; pass class indices, or define it by cross_entropy"
             )
         functions, numbers = cls._functions(options)
         return Scores(

@@ -54,8 +54,8 @@ def score_loss(value: Callable[..., Any]) -> LossFunction:
     ----------
     value : function
         ``value(<statistics>, <options>)``: statistics of the row, asked for by name, without defaults:
-        ``log_prob``, ``rest``, ``class_weight``, ``cross_entropy``, ``logsumexp`` (see `ScoreLoss`); then options with
-        defaults (a number, a bool, or a kind of ``numbaloss.arguments``).
+        ``log_prob``, ``rest``, ``class_weight``, ``cross_entropy``, ``logsumexp`` (see `ScoreLoss`); then
+        options with defaults (a number, a bool, or a kind of ``numbaloss.arguments``).
 
     Returns
     -------

@@ -57,8 +57,8 @@ class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
     References
     ----------
     PyTorch, ``torch.nn.functional.cross_entropy``. C. Szegedy et al., Rethinking the Inception Architecture
-    for Computer Vision, CVPR 2016 (label smoothing). ``softcap`` and ``lse_square_scale`` as in Liger-Kernel; Gemma
-    Team, Gemma 2, 2024; B. Zoph et al., ST-MoE, 2022 (z-loss).
+    for Computer Vision, CVPR 2016 (label smoothing). ``softcap`` and ``lse_square_scale`` are Liger-Kernel's:
+    Gemma Team, Gemma 2, 2024; B. Zoph et al., ST-MoE, 2022 (z-loss).
 
     Examples
     --------

@@ -1,0 +1,115 @@
+"""Calls seen before: the same results as a first call's, for other arrays of the same kinds."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import numbaloss as nl
+from numbaloss import testing
+
+
+def fresh(loss, mode, arguments):
+    """The call, with nothing remembered of others."""
+    loss._bindings.clear()
+    result = (loss if mode == "value" else getattr(loss, mode))(**arguments)
+    loss._bindings.clear()
+    return result
+
+
+def same(a, b):
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return np.array_equal(a, b, equal_nan=True) and np.asarray(a).dtype == np.asarray(b).dtype
+
+
+LAYOUTS = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "slice": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+}
+OPTIONS = (
+    {},
+    {"reduction": "none"},
+    {"reduction": "sum"},
+    {"sample_weight": lambda rng, terms: rng.random(terms)},
+    {"grad_output": 0.5},
+    {"normalizer": 3.0},
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["huber_loss", "gaussian_nll_loss", "cross_entropy"])
+def test_a_prepared_call_gives_the_same_bits(name, layout, rng):
+    loss, change = nl.registry[name], LAYOUTS[layout]
+    for options, mode in itertools.product(OPTIONS, ("value", "grad", "value_and_grad")):
+        if mode == "value" and "grad_output" in options:
+            continue
+        calls = []
+        for rows in (6, 6, 9):  # of another extent the third
+            arrays = {n: change(np.asarray(a)) for n, a in testing.samples(loss, rng, (rows, 4)).items()}
+            terms = np.shape(loss(**arrays, reduction="none"))
+            made = {n: v(rng, terms) if callable(v) else v for n, v in options.items()}
+            calls.append({**arrays, **made})
+        wanted = [fresh(loss, mode, c) for c in calls]
+        method = loss if mode == "value" else getattr(loss, mode)
+        got = [method(**c) for c in calls]
+        assert same(tuple(got), tuple(wanted)), (options, mode)
+
+
+def test_an_array_given_twice_is_not_taken_for_two(rng):
+    x, y = rng.normal(size=(2, 5))
+    assert nl.mse_loss(x, x) == 0
+    assert nl.mse_loss(x, y) == ((x - y) ** 2).mean()
+    assert nl.mse_loss(x, x) == 0
+
+
+def test_which_argument_is_overwritten_is_part_of_a_call(rng):
+    x1, x2 = rng.normal(size=(2, 40))
+    y = rng.choice([-1.0, 1.0], 40)
+    loss = nl.margin_ranking_loss
+    first, second = loss.grad(x1, x2, y)
+    for over in ((True, True), (True, False), (False, True), (False, False), (True, True)):
+        a, b = x1.copy(), x2.copy()
+        out = a if over[0] else np.empty(40), b if over[1] else np.empty(40)
+        loss.grad(a, b, y, out=out)
+        np.testing.assert_array_equal(out[0], first)
+        np.testing.assert_array_equal(out[1], second)
+        assert over[0] or (a == x1).all()
+        assert over[1] or (b == x2).all()
+
+
+def test_a_divisor_that_data_make_is_made_anew(rng):
+    x, y = rng.random((2, 6, 5))
+    for _ in range(3):
+        w = rng.random((6, 5))
+        got = nl.kl_div(x, y, reduction="batchmean", sample_weight=w)
+        assert got == fresh(
+            nl.kl_div, "value", dict(input=x, target=y, reduction="batchmean", sample_weight=w)
+        )
+
+
+def test_what_does_not_fit_a_prepared_call_is_refused(rng):
+    x, y = rng.normal(size=(2, 6, 4))
+    labels = rng.integers(0, 4, 6)
+    for _ in range(2):
+        nl.mse_loss(x, y)
+        nl.cross_entropy(x, labels)
+    with pytest.raises(ValueError, match="must have input's shape"):
+        nl.mse_loss(x, y[:5].copy())
+    with pytest.raises(ValueError, match="target must have shape"):
+        nl.cross_entropy(x, labels[:5].copy())
+    with pytest.raises(IndexError, match=r"target\[0\] is 4"):
+        nl.cross_entropy(x, np.full(6, 4))
+    with pytest.raises(ValueError, match="overlaps"):
+        wide = np.empty(25)
+        nl.mse_loss.grad(wide[:24].reshape(6, 4), y, out=wide[1:].reshape(6, 4))
+
+
+def test_options_equal_in_value_and_not_in_type_are_checked(rng):
+    x, y = rng.normal(size=(2, 6))
+    nl.huber_loss(x, y, delta=1.0)
+    nl.huber_loss(x, y, delta=1)
+    with pytest.raises(TypeError, match="delta must be a number"):
+        nl.huber_loss(x, y, delta=True)
