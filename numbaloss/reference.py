@@ -245,8 +245,8 @@ def score_loss(value):
     The statistics are ``log_prob`` and ``rest`` (1 - probability) of the target class, ``class_weight``,
     ``logsumexp``, and ``cross_entropy``: ``-sum_c w_c q_c log softmax(input)_c``, q the target distribution
     smoothed towards 1 / C. A target of the input's shape is q itself, and each row counts 1; else it is class
-    indices, and a row counts w of its class. Ignored rows are not read, and 0 times an infinity is 0 (PyTorch:
-    NaN).
+    indices, and a row counts w of its class. Ignored rows are not read, and 0 times an infinity is 0
+    (PyTorch: NaN).
     """
     asked = inspect.signature(value).parameters
 
