@@ -432,8 +432,8 @@ def drive(recipe, numbers, arrays, task, fork):
     Returns
     -------
     value, status : float, int
-        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row, in
-        the order of memory, whose label is none. But for `OK`, nothing was written.
+        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row,
+        in the order of memory, whose label is none. But for `OK`, nothing was written.
     """
     r, given = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
     scores = item(arrays, INPUT)
@@ -556,8 +556,8 @@ def driver() -> tuple[Any, int]:
 # ---- a call ------------------------------------------------------------------------------------------------
 
 PARALLEL_FROM = 8192  # scores from which two threads beat one
-# An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the cross
-# entropy and all that multiplies the row's gradient.
+# An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the
+# cross entropy and all that multiplies the row's gradient.
 DISTANCES = "distances"
 
 # What was compiled already, by all that it depends on: later recipes have it from the start.
@@ -637,8 +637,8 @@ SLOTS = {
 def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | None:
     """Pack a problem for the driver; None where it is not one run: see `compute`.
 
-    `outputs` are gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in place
-    of the target's gradient, `DISTANCES`: see `weight_gradient`.
+    `outputs` are gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in
+    place of the target's gradient, `DISTANCES`: see `weight_gradient`.
     """
     if "weight" in outputs:
         return None
@@ -678,8 +678,8 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
     like = {"target": TARGET, DISTANCES: TARGET}
     new = tuple(New(SLOTS[n], like.get(n, INPUT), class_rows if n == TERMS else None) for n in made)
     return Launch(
-        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, new,
-        completer(make),
+        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM,
+        new, completer(make),
     )  # fmt: skip
 
 
@@ -691,7 +691,7 @@ def new_terms(p: Scores) -> np.ndarray | None:
 
 
 def refuse(p: Scores, status: int) -> Exception:
-    """Return the error for a call that the driver refused: of the first label, in C order, that is no class."""
+    """Return the error for a call that was refused: of the first label, in C order, that is no class."""
     if status == UNFIT:
         return ValueError(
             f"{p.name}: arrays of shapes {p.input.shape} and {p.target.shape} do not fit together"

@@ -69,7 +69,7 @@ class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
     """
 
     softcap: object = softcap()
-    lse_square_scale: float = non_negative(0.0)
+    lse_square_scale: float = non_negative(0.0)  # type: ignore[misc]
 
     def value(cross_entropy):
         return cross_entropy
