@@ -650,14 +650,16 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
         return array.astype(own)
 
     arrays: list[Any] = [None] * ARRAYS
-    arrays[INPUT], arrays[TARGET] = p.input, p.target
+    # Labels in the other order of bytes are converted here, as class weights of other dtypes are.
+    native = p.has_probabilities or p.target.dtype.isnative
+    arrays[INPUT], arrays[TARGET] = p.input, p.target if native else p.target.astype(np.int64)
     arrays[CLASS_WEIGHT], arrays[ROW_WEIGHT] = as_floats(p.weight), as_floats(w.sample_weight)
     arrays[UPSTREAM] = as_floats(w.upstream)
     for name, array in outputs.items():
         arrays[SLOTS[name]] = array
     codes = [ABSENT if a is None else FLOAT_CODES.get(a.dtype.name, ABSENT) for a in arrays]
     if not p.has_probabilities:
-        codes[TARGET] = INTEGERS[p.target.dtype.char.replace("l", "q").replace("L", "Q")]
+        codes[TARGET] = INTEGERS[arrays[TARGET].dtype.char.replace("l", "q").replace("L", "Q")]
     request = request_of(p, outputs)
     make = makers(p.functions, request, own)
     divide = BY_COUNT if w.divisor is None else BY_ONE if w.divisor == 1 else BY_NUMBER

@@ -34,6 +34,7 @@ class ClassLoss(RowLoss):
 
     takes_probabilities: ClassVar[bool] = False
     differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    _shapes = ((4,), (1, 4), (2, 3, 4), (0, 3))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Any:
@@ -185,8 +186,8 @@ class ScoreLoss(ClassLoss):
             rows.weight,
             options["ignore_index"],
             options["label_smoothing"],
-            options.get("softcap"),
-            options.get("lse_square_scale", 0.0),
+            None if "softcap" in cls._option_names else options.get("softcap"),
+            0.0 if "lse_square_scale" in cls._option_names else options.get("lse_square_scale", 0.0),
             rows.weighting,
             rows.dtype,
             rows.arithmetic,
