@@ -281,10 +281,9 @@ class Sequences(NamedTuple):
 
     name: str
     log_probs: Any  # (T, N, C), or (T, C) of a single sequence
-    targets: Any  # (N, S) or (S), or all sequences' labels joined
-    input_lengths: Any  # flat, in int64 where they are on the host
+    targets: Any  # (N, S), all sequences' labels joined, or (S) or (1, S) of a single sequence
+    input_lengths: Any  # (N), or () or (1) of a single sequence; of any integer dtype, as the targets
     target_lengths: Any
-    padded: bool  # each sequence's labels start where a row of the targets does
     blank: int
     zero_infinity: bool
     weighting: Weighting
@@ -411,3 +410,23 @@ def bad_length(name: str, argument: str, index: tuple[int, ...], most: int, leng
     """Word the error for a length that a sequence cannot have."""
     of = "frames of log_probs" if argument == "input_lengths" else "labels of targets"
     return ValueError(f"{name}: {argument}{_at(index)} must be in [0, {most}], the {of}, got {length}")
+
+
+def wrong_length(p: Sequences) -> ValueError | None:
+    """Return the error for the first length that a sequence cannot have; None if those at hand are right."""
+    joined = p.targets.ndim == 1 and bool(p.shape)
+    for n, most in (("input_lengths", p.log_probs.shape[0]), ("target_lengths", p.targets.shape[-1])):
+        array = getattr(p, n)
+        if is_described(array):  # its elements are checked there
+            continue
+        lengths = array.reshape(-1)
+        wrong = (lengths < 0) | (lengths > most)
+        if wrong.any():
+            k = int(wrong.argmax())
+            return bad_length(p.name, n, (k,) if array.ndim else (), most, lengths[k])
+    if joined and not is_described(p.target_lengths) and p.target_lengths.sum() != p.targets.size:
+        return ValueError(
+            f"{p.name}: target_lengths must sum to the {p.targets.size} labels of targets, "
+            f"got {p.target_lengths.sum()}"
+        )
+    return None

@@ -956,33 +956,7 @@ def width_of_targets(targets, log_probs):
     return lambda targets, log_probs: 0
 
 
-def ctc_sequences(x, labels, label_counts, frame_counts, g, width, extents, settings):
-    """`ctc` of contiguous log-probabilities; a sequence has `width` places for labels, 0 of joined ones."""
-    _, batch, classes = extents
-    addresses, codes = np.empty(2, np.int64), np.full(2, FLOAT32 if x.itemsize == 4 else FLOAT64)
-    addresses[0], addresses[1] = x.ctypes.data, g.ctypes.data
-    step = np.array([batch * classes, classes, 1]) * x.itemsize
-    strides = np.empty((2, 3), np.int64)
-    strides[:] = step
-    starts = np.empty(batch, np.int64)
-    start = 0
-    for n in range(batch):
-        starts[n] = start
-        start += width if width else label_counts[n]
-    count = 2 if g.size else 1
-    none = np.empty(0, x.dtype)
-    return whole(
-        addresses[:count], codes[:count], strides[:count], extents, labels, starts, label_counts,
-        frame_counts, none, none, np.empty(batch), settings, one(),
-    )  # fmt: skip
-
-
-@cache
-def compile_ctc_sequences(dtype: np.dtype) -> Any:
-    return compile_template(ctc_sequences, dtype, whole=ctc.compile_ctc(dtype, False))
-
-
-ctc_of = by_dtype(compile_ctc_sequences)
+ctc_of = by_dtype(ctc.compile_inside)
 
 
 @njit(**ENTRY)
@@ -1019,9 +993,13 @@ def ctc_loss(
     if not (may_write((g,), (x,)) and apart(g, labels) and apart(g, frame_counts) and apart(g, label_counts)):
         raise ValueError("ctc_loss: out overlaps an argument; it may be log_probs itself")
     settings = np.int64(blank), bool(zero_infinity), reduction == "mean", 1.0, divisor
-    value, wrong, _ = ctc_of(
+    value, status = ctc_of(
         x, (labels, label_counts, frame_counts, g, width, (longest, batch, classes), settings)
     )
-    if wrong >= 0:
+    if status >= 0:
         raise IndexError("ctc_loss: targets holds a class index that is out of range")
+    if status == ctc.NO_MEMORY:
+        raise MemoryError("ctc_loss: no memory for the alignments of sequences as long as these")
+    if status != ctc.OK:
+        raise ValueError("ctc_loss: arrays do not fit together")
     return T(value)

@@ -71,6 +71,22 @@ def store(typingctx, address, x):
     return types.void(types.int64, x), codegen
 
 
+@intrinsic
+def store_all(typingctx, address, numbers):
+    """Store a tuple of integers from an address on, as int64: much quicker to compile than one by one."""
+    if not isinstance(numbers, types.BaseTuple):
+        return None
+
+    def codegen(context, builder, sig, args):
+        for k, kind in enumerate(sig.args[1]):
+            x = context.cast(builder, builder.extract_value(args[1], k), kind, types.int64)
+            at = builder.add(args[0], ir.Constant(I64, 8 * k))
+            builder.store(x, builder.inttoptr(at, I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, numbers), codegen
+
+
 @intrinsic(prefer_literal=True)
 def stack(typingctx, size):
     """The address of `size` bytes, a literal, that live until the calling function returns."""
