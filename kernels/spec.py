@@ -293,10 +293,10 @@ class Sequences(NamedTuple):
 
 
 class Chunking(NamedTuple):
-    """How scores are cut into chunks of rows: by one of these at most."""
+    """How scores are cut into chunks of rows: by one of these at most, which is not 0."""
 
-    rows: int | None = None
-    memory: int | None = None  # bytes
+    rows: int = 0
+    memory: int = 0  # bytes
 
 
 class Linear(NamedTuple):

@@ -21,18 +21,16 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from ..bind import bind
+from ..chunks import chunk_rows, product_columns
 from ..spec import FLOAT32, FLOAT64, Scalars
 from . import ctc, margins, pick, softmax, vectors
 from .inside import compile_runs, flat_or_none
+from .native import HELPER
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
 
 COSINE_EPS = 1e-12  # under each squared norm
 DISTANCE_EPS = 1e-6  # added to each coordinate's difference
-
-# A chunk of the scores of `linear_cross_entropy`: so many bytes, but rows enough that products are quick.
-CHUNK_BYTES, CHUNK_ROWS = 24_000_000, 64
-SCRATCH_BYTES = 2 << 20  # that products are made in to be added up: they stay in cache
 
 
 # ---- arguments -------------------------------------------------------------------------------------
@@ -190,6 +188,8 @@ whole: Any = None
 loss: Any = None
 slope: Any = None
 add: Any = None
+rows_of_chunk: Any = None
+columns_of_product: Any = None
 
 
 def compile_template(template: Any, dtype: np.dtype, name: str = "", **scope: Any) -> Any:
@@ -791,11 +791,11 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
             live[rows] = i
             rows += 1
     gathers = rows < labels.size
-    height = max(1, min(rows, max(CHUNK_ROWS, CHUNK_BYTES // (classes * x.itemsize))))
+    height, scratch = rows_of_chunk(rows, classes * x.itemsize)
     scores = np.empty(height * classes, x.dtype)
     chosen = np.empty((height if gathers else 0, features), x.dtype)
     sum_ = gw if apart(gw.reshape(gw.size), w.reshape(w.size)) else np.empty_like(gw)
-    step = max(1, min(classes, SCRATCH_BYTES // (features * x.itemsize)))
+    step = columns_of_product(classes, features * x.itemsize, scratch)
     adds = gw.size and rows > height
     pieces, products = np.empty(height * step * adds, x.dtype), np.empty(step * features * adds, x.dtype)
     if gathers and gx.size:
@@ -846,7 +846,12 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
 
 @cache
 def compile_linear_rows(dtype: np.dtype) -> Any:
-    kernels = dict(whole=compile_softmax_rows(dtype), add=njit(nogil=True)(add_product))
+    kernels = dict(
+        whole=compile_softmax_rows(dtype),
+        add=njit(nogil=True)(add_product),
+        rows_of_chunk=njit(**HELPER)(chunk_rows),
+        columns_of_product=njit(**HELPER)(product_columns),
+    )
     return compile_template(linear_rows, dtype, **kernels)
 
 
