@@ -22,7 +22,7 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import GRAD, MANY, ONE, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..kernels.spec import GRAD, MANY, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
 from ..loss import Binding
 from ..quick import never
 
@@ -77,7 +77,13 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
     reduction: str = reduction()
 
     operands = {"input": scores(), "target": class_indices()}
-    kind = ONE
+
+    def terms(score, own, p, margin):
+        hinge = nm.maximum(0, margin - own + score)
+        return hinge if p == 1 else nm.square(hinge)
+
+    def finish(total, classes, weight):
+        return weight / classes * total
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
@@ -136,7 +142,13 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
     reduction: str = reduction()
 
     operands = {"input": scores(), "target": Operand(draw=_label_lists)}
-    kind = MANY
+    classes_of_a_row = MANY
+
+    def terms(score, own):
+        return nm.maximum(0, 1 - own + score)
+
+    def finish(total, classes, weight):
+        return weight / classes * total
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
@@ -211,7 +223,7 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         if weight is not None:
             check_broadcasts(name, "weight", weight, x.shape)
         weighting = cls._weighting(settings, call, x.shape[:-1], floats)
-        return Margins(name, SOFT, x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
+        return Margins(name, SOFT, None, (), x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
