@@ -243,7 +243,7 @@ class MarginLoss(ClassLoss):
 
     ``terms(score, own, <options>)`` is what another class's score adds to that of an own one; it depends on
     their difference alone. ``finish(total, classes, weight)`` is the row's term, linear in the sum. Scores
-    are (C) or (N, C).
+    are (), (C) or (N, C).
     """
 
     terms: ClassVar[Callable[..., Any]]
@@ -293,15 +293,21 @@ class MarginLoss(ClassLoss):
 
     @classmethod
     def _check(cls, settings: Settings, call: dict[str, Any]) -> Rows:
-        name, shape = cls.function.__name__, np.shape(call["input"])
-        if cls.classes_of_a_row == MANY:
-            x = as_array(name, "input", call["input"])
-            target = as_array(name, "target", call["target"])
-            if target.shape != x.shape:
-                raise ValueError(f"{name}: target must have input's shape {x.shape}, got {target.shape}")
-            # All but the target is as with one label a row.
-            call = {**call, "target": np.zeros(x.shape[:-1], target.dtype)}
-        if len(shape) not in (1, 2):
-            raise ValueError(f"{name}: input must have shape (C) or (N, C), got {shape}")
-        rows = super()._check(settings, call)
-        return rows._replace(target=target) if cls.classes_of_a_row == MANY else rows
+        name, many = cls.function.__name__, cls.classes_of_a_row == MANY
+        x = floating(name, "input", as_array(name, "input", call["input"]))
+        target = as_array(name, "target", call["target"])
+        alone = x.ndim < 2 and target.ndim < 2 and target.size == 1
+        if many and target.shape != x.shape and not (alone and x.size == 1):
+            raise ValueError(f"{name}: target must have input's shape {x.shape}, got {target.shape}")
+        if x.ndim > 2:
+            raise ValueError(f"{name}: input must have shape (), (C) or (N, C), got {x.shape}")
+        # Further it is checked as a batch of one where its terms are: as in PyTorch, a lone row's label and a
+        # lone score's list may have an axis more or less.
+        given = x if x.ndim else x[np.newaxis]
+        if many:
+            labels = np.zeros(given.shape[:-1], target.dtype)
+        else:
+            labels = target
+            given = given[np.newaxis] if alone and target.ndim else given
+        rows = super()._check(settings, {**call, "input": given, "target": labels})
+        return rows._replace(input=x, target=target)

@@ -39,9 +39,9 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
     Parameters
     ----------
     input : array, shape (C) or (N, C)
-        Scores.
+        Scores; () is a single one.
     target : array, shape () or (N)
-        Class indices of any integer dtype.
+        Class indices of any integer dtype. Of a single row's it may be (1), and then the terms are.
     p : {1, 2}, default 1
         Power of the hinges.
     margin : float, default 1.0
@@ -112,9 +112,9 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
     Parameters
     ----------
     input : array, shape (C) or (N, C)
-        Scores.
+        Scores; () is a single one.
     target : array
-        Of the input's shape: class indices of any signed integer dtype, or of an unsigned one where all
+        Of the input's shape, for a single score () or (1): class indices of any signed integer dtype, or of an unsigned one where all
         classes count; the first -1 ends a row's list.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
