@@ -146,6 +146,32 @@ class ScoreRequest(NamedTuple):
     lse_square: bool = False  # the squared logsumexp is added to the value
 
 
+class MarginFunctions(NamedTuple):
+    """A loss of each of a row's own classes against all that are not.
+
+    ``terms(score, own, <options>)`` of another class's score and an own one's is summed over all such pairs
+    of a row; it depends on their difference alone. ``finish(total, classes, weight)`` is the row's loss,
+    linear in the sum; `weight` is its class's times its own. An entry of `options` is None for a number given
+    at run time, else the bool or number that it is compiled with.
+    """
+
+    name: str
+    terms: Callable[..., Any]
+    finish: Callable[..., Any]
+    options: tuple[bool | float | None, ...] = ()  # that `terms` takes
+    many: bool = False  # a row has a list of classes, as long as the scores or ended by -1
+
+
+class NllFunctions(NamedTuple):
+    """A loss of the own class's score alone: ``value(score, weight)``, linear in the score.
+
+    `weight` is the row's: its class's times its own.
+    """
+
+    name: str
+    value: Callable[..., Any]
+
+
 # ---- distances ----------------------------------------------------------------------------------------
 
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
@@ -229,9 +255,10 @@ class Scores(NamedTuple):
 
 
 class Picks(NamedTuple):
-    """The negative of one log-probability of each row, (C), (N, C) or (N, C, d1, ...)."""
+    """One score of each row, that of its class: (C), (N, C) or (N, C, d1, ...)."""
 
     name: str
+    functions: NllFunctions  # on CUDA devices it is the negative log-likelihood
     input: Any
     target: Any  # class indices
     weight: Any  # of the classes, or None
@@ -251,6 +278,8 @@ class Margins(NamedTuple):
 
     name: str
     kind: str  # ONE, MANY or SOFT
+    functions: MarginFunctions | None  # None of SOFT; CUDA devices have the hinges, by `p` and `margin`
+    numbers: tuple[float, ...]  # the options of `functions` that are given at run time
     input: Any
     target: Any  # class indices (...) or (..., C), or soft labels (..., C)
     weight: Any  # of the classes, or None; of SOFT one that broadcasts to the input

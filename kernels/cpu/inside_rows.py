@@ -22,8 +22,8 @@ from numba.extending import intrinsic, overload
 
 from ..bind import bind
 from ..chunks import chunk_rows, product_columns
-from ..spec import FLOAT32, FLOAT64, Scalars
-from . import ctc, margins, pick, softmax, vectors
+from ..spec import FLOAT32, FLOAT64, MarginFunctions, NllFunctions, Scalars
+from . import ctc, margins, nll, softmax, vectors
 from .inside import compile_runs, flat_or_none
 from .native import HELPER
 
@@ -177,6 +177,15 @@ def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
     return call
 
 
+rows_of: Any = None  # bound by `of_definitions`
+
+
+def of_definitions(template: Any, compile_kernel: Callable[[np.dtype], Any], identity: Any) -> Any:
+    """Return an interface that calls, as `rows_of`, the kernel that is made of definitions."""
+    scope = dict(rows_of=by_dtype(compile_kernel))
+    return bind(template, scope, "inside", identity, njit(**ENTRY))
+
+
 @njit(**ENTRY)
 def one():
     """How many share a kernel's work; a literal would have it compiled for that."""
@@ -185,8 +194,6 @@ def one():
 
 # Bound by `compile_template`.
 whole: Any = None
-loss: Any = None
-slope: Any = None
 add: Any = None
 rows_of_chunk: Any = None
 columns_of_product: Any = None
@@ -344,37 +351,6 @@ def cross_entropy(
     return T(value)
 
 
-def pick_rows(x, labels, g, weight, extents, settings):
-    """`pick.plain`, with weights of the classes."""
-    if weight.size == 0:
-        return whole(x, labels, g, extents, settings, one())
-    batch, classes, inner = extents
-    ignore, _, scale, divisor = settings
-    none, terms = np.empty(0, x.dtype), np.empty(labels.size, x.dtype)
-    code, step = FLOAT32 if x.itemsize == 4 else FLOAT64, inner * x.itemsize
-    shape, strides = np.array([batch, inner]), np.array([classes * step, x.itemsize])
-    value, divisor, wrong = loss(
-        x.ctypes.data, code, shape, strides, step, classes, labels, weight, none, terms, ignore, divisor
-    )
-    if g.size and wrong < 0:
-        g[:] = 0
-        scale /= divisor
-        slope(g.ctypes.data, code, shape, strides, step, labels, weight, none, none, ignore, scale)
-    return value, wrong
-
-
-@cache
-def compile_pick_rows(dtype: np.dtype) -> Any:
-    kernels = dict(
-        whole=pick.compile_plain(dtype), loss=pick.compile_pick(dtype), slope=pick.compile_put(dtype)
-    )
-    return compile_template(pick_rows, dtype, **kernels)
-
-
-pick_of = by_dtype(compile_pick_rows)
-
-
-@njit(**ENTRY)
 def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     extents = extents_of(input)
@@ -392,34 +368,18 @@ def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", ou
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
         raise ValueError("nll_loss: out overlaps an argument; it may be input itself")
-    value, wrong = pick_of(x, (labels, g, w, extents, (np.int64(ignore_index), 0.0, 1.0, divisor)))
+    value, wrong = rows_of(x, (labels, g, w, extents, (np.int64(ignore_index), divisor)))
     if wrong >= 0:
         raise IndexError("nll_loss: target holds a class index that is out of range")
     return T(value)
 
 
-def margin_rows(x, labels, g, weight, extents, settings):
-    """`margins.plain`, with weights of the classes."""
-    places, codes = np.zeros(3, np.int64), np.full(3, -1)
-    code = FLOAT32 if x.itemsize == 4 else FLOAT64
-    places[margins.INPUT], codes[margins.INPUT] = x.ctypes.data, code
-    if g.size:
-        places[margins.GRAD], codes[margins.GRAD] = g.ctypes.data, code
-    none = np.empty(0, x.dtype)
-    shape, strides = np.full(1, x.size), np.full((3, 1), x.itemsize)
-    return whole(places, codes, shape, strides, extents, labels, weight, none, none, none, settings, one())
-
-
 @cache
-def compile_margin_rows(many: bool, dtype: np.dtype) -> Any:
-    kernel = margins.compile_margins(many, dtype, False)
-    return compile_template(margin_rows, dtype, f"{many}_", whole=kernel)
+def compile_nll_loss(functions: NllFunctions) -> Any:
+    """`nll_loss` of its definition."""
+    return of_definitions(nll_loss, partial(nll.compile_inside, functions), nll.identity_of(functions))
 
 
-one_margin_of, many_margins_of = (by_dtype(partial(compile_margin_rows, many)) for many in (False, True))
-
-
-@njit(**ENTRY)
 def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
@@ -441,14 +401,20 @@ def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="me
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
         raise ValueError("multi_margin_loss: out overlaps an argument; it may be input itself")
-    settings = np.int64(p), float(margin), 1.0, divisor
-    value, wrong = one_margin_of(x, (labels, g, w, (batch, classes), settings))
+    value, wrong = rows_of(x, (labels, g, w, (batch, classes), (np.int64(p == 2), float(margin), divisor)))
     if wrong >= 0:
         raise IndexError("multi_margin_loss: target holds a class index that is out of range")
     return T(value)
 
 
-@njit(**ENTRY)
+@cache
+def compile_multi_margin_loss(linear: MarginFunctions, squared: MarginFunctions) -> Any:
+    """`multi_margin_loss` of its definitions with p = 1 and 2."""
+    definitions = linear, squared
+    identity = [margins.identity_of(f) for f in definitions]
+    return of_definitions(multi_margin_loss, partial(margins.compile_inside, definitions), identity)
+
+
 def multilabel_margin_loss(input, target, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
@@ -464,11 +430,17 @@ def multilabel_margin_loss(input, target, reduction="mean", out=None):
     x, g, labels = flat(input, T), gradient(out, input), flat(target, np.int64)
     if not (may_write((g,), (x,)) and apart(g, labels)):
         raise ValueError("multilabel_margin_loss: out overlaps an argument; it may be input itself")
-    settings = np.int64(1), 1.0, 1.0, divisor
-    value, wrong = many_margins_of(x, (labels, g, x[:0], (batch, classes), settings))
+    value, wrong = rows_of(x, (labels, g, x[:0], (batch, classes), (np.int64(0), 0.0, divisor)))
     if wrong >= 0:
         raise IndexError("multilabel_margin_loss: target holds a class index that is out of range")
     return T(value)
+
+
+@cache
+def compile_multilabel_margin_loss(functions: MarginFunctions) -> Any:
+    """`multilabel_margin_loss` of its definition."""
+    kernel = partial(margins.compile_inside, (functions,))
+    return of_definitions(multilabel_margin_loss, kernel, margins.identity_of(functions))
 
 
 def lists_fit(target, x):

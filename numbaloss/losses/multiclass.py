@@ -1,10 +1,7 @@
 """Losses between scores of classes and class indices or probabilities."""
 
-from typing import Any
-
 from ..arguments import class_indices, integer, log_probabilities, non_negative, reduction, softcap, weights
-from ..families.scores import ClassLoss, Rows, ScoreLoss
-from ..kernels.spec import Picks
+from ..families.scores import PickLoss, ScoreLoss
 
 
 class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
@@ -75,7 +72,7 @@ class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
         return cross_entropy
 
 
-class NLLLoss(ClassLoss, function="nll_loss"):
+class NLLLoss(PickLoss, function="nll_loss"):
     r"""Negative log-likelihood of class indices, of log-probabilities that are given.
 
     .. math:: \ell = -w_y\, x_y
@@ -119,18 +116,8 @@ class NLLLoss(ClassLoss, function="nll_loss"):
 
     operands = {"input": log_probabilities(), "target": class_indices()}
 
-    @classmethod
-    def _record(cls, options: dict[str, Any], rows: Rows) -> Picks:
-        return Picks(
-            cls.function.__name__,
-            rows.input,
-            rows.target,
-            rows.weight,
-            options["ignore_index"],
-            rows.weighting,
-            rows.dtype,
-            rows.arithmetic,
-        )
+    def value(score, class_weight):
+        return -class_weight * score
 
 
 cross_entropy = CrossEntropyLoss.function
