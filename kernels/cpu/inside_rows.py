@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload
 
 from ..bind import bind
 from ..chunks import chunk_rows, product_columns
-from ..spec import FLOAT32, FLOAT64, MarginFunctions, NllFunctions, Scalars
+from ..spec import MarginFunctions, NllFunctions, Scalars
 from . import ctc, margins, nll, softmax, vectors
 from .inside import compile_runs, flat_or_none
 from .native import HELPER
