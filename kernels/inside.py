@@ -27,9 +27,10 @@ def of_elements(
     return _module("cpu.inside").compile_whole(scalars, names, defaults, options)
 
 
-def of_rows(name: str) -> Any:
-    """Return the compiled function of a loss with a term for each row, by its name."""
-    return getattr(_module("cpu.inside_rows"), name)
+def of_rows(name: str, *definitions: Any) -> Any:
+    """Return the compiled function of a loss with a term for each row, by its name: of its definitions."""
+    module = _module("cpu.inside_rows")
+    return getattr(module, f"compile_{name}")(*definitions) if definitions else getattr(module, name)
 
 
 def of_soft_margins(scalars: Scalars) -> Any:

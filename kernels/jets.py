@@ -589,19 +589,22 @@ def install(target: Any) -> SimpleNamespace:
         """An intrinsic: a pointer to float64 as a definition's options.
 
         An entry of `values` that is None is read from the next number, the first at index `start`; any other
-        is a bool known when the kernel is compiled, so that its branches cost nothing. As a number, a bool
-        is 0 or 1: a Const tells true from false in an ``if``.
+        is a bool or a number known when the kernel is compiled, so that its branches cost nothing. As a
+        number, a bool is 0 or 1: a Const tells true from false in an ``if``.
         """
 
         @intrinsic
         def unpack(typingctx, pointer, like):
-            result = types.Tuple([types.boolean if v is not None else Const(like) for v in values])
+            result = types.Tuple([types.boolean if type(v) is bool else Const(like) for v in values])
 
             def codegen(context, builder, sig, args):
                 out, k = [], start
                 for value, type_ in zip(values, sig.return_type, strict=True):
-                    if value is not None:
+                    if type(value) is bool:
                         out.append(context.get_constant(types.boolean, value))
+                        continue
+                    if value is not None:
+                        out.append(build(context, builder, type_, context.get_constant(type_.T, value)))
                         continue
                     address = builder.gep(args[0], [context.get_constant(types.intp, k)])
                     x = context.cast(builder, builder.load(address), types.float64, type_.T)

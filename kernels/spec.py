@@ -146,6 +146,32 @@ class ScoreRequest(NamedTuple):
     lse_square: bool = False  # the squared logsumexp is added to the value
 
 
+class MarginFunctions(NamedTuple):
+    """A loss of each of a row's own classes against all that are not.
+
+    ``terms(score, own, <options>)`` of another class's score and an own one's is summed over all such pairs
+    of a row; it depends on their difference alone. ``finish(total, classes, weight)`` is the row's loss,
+    linear in the sum; `weight` is its class's times its own. An entry of `options` is None for a number given
+    at run time, else the bool or number that it is compiled with.
+    """
+
+    name: str
+    terms: Callable[..., Any]
+    finish: Callable[..., Any]
+    options: tuple[bool | float | None, ...] = ()  # that `terms` takes
+    many: bool = False  # a row has a list of classes, as long as the scores or ended by -1
+
+
+class NllFunctions(NamedTuple):
+    """A loss of the own class's score alone: ``value(score, weight)``, linear in the score.
+
+    `weight` is the row's: its class's times its own.
+    """
+
+    name: str
+    value: Callable[..., Any]
+
+
 # ---- distances ----------------------------------------------------------------------------------------
 
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
@@ -229,9 +255,10 @@ class Scores(NamedTuple):
 
 
 class Picks(NamedTuple):
-    """The negative of one log-probability of each row, (C), (N, C) or (N, C, d1, ...)."""
+    """One score of each row, that of its class: (C), (N, C) or (N, C, d1, ...)."""
 
     name: str
+    functions: NllFunctions  # on CUDA devices it is the negative log-likelihood
     input: Any
     target: Any  # class indices
     weight: Any  # of the classes, or None
@@ -251,6 +278,8 @@ class Margins(NamedTuple):
 
     name: str
     kind: str  # ONE, MANY or SOFT
+    functions: MarginFunctions | None  # None of SOFT; CUDA devices have the hinges, by `p` and `margin`
+    numbers: tuple[float, ...]  # the options of `functions` that are given at run time
     input: Any
     target: Any  # class indices (...) or (..., C), or soft labels (..., C)
     weight: Any  # of the classes, or None; of SOFT one that broadcasts to the input
@@ -281,10 +310,9 @@ class Sequences(NamedTuple):
 
     name: str
     log_probs: Any  # (T, N, C), or (T, C) of a single sequence
-    targets: Any  # (N, S) or (S), or all sequences' labels joined
-    input_lengths: Any  # flat, in int64 where they are on the host
+    targets: Any  # (N, S), all sequences' labels joined, or (S) or (1, S) of a single sequence
+    input_lengths: Any  # (N), or () or (1) of a single sequence; of any integer dtype, as the targets
     target_lengths: Any
-    padded: bool  # each sequence's labels start where a row of the targets does
     blank: int
     zero_infinity: bool
     weighting: Weighting
@@ -294,10 +322,10 @@ class Sequences(NamedTuple):
 
 
 class Chunking(NamedTuple):
-    """How scores are cut into chunks of rows: by one of these at most."""
+    """How scores are cut into chunks of rows: by one of these at most, which is not 0."""
 
-    rows: int | None = None
-    memory: int | None = None  # bytes
+    rows: int = 0
+    memory: int = 0  # bytes
 
 
 class Linear(NamedTuple):
@@ -411,3 +439,23 @@ def bad_length(name: str, argument: str, index: tuple[int, ...], most: int, leng
     """Word the error for a length that a sequence cannot have."""
     of = "frames of log_probs" if argument == "input_lengths" else "labels of targets"
     return ValueError(f"{name}: {argument}{_at(index)} must be in [0, {most}], the {of}, got {length}")
+
+
+def wrong_length(p: Sequences) -> ValueError | None:
+    """Return the error for the first length that a sequence cannot have; None if those at hand are right."""
+    joined = p.targets.ndim == 1 and bool(p.shape)
+    for n, most in (("input_lengths", p.log_probs.shape[0]), ("target_lengths", p.targets.shape[-1])):
+        array = getattr(p, n)
+        if is_described(array):  # its elements are checked there
+            continue
+        lengths = array.reshape(-1)
+        wrong = (lengths < 0) | (lengths > most)
+        if wrong.any():
+            k = int(wrong.argmax())
+            return bad_length(p.name, n, (k,) if array.ndim else (), most, lengths[k])
+    if joined and not is_described(p.target_lengths) and p.target_lengths.sum() != p.targets.size:
+        return ValueError(
+            f"{p.name}: target_lengths must sum to the {p.targets.size} labels of targets, "
+            f"got {p.target_lengths.sum()}"
+        )
+    return None

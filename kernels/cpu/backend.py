@@ -55,7 +55,7 @@ __all__ = [
 FAMILIES = {
     Elements: "elementwise",
     Scores: "scores",
-    Picks: "pick",
+    Picks: "nll",
     Margins: "margins",
     Vectors: "vectors",
     Sequences: "ctc",

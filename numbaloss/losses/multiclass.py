@@ -1,7 +1,5 @@
 """Losses between scores of classes and class indices or probabilities."""
 
-from typing import Any
-
 from ..arguments import (
     Interval,
     class_indices,
@@ -14,9 +12,8 @@ from ..arguments import (
     weights,
     within,
 )
-from ..families.scores import ClassLoss, Rows, ScoreLoss
+from ..families.scores import PickLoss, ScoreLoss
 from ..kernels import math
-from ..kernels.spec import Picks
 
 
 class CrossEntropyLoss(ScoreLoss, function="cross_entropy"):
@@ -245,7 +242,7 @@ class GeneralizedCrossEntropyLoss(ScoreLoss, function="generalized_cross_entropy
         return -class_weight * math.expm1(q * log_prob) / q
 
 
-class NLLLoss(ClassLoss, function="nll_loss"):
+class NLLLoss(PickLoss, function="nll_loss"):
     r"""Negative log-likelihood of class indices, of log-probabilities that are given.
 
     .. math:: \ell = -w_y\, x_y
@@ -289,18 +286,8 @@ class NLLLoss(ClassLoss, function="nll_loss"):
 
     operands = {"input": log_probabilities(), "target": class_indices()}
 
-    @classmethod
-    def _record(cls, options: dict[str, Any], rows: Rows) -> Picks:
-        return Picks(
-            cls.function.__name__,
-            rows.input,
-            rows.target,
-            rows.weight,
-            options["ignore_index"],
-            rows.weighting,
-            rows.dtype,
-            rows.arithmetic,
-        )
+    def value(score, class_weight):
+        return -class_weight * score
 
 
 cross_entropy = CrossEntropyLoss.function
