@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from .spec import Scalars
+from .spec import Scalars, ScoreFunctions, ScoreOption
 
 
 def _module(name: str) -> Any:
@@ -31,6 +31,17 @@ def of_rows(name: str, *definitions: Any) -> Any:
     """Return the compiled function of a loss with a term for each row, by its name: of its definitions."""
     module = _module("cpu.inside_rows")
     return getattr(module, f"compile_{name}")(*definitions) if definitions else getattr(module, name)
+
+
+def of_scores(
+    definitions: tuple[ScoreFunctions, ...],
+    names: tuple[str, ...],
+    defaults: tuple[Any, ...],
+    options: tuple[ScoreOption, ...],
+    own: tuple[str, ...],
+) -> Any:
+    """Return the compiled function of a loss of class scores: see `cpu.inside_rows.compile_score_loss`."""
+    return _module("cpu.inside_rows").compile_score_loss(definitions, names, defaults, options, own)
 
 
 def of_soft_margins(scalars: Scalars) -> Any:

@@ -131,6 +131,15 @@ class ScoreFunctions(NamedTuple):
     options: tuple[bool | None, ...] = ()
 
 
+class ScoreOption(NamedTuple):
+    """An option as compiled code checks it: its name, domain and that in words; whether it is a bool."""
+
+    name: str
+    domain: Any  # an interval with `low`, `high`, `open_low` and `open_high`; a tuple of values; None for any
+    said: str
+    is_flag: bool = False
+
+
 class ScoreRequest(NamedTuple):
     """What one kernel of class scores computes: the rest of a call is bound away."""
 

@@ -200,7 +200,7 @@ def softcap() -> Any:
     def check(loss: str, name: str, value: Any) -> float | None:
         return None if value is None else above.check(loss, name, value)
 
-    return Option(None, check, (None, 2.0, 30.0), above.bad, annotation="float | None")
+    return Option(None, check, (None, 2.0, 30.0), above.bad, above.domain, annotation="float | None")
 
 
 def weights(*, call_only: bool = False) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import arguments
+from .arguments import Option
 from .arrays import as_array, check_broadcasts, check_out, floating, is_weak
 from .kernels import devices, inside
 from .kernels.layout import share_memory
@@ -20,6 +21,7 @@ from .kernels.spec import (
     VALUE,
     VALUE_GRAD_HESS,
     Quick,
+    ScoreOption,
     Weighting,
     arithmetic_dtype,
     common_dtype,
@@ -355,3 +357,20 @@ def dtypes_of(floats: dict[str, Any]) -> tuple[np.dtype, np.dtype]:
     """Return the dtype that arrays promote to, and that of the arithmetic."""
     dtype = common_dtype([a.dtype for a in floats.values()])
     return dtype, arithmetic_dtype(dtype)
+
+
+# ---- inside compiled code -----------------------------------------------------------------------------
+
+
+def compiled_options(fields: dict[str, Option]) -> tuple[ScoreOption, ...]:
+    """Return the options that compiled code checks or is given: all but arrays and the reduction."""
+    return tuple(
+        ScoreOption(n, f.domain, domain_in_words(f.domain), isinstance(f.default, bool))
+        for n, f in fields.items()
+        if not f.array and n != "reduction"
+    )
+
+
+def domain_in_words(domain: Any) -> str:
+    """Return a domain as messages name it."""
+    return f"one of {', '.join(map(repr, domain))}" if isinstance(domain, tuple) else str(domain)

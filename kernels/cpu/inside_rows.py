@@ -20,11 +20,12 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from ..bind import bind
+from ..bind import bind, fingerprint, gathered
 from ..chunks import chunk_rows, product_columns
-from ..spec import MarginFunctions, NllFunctions, Scalars
-from . import ctc, margins, nll, softmax, vectors
+from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
+from . import ctc, margins, nll, scores, vectors
 from .inside import compile_runs, flat_or_none
+from .labels import first_wrong
 from .native import HELPER
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
@@ -255,28 +256,6 @@ def target_fits_scores(target, x):
     return lambda target, x: one_a_row(target, x)
 
 
-def labels_of(target):
-    """Class indices; empty where there are probabilities."""
-
-
-@overload(labels_of)
-def labels_of_target(target):
-    if is_float(target):
-        return lambda target: np.empty(0, np.int64)
-    return lambda target: flat(target, np.int64)
-
-
-def probabilities_of(target, dtype):
-    """Probabilities; empty where there are class indices."""
-
-
-@overload(probabilities_of)
-def probabilities_of_target(target, dtype):
-    if is_float(target):
-        return lambda target, dtype: flat(target, dtype)
-    return lambda target, dtype: np.empty(0, dtype)
-
-
 def weight_fits(weight, classes):
     """Whether there is a weight for each class, or none."""
 
@@ -290,65 +269,249 @@ def weight_fits_classes(weight, classes):
     return lambda weight, classes: weight.size == classes
 
 
-def softmax_rows(x, q, labels, g, weight, extents, settings):
-    """`softmax.plain`, with weights of the classes and with probabilities."""
-    places, codes = np.zeros(softmax.ARRAYS, np.int64), np.full(softmax.ARRAYS, -1)
-    direct = np.ones(softmax.ARRAYS, np.int64)
-    places[softmax.INPUT], codes[softmax.INPUT] = x.ctypes.data, 0
-    if q.size:
-        places[softmax.TARGET], codes[softmax.TARGET] = q.ctypes.data, 0
-    if g.size:
-        places[softmax.GRAD], codes[softmax.GRAD] = g.ctypes.data, 0
-    none = np.empty(0, x.dtype)
-    if weight.size == 0 and (q.size or settings[1]):
-        weight = np.ones(extents[1], x.dtype)
-    shape, strides = np.empty(0, np.int64), np.empty((softmax.ARRAYS, 0), np.int64)
-    return whole(
-        places, codes, direct, shape, strides, extents, labels, weight, none, none, none, settings, one()
-    )
+def compile_check(option: str, place: int, domain: Any, message: str) -> Any:
+    """A function ``check(arguments)`` that raises where the option at a place is out of its domain."""
+    if isinstance(domain, tuple):
+        low, high, open_low, open_high, values = 0.0, 0.0, False, False, tuple(map(float, domain))
+    else:
+        low, high, open_low, open_high = domain.low, domain.high, domain.open_low, domain.open_high
+        values = ()
+    few = bool(values)
 
+    def holds(x):
+        pass
 
-@cache
-def compile_softmax_rows(dtype: np.dtype) -> Any:
-    return compile_template(softmax_rows, dtype, whole=softmax.compile_softmax(dtype, False))
+    @overload(holds)
+    def holds_for(x):
+        if isinstance(x, types.NoneType):
+            return lambda x: True
+        if not isinstance(x, types.Number | types.Boolean):
+            raise TypingError(f"{option} must be a number, got {x}")
+        if few:
+            return lambda x: float(x) in values
+        return lambda x: (x > low if open_low else x >= low) and (x < high if open_high else x <= high)
 
+    @njit(**ENTRY)
+    def check(arguments):
+        if not holds(arguments[place]):
+            raise ValueError(message)
 
-softmax_of = by_dtype(compile_softmax_rows)
+    return check
 
 
 @njit(**ENTRY)
-def cross_entropy(
-    input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, out=None
-):
-    divisor = divisor_of(reduction)
-    extents = extents_of(input)
-    if extents[1] == 0:
-        raise ValueError("cross_entropy: input must have at least one class")
-    if not target_fits(target, input):
-        raise ValueError(
-            "cross_entropy: target must have input's shape without the axis of classes, or for class "
-            "probabilities input's shape"
-        )
-    if not weight_fits(weight, extents[1]):
-        raise ValueError("cross_entropy: weight must have one element per class")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError("cross_entropy: label_smoothing must be in [0, 1]")
-    if not same_shape(out, input):
-        raise ValueError("cross_entropy: out must have input's shape")
-    T = input.dtype.type
-    if input.size == 0:
-        return T(0 * divisor)
-    x, g = flat(input, T), gradient(out, input)
-    q, labels, w = probabilities_of(target, T), labels_of(target), flat(weight, T)
-    if q.size and ignore_index >= 0:
-        raise ValueError("cross_entropy: ignore_index must not be given with class probabilities")
-    if not (may_write((g,), (x, q, w)) and apart(g, labels)):
-        raise ValueError("cross_entropy: out overlaps an argument; it may be input itself")
-    settings = np.int64(ignore_index), float(label_smoothing), 1.0, divisor
-    value, wrong = softmax_of(x, (q, labels, g, w, extents, settings))
-    if wrong >= 0:
-        raise IndexError("cross_entropy: target holds a class index that is out of range")
-    return T(value)
+def nothing(arguments):
+    pass
+
+
+def in_turn(first: Any, then: Any) -> Any:
+    """Two checks as one."""
+
+    @njit(**ENTRY)
+    def both(arguments):
+        first(arguments)
+        then(arguments)
+
+    return both
+
+
+def checks_of(name: str, names: tuple[str, ...], options: tuple[ScoreOption, ...]) -> Any:
+    """A function ``check(arguments)`` that raises where an option is out of its domain."""
+    check = nothing
+    for option in options:
+        if option.domain is not None:
+            place = names.index(option.name)
+            message = f"{name}: {option.name} must be {option.said}"
+            check = in_turn(check, compile_check(option.name, place, option.domain, message))
+    return check
+
+
+def score_numbers(names: tuple[str, ...], options: tuple[ScoreOption, ...]) -> Any:
+    """An intrinsic: of a call's arguments the cap, what multiplies the squared logsumexp, and the options."""
+    cap, square = (names.index(n) if n in names else -1 for n in ("softcap", "lse_square_scale"))
+    places = [names.index(o.name) for o in options if not o.is_flag]
+
+    @intrinsic
+    def numbers(typingctx, arguments):
+        result = types.UniTuple(types.float64, 2 + len(places))
+
+        def codegen(context, builder, sig, args):
+            def number(place, absent):
+                kind = tuple(arguments)[place] if place >= 0 else types.none
+                if isinstance(kind, types.NoneType):
+                    return context.get_constant(types.float64, absent)
+                given = builder.extract_value(args[0], place)
+                return context.cast(builder, given, kind, types.float64)
+
+            made = [number(cap, 1.0), number(square, 0.0), *(number(k, 0.0) for k in places)]
+            return context.make_tuple(builder, sig.return_type, made)
+
+        return result(arguments), codegen
+
+    return numbers
+
+
+def number_of_flags(places: list[int]) -> Any:
+    """An intrinsic: bools of a call's arguments as the bits of a number, the first the highest."""
+
+    @intrinsic
+    def number(typingctx, arguments):
+        def codegen(context, builder, sig, args):
+            made = context.get_constant(types.int64, 0)
+            for k in places:
+                given = builder.extract_value(args[0], k)
+                flag = context.cast(builder, given, tuple(arguments)[k], types.boolean)
+                flag = context.cast(builder, flag, types.boolean, types.int64)
+                made = builder.add(builder.shl(made, made.type(1)), flag)
+            return made
+
+        return types.int64(arguments), codegen
+
+    return number
+
+
+def score_rows(definitions: tuple[ScoreFunctions, ...], squares: bool) -> Any:
+    """An intrinsic that calls the kernel for arrays' dtypes: ``rows(softcap, x, target, others)``."""
+
+    @intrinsic
+    def call(typingctx, softcap, x, target, others):
+        capped = not isinstance(softcap, types.NoneType)
+        probabilities = isinstance(target.dtype, types.Float)
+        dtype = np.dtype(x.dtype.name)
+        kernel = types.Dispatcher(scores.compile_inside(definitions, squares, capped, probabilities, dtype))
+        result = kernel.get_call_type(typingctx, (x, target, *others), {})
+
+        def codegen(context, builder, sig, args):
+            function = context.get_function(kernel, result)
+            context.add_linking_libs(function.libs)
+            return function(builder, (args[1], args[2], *cgutils.unpack_tuple(builder, args[3])))
+
+        return result.return_type(softcap, x, target, others), codegen
+
+    return call
+
+
+def flat_target(target, dtype):
+    """Class indices, or probabilities, in C order."""
+
+
+@overload(flat_target)
+def flat_target_of(target, dtype):
+    if is_float(target):
+        return lambda target, dtype: flat(target, dtype)
+    return lambda target, dtype: flat(target, np.int64)
+
+
+def may_ignore(target, index):
+    """Whether an index may be ignored: none may with probabilities."""
+
+
+@overload(may_ignore)
+def may_ignore_index(target, index):
+    if not isinstance(index, types.Integer):
+        raise TypingError(f"ignore_index must be an integer, got {index}")
+    if is_float(target):
+        return lambda target, index: index < 0
+    return lambda target, index: True
+
+
+@cache
+def compile_score_loss(
+    definitions: tuple[ScoreFunctions, ...],
+    names: tuple[str, ...],
+    defaults: tuple[Any, ...],
+    options: tuple[ScoreOption, ...],
+    own: tuple[str, ...],
+) -> Any:
+    """A loss of class scores over arrays, as a function to call in ``@njit`` code.
+
+    Parameters
+    ----------
+    definitions : tuple of ScoreFunctions
+        For each combination of the definition's flags, the first one's False before its True.
+    names, defaults : tuples
+        Of all parameters; the defaults are those of the last ones.
+    options : tuple of ScoreOption
+        All that have a domain.
+    own : tuple of str
+        The options that the definition takes.
+    """
+    name = definitions[0].name
+    check = checks_of(name, names, options)
+    by_name = {o.name: o for o in options}
+    of_definition = tuple(by_name[n] for n in own)
+    numbers_of = score_numbers(names, of_definition)
+    definition_of = number_of_flags([names.index(o.name) for o in of_definition if o.is_flag])
+    reduction_at, weight_at, ignore_at, smoothing_at = (
+        names.index(n) for n in ("reduction", "weight", "ignore_index", "label_smoothing")
+    )
+    out_at = len(names) - 1
+    capped_at = names.index("softcap") if "softcap" in names and "softcap" not in own else -1
+    rows = score_rows(definitions, "lse_square_scale" in names and "lse_square_scale" not in own)
+    of_one_class = [n for n in definitions[0].statistics if n in ("log_prob", "rest", "class_weight")]
+    no_class = f"{name}: input must have at least one class"
+    no_target = (
+        f"{name}: target must have input's shape without the axis of classes, or for class probabilities "
+        "input's shape"
+    )
+    no_weight = f"{name}: weight must have one element per class"
+    no_out = f"{name}: out must have input's shape"
+    no_index = f"{name}: ignore_index must not be given with class probabilities"
+    overlap = f"{name}: out overlaps an argument; it may be input itself"
+    no_label = f"{name}: target holds a class index that is out of range"
+
+    def softcap_of(arguments):
+        pass
+
+    @overload(softcap_of)
+    def softcap_in(arguments):
+        if capped_at < 0:
+            return lambda arguments: None
+        return lambda arguments: arguments[capped_at]
+
+    def known(target):
+        pass
+
+    @overload(known)
+    def known_target(target):
+        if is_float(target) and of_one_class:
+            raise TypingError(
+                f"{name}: target holds class probabilities, but the loss asks for {', '.join(of_one_class)}"
+            )
+        return lambda target: True
+
+    @njit(**ENTRY)
+    def enter(arguments):
+        x_, target, weight, out = arguments[0], arguments[1], arguments[weight_at], arguments[out_at]
+        ignore_index = arguments[ignore_at]
+        divisor = divisor_of(arguments[reduction_at])
+        extents = extents_of(x_)
+        known(target)
+        if extents[1] == 0:
+            raise ValueError(no_class)
+        if not target_fits(target, x_):
+            raise ValueError(no_target)
+        if not weight_fits(weight, extents[1]):
+            raise ValueError(no_weight)
+        check(arguments)
+        if not same_shape(out, x_):
+            raise ValueError(no_out)
+        T = x_.dtype.type
+        if not may_ignore(target, ignore_index):
+            raise ValueError(no_index)
+        if x_.size == 0:
+            return T(0 * divisor)
+        x, g, t, w = flat(x_, T), gradient(out, x_), flat_target(target, T), flat(weight, T)
+        if not (may_write((g,), (x, w)) and apart(g, t)):
+            raise ValueError(overlap)
+        numbers = (float(divisor), 1.0, float(arguments[smoothing_at]), *numbers_of(arguments))
+        settings = definition_of(arguments), np.int64(ignore_index)
+        value, status = rows(softcap_of(arguments), x, t, (g, w, extents, settings, numbers))
+        if status >= 0:
+            raise IndexError(no_label)
+        return T(value)
+
+    return njit(nogil=True)(gathered(enter, names, defaults, name))
 
 
 def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
@@ -748,20 +911,28 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
 
     The gradients are empty where they are not wanted. Either may lie over what it is the gradient of.
     """
-    ignore, smoothing, divisor = settings
+    ignore, divisor, smoothing, cap, square = settings
     features, classes = x.shape[1], w.shape[0]
     none = np.empty(0, x.dtype)
-    count, wrong = softmax.survey(labels, ignore, classes, weight, none)
+    wrong = first_wrong(labels.ctypes.data, labels.size, 0, classes, ignore)
     if wrong >= 0:
         return 0.0, wrong
-    if divisor != divisor:
-        divisor = count
-    live = np.empty(labels.size, np.int64)
+    count, all_count = 0.0, smoothing != 0 or square != 0 or weight.size == 0
+    live, dead = np.empty(labels.size, np.int64), np.empty(labels.size, np.int64)
     rows = 0
     for i in range(labels.size):
-        if labels[i] != ignore and (smoothing or weight.size == 0 or weight[labels[i]]):
+        label = labels[i]
+        own = 0.0
+        if label != ignore:
+            own = float(weight[label]) if weight.size else 1.0
+        count += own
+        if label != ignore and (all_count or own != 0):
             live[rows] = i
             rows += 1
+        else:
+            dead[i - rows] = i
+    if divisor != divisor:
+        divisor = count
     gathers = rows < labels.size
     height, scratch = rows_of_chunk(rows, classes * x.itemsize)
     scores = np.empty(height * classes, x.dtype)
@@ -771,9 +942,8 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
     adds = gw.size and rows > height
     pieces, products = np.empty(height * step * adds, x.dtype), np.empty(step * features * adds, x.dtype)
     if gathers and gx.size:
-        for i in range(labels.size):
-            if labels[i] == ignore or not (smoothing or weight.size == 0 or weight[labels[i]]):
-                gx[i] = 0
+        for i in dead[: labels.size - rows]:
+            gx[i] = 0
     if rows == 0:
         sum_[:] = 0
     total = 0.0
@@ -793,12 +963,12 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
                     g[i, c] += bias[c]
         value, _ = whole(
             flat_scores,
-            none,
             own,
             flat_scores if gx.size or gw.size else none,
             weight,
             (stop - start, classes, one()),
-            (ignore, smoothing, 1 / divisor, 1.0),
+            (one() - 1, ignore),
+            (1.0, 1 / divisor, smoothing, cap, square),
         )
         total += value
         if gw.size and start == 0:
@@ -817,20 +987,32 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
 
 
 @cache
-def compile_linear_rows(dtype: np.dtype) -> Any:
+def compile_linear_rows(functions: ScoreFunctions, capped: bool, dtype: np.dtype) -> Any:
     kernels = dict(
-        whole=compile_softmax_rows(dtype),
+        whole=scores.compile_inside((functions,), True, capped, False, dtype),
         add=njit(nogil=True)(add_product),
         rows_of_chunk=njit(**HELPER)(chunk_rows),
         columns_of_product=njit(**HELPER)(product_columns),
     )
-    return compile_template(linear_rows, dtype, **kernels)
+    return compile_template(linear_rows, dtype, f"{capped}_{fingerprint(functions.value)}_", **kernels)
 
 
-linear_of = by_dtype(compile_linear_rows)
+def cap_or_one(softcap):
+    """The cap of scores; 1 where there is none."""
 
 
-@njit(**ENTRY)
+@overload(cap_or_one)
+def cap_of(softcap):
+    if isinstance(softcap, types.NoneType):
+        return lambda softcap: 1.0
+    return lambda softcap: float(softcap)
+
+
+# Bound by `compile_linear_cross_entropy`.
+linear_of: Any = None
+check: Any = None
+
+
 def linear_cross_entropy(
     input,
     linear_weight,
@@ -841,6 +1023,8 @@ def linear_cross_entropy(
     ignore_index=None,
     label_smoothing=0.0,
     options=None,
+    softcap=None,
+    lse_square_scale=0.0,
     out=None,
 ):
     divisor = divisor_of(reduction)
@@ -857,8 +1041,7 @@ def linear_cross_entropy(
         raise ValueError("linear_cross_entropy: linear_bias must have one element per class")
     if not weight_fits(weight, classes):
         raise ValueError("linear_cross_entropy: weight must have one element per class")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError("linear_cross_entropy: label_smoothing must be in [0, 1]")
+    check((label_smoothing, softcap, lse_square_scale))
     if not (same_shape(by_input, input) and same_shape(by_weight, linear_weight)):
         raise ValueError("linear_cross_entropy: out must have the shapes of input and linear_weight")
     T = input.dtype.type
@@ -868,8 +1051,15 @@ def linear_cross_entropy(
         raise ValueError(
             "linear_cross_entropy: out overlaps an argument; it may be input and linear_weight themselves"
         )
-    settings = ignored(ignore_index), float(label_smoothing), divisor
+    settings = (
+        ignored(ignore_index),
+        divisor,
+        float(label_smoothing),
+        cap_or_one(softcap),
+        float(lse_square_scale),
+    )
     value, wrong = linear_of(
+        softcap,
         x.reshape(labels.size, features),
         (
             w.reshape(classes, features),
@@ -884,6 +1074,29 @@ def linear_cross_entropy(
     if wrong >= 0:
         raise IndexError("linear_cross_entropy: target holds a class index that is out of range")
     return T(value)
+
+
+@cache
+def compile_linear_cross_entropy(functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
+    """`linear_cross_entropy` of its definition, and of its options' domains."""
+    known = {o.name: o for o in options}
+    names = "label_smoothing", "softcap", "lse_square_scale"
+
+    @intrinsic
+    def of_dtype(typingctx, softcap, x, arguments):
+        capped = not isinstance(softcap, types.NoneType)
+        kernel = types.Dispatcher(compile_linear_rows(functions, capped, np.dtype(x.dtype.name)))
+        result = kernel.get_call_type(typingctx, (x, *arguments), {})
+
+        def codegen(context, builder, sig, args):
+            function = context.get_function(kernel, result)
+            context.add_linking_libs(function.libs)
+            return function(builder, (args[1], *cgutils.unpack_tuple(builder, args[2])))
+
+        return result.return_type(softcap, x, arguments), codegen
+
+    scope = dict(linear_of=of_dtype, check=checks_of(functions.name, names, tuple(known[n] for n in names)))
+    return bind(linear_cross_entropy, scope, "inside", fingerprint(functions.value), njit(**ENTRY))
 
 
 # ---- sequences -------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def settle(p: Linear) -> tuple[Part, float]:
         p.linear_weight.reshape(classes, positions, features),
         None if p.linear_bias is None else p.linear_bias.reshape(classes, positions),
         target,
-        counted & (row_weight != 0) & ((own != 0) | (p.label_smoothing > 0)),
+        counted & (row_weight != 0) & ((own != 0) | (p.label_smoothing > 0) | (p.lse_square_scale > 0)),
         sample_weight,
         over_rows(p.weighting.upstream),
     )

@@ -7,7 +7,7 @@ are compiled once for all losses and dtypes. A loss's block is a C function that
 Only the section `objects` knows how CPython's tuples and NumPy's arrays lie in memory: NumPy's ABI.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -186,7 +186,7 @@ def item(typingctx, objects, k):
     return types.int64(objects, types.int64), codegen
 
 
-DESCRIPTION = 80  # bytes that `describe` takes
+DESCRIPTION = 104  # bytes that `describe` takes
 
 
 @njit(**HELPER)
@@ -194,12 +194,13 @@ def describe(memory, data, shape, itemsize):
     """Lay out what drivers read of a C-contiguous array's object, of at most three axes; its address."""
     store(memory, data)
     store(memory + 8, len(shape))
-    store(memory + 16, memory + 32)
-    store(memory + 24, memory + 56)
+    store(memory + 16, memory + 56)
+    store(memory + 24, memory + 80)
+    store(memory + 48, 1)  # flags
     step = itemsize
     for k in range(len(shape) - 1, -1, -1):
-        store(memory + 32 + 8 * k, shape[k])
-        store(memory + 56 + 8 * k, step)
+        store(memory + 56 + 8 * k, shape[k])
+        store(memory + 80 + 8 * k, step)
         step *= shape[k]
     return memory - HEAD
 
@@ -266,3 +267,32 @@ def compile_entry(
     made = bind(template, scope, name, identity, njit(signature, cache=True, no_cfunc_wrapper=True, **FLAGS))
     _kept.append(made)
     return made.overloads[signature.args].entry_point
+
+
+def linked_addresses(functions: Sequence[tuple[Any, dict[str, Any], str, object, Any]]) -> Any:
+    """An intrinsic ``address(k)``: the address of the k-th of some C functions, linked into the caller.
+
+    Each is given by what `compile_function` takes. Code that is kept on disk has its functions in it, for an
+    address holds in one process only.
+    """
+    compiled = []
+    for template, scope, name, identity, signature in functions:
+        made = bind(template, scope, name, identity, njit(signature, no_cpython_wrapper=True, **FLAGS))
+        _kept.append(made)
+        compiled.append((made.overloads[signature.args], signature))
+
+    @intrinsic
+    def address(typingctx, k):
+        def codegen(context, builder, sig, args):
+            found = ir.Constant(I64, 0)
+            for i, (function, signature) in enumerate(compiled):
+                values = [context.get_value_type(t) for t in (signature.return_type, *signature.args)]
+                kind, name = ir.FunctionType(values[0], values[1:]), function.fndesc.llvm_cfunc_wrapper_name
+                at = builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, name), I64)
+                found = builder.select(builder.icmp_signed("==", args[0], I64(i)), at, found)
+            context.add_linking_libs([function.library for function, _ in compiled])
+            return found
+
+        return types.int64(types.int64), codegen
+
+    return address

@@ -875,9 +875,10 @@ def compile_turn(back: bool, dtype: np.dtype) -> int:
     return compile_function(template, dict(T=dtype.type, ITEM=dtype.itemsize), dtype.name, dtype.name, TURN)
 
 
-@cache
-def compile_block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
-    """The address of one definition's block for one request, way of lying and arithmetic dtype."""
+def bound_block(
+    functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype
+) -> tuple[Any, dict[str, Any], object]:
+    """The template of one definition's block, what is bound in it, and its identity."""
     if request.probabilities:
         template = columns_of_probabilities if columns else rows_of_probabilities
     else:
@@ -912,4 +913,11 @@ def compile_block(functions: ScoreFunctions, request: ScoreRequest, columns: boo
     identity = (
         fingerprint(functions.value), functions.statistics, functions.options, tuple(request), dtype.name
     )  # fmt: skip
+    return template, scope, identity
+
+
+@cache
+def compile_block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
+    """The address of one definition's block for one request, way of lying and arithmetic dtype."""
+    template, scope, identity = bound_block(functions, request, columns, dtype)
     return compile_function(template, scope, functions.name, identity, SIGNATURE)

@@ -27,10 +27,11 @@ import numpy as np
 from numba import njit, types
 from numba.core.errors import NumbaError
 
+from ..bind import bind
 from ..errors import at_users_line
 from ..layout import class_axis, class_rows
 from ..spec import CODES as FLOAT_CODES
-from ..spec import ScoreFunctions, ScoreRequest, Scores, bad_index
+from ..spec import FLOAT32, FLOAT64, ScoreFunctions, ScoreRequest, Scores, bad_index
 from . import launch as launches
 from .arrange import (
     ADDRESS,
@@ -45,9 +46,11 @@ from .arrange import (
     order_axes_address,
 )
 from .blocks import ENTRY
+from .labels import bind_linked
 from .launch import CURVATURE as CURVED
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
+    DESCRIPTION,
     HELPER,
     allocate,
     at_address,
@@ -55,9 +58,11 @@ from .native import (
     compile_entry,
     compile_function,
     data_of,
+    describe,
     flags_of,
     item,
     larger,
+    linked_addresses,
     rank_of,
     release,
     shape_of,
@@ -65,6 +70,7 @@ from .native import (
     stack,
     store,
     strides_of,
+    tuple_at,
 )
 from .parallel import TASK, run_fork, run_task
 from .score_blocks import (
@@ -85,16 +91,22 @@ from .score_blocks import (
     ROWS,
     SCALE,
     SCRATCH,
+    SIGNATURE,
     SPREAD,
+    SQUARE,
     STEP,
     TARGET,
     TARGET_GRAD,
+    TURN,
     UPSTREAM,
     VALUES,
     VECTORS,
     WEIGHT_SUM,
+    bound_block,
     compile_block,
     compile_turn,
+    turn,
+    turn_back,
 )
 from .strided import INTEGERS, gatherer, integer_gatherer, scatterer, transfer
 
@@ -729,3 +741,114 @@ def weight_gradient(p: Scores) -> np.ndarray:
     q = (1 - p.label_smoothing) * p.target.astype(np.float64) + p.label_smoothing / p.input.shape[axis]
     products = np.multiply(q, distances, where=q != 0, out=np.zeros(q.shape))
     return products.sum(axis=tuple(k for k in range(q.ndim) if k != axis))
+
+
+# ---- inside compiled code ----------------------------------------------------------------------------------
+
+RECIPE_SIZE, MOST_NUMBERS = CODES + ARRAYS, 64
+NUMBERS_AT = 8 * RECIPE_SIZE  # in the memory of a call: after the recipe
+OBJECTS_AT = NUMBERS_AT + 8 * MOST_NUMBERS
+MEMORY = OBJECTS_AT + 8 * ARRAYS + DESCRIPTION * 6  # bytes
+
+# Bound by `compile_inside`: the driver; the addresses of the blocks, and of `worker_tiles`, `carry`, `weigh`,
+# `turn` and `turn_back`; whether there are blocks with the squared logsumexp, the target holds probabilities,
+# scores are capped.
+drive_linked: Any = None
+block_address: Any = None
+function_address: Any = None
+WITH_SQUARE: Any = False
+OF_PROBABILITIES: Any = False
+IS_CAPPED: Any = False
+
+
+def inside(x, target, g, weight, extents, settings, numbers):
+    """The value and the status of contiguous arrays: scores of (batch, classes, inner).
+
+    `settings` are the number of the definition and the label to ignore; `numbers` the divisor (NaN for what
+    the rows count for), what multiplies the gradient, label smoothing, and as a block has them from `CAP` on.
+    """
+    definition, ignored = settings
+    memory = stack(MEMORY)
+    r, given, objects = at_address(memory, 0), memory + NUMBERS_AT, memory + OBJECTS_AT
+    free, item_size = objects + 8 * ARRAYS, x.itemsize
+    code = FLOAT32 if item_size == 4 else FLOAT64
+    for k in range(RECIPE_SIZE):
+        r[k] = ABSENT if k >= CODES else 0
+    for k in range(len(numbers)):
+        store(given + 8 * k, numbers[k])
+    smoothed = numbers[SMOOTHING] != 0 and not OF_PROBABILITIES
+    squares = WITH_SQUARE and numbers[MOST + SQUARE - CAP] != 0
+    weighted = smoothed or weight.size != 0 or squares
+    # Requests are plain; with class weights and smoothing; those with the squared logsumexp.
+    request = 0 if OF_PROBABILITIES else 1 if weighted else 0
+    if squares:
+        request += 1
+    requests = (1 if OF_PROBABILITIES else 2) + (1 if WITH_SQUARE else 0)
+    block = 2 * (definition * requests + request)
+    r[ROW_BLOCK], r[COLUMN_BLOCK] = block_address(block), block_address(block + 1)
+    r[CARRY], r[WEIGH] = function_address(1), function_address(2)
+    r[TURN_TO], r[TURN_FROM] = function_address(3), function_address(4)
+    r[HAVE] = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | TURNING | 1 << WEIGH
+    r[PROBABILITIES], r[CAPS], r[FACTORS] = 1 if OF_PROBABILITIES else 0, 1 if IS_CAPPED else 0, 0
+    r[WEIGHTS] = 1 if weighted or OF_PROBABILITIES else 0
+    r[NEEDS], r[PLAIN] = r[WEIGHTS] << WEIGH, 1
+    r[DIVIDE] = BY_COUNT if numbers[DIVISOR] != numbers[DIVISOR] else BY_NUMBER
+    r[IGNORED], r[ITEM], r[OWN_CODE], r[WORKERS] = ignored, item_size, code, 1
+    r[CODES + INPUT], r[CODES + TARGET] = code, code if OF_PROBABILITIES else INT64
+    store(objects + 8 * INPUT, describe(free, x.ctypes.data, extents, item_size))
+    at, data = free + DESCRIPTION, target.ctypes.data
+    if OF_PROBABILITIES:
+        store(objects + 8 * TARGET, describe(at, data, extents, item_size))
+    else:
+        store(objects + 8 * TARGET, describe(at, data, (extents[0], extents[2]), 8))
+    if g.size:
+        r[CODES + GRAD] = code
+        store(objects + 8 * GRAD, describe(free + 2 * DESCRIPTION, g.ctypes.data, extents, item_size))
+    if weight.size:
+        r[CODES + CLASS_WEIGHT] = code
+        at = free + 3 * DESCRIPTION
+        store(objects + 8 * CLASS_WEIGHT, describe(at, weight.ctypes.data, (weight.size,), item_size))
+    recipe = describe(free + 4 * DESCRIPTION, memory, (RECIPE_SIZE,), 8)
+    of_numbers = describe(free + 5 * DESCRIPTION, given, (len(numbers),), 8)
+    return drive_linked(recipe, of_numbers, tuple_at(objects), function_address(0), 0)
+
+
+@cache
+def compile_inside(
+    definitions: tuple[ScoreFunctions, ...],
+    squares: bool,
+    capped: bool,
+    probabilities: bool,
+    dtype: np.dtype,
+) -> Any:
+    """`inside` for definitions and a dtype; `squares`: where the squared logsumexp may be asked for."""
+    name = definitions[0].name
+    general = ScoreRequest(probabilities, not probabilities, not probabilities, grad=True, softcap=capped)
+    requests = [general] if probabilities else [ScoreRequest(grad=True, softcap=capped), general]
+    requests += [general._replace(lse_square=True)] * squares
+    bound = [
+        bound_block(f, request, columns, dtype)
+        for f in definitions
+        for request in requests
+        for columns in (False, True)
+    ]
+    blocks = [(template, scope, name, identity, SIGNATURE) for template, scope, identity in bound]
+    identity = [identity for _, _, identity in bound]
+    turning = dict(T=dtype.type, ITEM=dtype.itemsize), dtype.name, dtype.name, TURN
+    scope = dict(
+        drive_linked=bind_linked(drive, {}, "scores", "scores"),
+        block_address=linked_addresses(blocks),
+        function_address=linked_addresses(
+            [
+                (worker_tiles, {}, "scores", "scores", TASK),
+                (carry, {}, "scores", "scores", CARRYING),
+                (weigh, {}, "scores", "scores", WEIGHING),
+                (turn, *turning),
+                (turn_back, *turning),
+            ]
+        ),
+        WITH_SQUARE=squares,
+        OF_PROBABILITIES=probabilities,
+        IS_CAPPED=capped,
+    )
+    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))

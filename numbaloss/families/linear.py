@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, dtypes_of
+from ..call import RowLoss, Settings, compiled_options, dtypes_of
+from ..kernels import inside
 from ..kernels.spec import Chunking, Linear, ScoreFunctions
 from ..loss import plain_function
 
@@ -12,6 +13,14 @@ class LinearLoss(RowLoss):
     """A loss of the scores that a layer gives to rows (F) or (N, F), by a weight (C, d1, ..., F)."""
 
     differentiable = ("input", "linear_weight", "linear_bias", "target", "weight")
+
+    @classmethod
+    def _definition(cls) -> ScoreFunctions:
+        return ScoreFunctions(cls.function.__name__, plain_function(cls, "value"), ("cross_entropy",))
+
+    @classmethod
+    def _jit(cls) -> Any:
+        return inside.of_rows(cls.function.__name__, cls._definition(), compiled_options(cls.fields))
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Linear:
@@ -47,7 +56,7 @@ class LinearLoss(RowLoss):
         weighting = cls._weighting(settings, call, rows, floats)
         return Linear(
             name,
-            ScoreFunctions(name, plain_function(cls, "value"), ("cross_entropy",)),
+            cls._definition(),
             x,
             w,
             bias,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..arguments import between, class_indices, integer, reduction, scores, weights
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, dtypes_of
+from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.layout import class_axis, class_rows
 from ..kernels.spec import (
@@ -206,6 +206,20 @@ class ScoreLoss(ClassLoss):
             rows.dtype,
             rows.arithmetic,
         )
+
+    @classmethod
+    def _jit(cls) -> Any:
+        fields = cls.fields
+        own = cls._option_names
+        flags = [n for n in own if isinstance(fields[n].default, bool)]
+        usual = {n: fields[n].default for n in own}
+        definitions = tuple(
+            cls._functions({**usual, **dict(zip(flags, values, strict=True))})[0]
+            for values in product((False, True), repeat=len(flags))
+        )
+        names = (*cls._required, *fields, "out")
+        defaults = (*(f.default for f in fields.values()), None)
+        return inside.of_scores(definitions, names, defaults, compiled_options(fields), own)
 
 
 class PickLoss(ClassLoss):
