@@ -1,4 +1,4 @@
-"""Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `softmax`."""
+"""Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `scores`."""
 
 import math
 from collections.abc import Container, Iterator
@@ -274,4 +274,4 @@ def run_part(
         DOUBLE if weighting.reduction == "sum" else p.arithmetic,
         p.arithmetic,
     )
-    return scores_of.run(scores, gradients), logits, gradients
+    return scores_of.compute(scores, gradients), logits, gradients

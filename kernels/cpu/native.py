@@ -124,6 +124,26 @@ def release(typingctx, address):
     return types.void(types.int64), codegen
 
 
+@intrinsic
+def smaller(typingctx, a, b):
+    """The smaller integer. (Numba compiles a function for ``min``.)"""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.icmp_signed("<", *args), *args)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.icmp_signed(">", *args), *args)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
 # ---- objects ---------------------------------------------------------------------------------------------
 
 HEAD = object.__basicsize__

@@ -48,6 +48,7 @@ class ClassLoss(RowLoss):
 
     takes_probabilities: ClassVar[bool] = False
     differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((4,), (1, 4), (2, 3, 4), (0, 3))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Any:
@@ -199,8 +200,8 @@ class ScoreLoss(ClassLoss):
             rows.weight,
             options["ignore_index"],
             options["label_smoothing"],
-            options.get("softcap"),
-            options.get("lse_square_scale", 0.0),
+            None if "softcap" in cls._option_names else options.get("softcap"),
+            0.0 if "lse_square_scale" in cls._option_names else options.get("lse_square_scale", 0.0),
             rows.weighting,
             rows.dtype,
             rows.arithmetic,
@@ -248,6 +249,7 @@ class MarginLoss(ClassLoss):
 
     terms: ClassVar[Callable[..., Any]]
     finish: ClassVar[Callable[..., Any]]
+    _shapes = ((4,), (1, 4), (0, 3))
     classes_of_a_row: ClassVar[str] = ONE  # or MANY: a list as long as the scores, or ended by -1
 
     @classmethod
