@@ -256,6 +256,7 @@ class RowLoss(Loss):
     """A loss with one term for each row of its arrays."""
 
     differentiable: ClassVar[tuple[str, ...]] = ()  # names that `wrt` may hold
+    _curved = False
 
     @classmethod
     def _complete(cls) -> bool:
