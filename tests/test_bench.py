@@ -128,7 +128,10 @@ def test_array_code_is_the_loss(loss):
 @pytest.mark.parametrize("peer", peer_names("torch"))
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, of kl_div's mean and of a value that keeps its graph
 def test_torch_computes_the_same(peer, loss):
-    agrees_with_array_code(PEERS[peer], tiny(loss))
+    case = tiny(loss)
+    if PEERS[peer].build(case, case.arrays()) is None:
+        pytest.skip("not a loss of PyTorch's")
+    agrees_with_array_code(PEERS[peer], case)
 
 
 @pytest.mark.parametrize("loss", ["poisson_nll_loss", "cross_entropy", "triplet_margin_loss"])

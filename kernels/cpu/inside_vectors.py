@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 
 from ..bind import bind, gathered
 from ..errors import at_users_line
-from ..spec import COSINE, LARGEST, POWER, ROOT_OF_SQUARES, SUM, Distance, VectorFunctions, VectorRequest
+from ..spec import LARGEST, POWER, ROOT_OF_SQUARES, SUM, Distance, VectorFunctions, VectorRequest
 from . import vector_definitions as definitions
 from . import vector_distances as distances
 from . import vector_tiles as tiles
@@ -210,7 +210,6 @@ def one_a_vector_of(target, x):
     return lambda target, x: target.shape == x.shape[:-1]
 
 
-
 def metric_of(named: tuple[tuple[str, Distance], ...]) -> Any:
     """Return a function to call in compiled code: kind and eps of a distance by its name."""
 
@@ -358,7 +357,7 @@ def numbers(positions: list[int]) -> Any:
         @njit(**ENTRY)
         def more(arguments):
             found = before(arguments)
-            found[k] = float(arguments[position])
+            found[k] = 1.0 * arguments[position]  # of a bool, too
             return found
 
         return more

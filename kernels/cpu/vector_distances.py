@@ -344,7 +344,7 @@ def measure(kind: int, dtype: np.dtype) -> Block:
 
 @cache
 def pull(kind: int, distances: int, wrt: tuple[int, ...], dtype: np.dtype) -> Block:
-    """Return the block that gives the gradients of vectors through 1 to 3 distances; 3 are those of a swap."""
+    """Return the block that gives the gradients of vectors through 1 to 3 distances; with a swap 3."""
     identity = kind, distances, wrt, dtype.name
     arity, swap = (2, False) if distances == 1 else (3, distances == 3)
     scope = scope_of(dtype, KIND=kind, ARITY=arity, SWAP=swap, **by_vector(wrt))

@@ -81,9 +81,7 @@ def scope_of(dtype: np.dtype, **names: Any) -> dict[str, Any]:
     )
 
 
-def over_coordinates(
-    template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object
-) -> Any:
+def over_coordinates(template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object) -> Any:
     """Return a loop over one row's coordinates, whose pointers are of distinct memory."""
     return bind(template, scope, name, identity, njit(pipeline_class=DistinctArrays, **HELPER))
 

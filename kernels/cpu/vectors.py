@@ -407,9 +407,7 @@ def pack(p: Vectors, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> L
     like = {n: k for k, n in enumerate(p.names)} | {n: ROWS + k for k, n in enumerate(f.row_arrays)}
     if request.curvature:
         like[CURVATURE] = request.wrt[0] if request.wrt else ROWS + request.row_wrt[0]
-    new = tuple(
-        New(slots[n], 0, rows_of) if n == TERMS else New(slots[n], like[n]) for n in made
-    )
+    new = tuple(New(slots[n], 0, rows_of) if n == TERMS else New(slots[n], like[n]) for n in made)
     return Launch(
         entry(), np.array(recipe, np.int64), np.array(numbers, np.float64), arrays, task_address(),
         PARALLEL_FROM, new, complete(dtype),

@@ -80,9 +80,7 @@ class Measured:
         return array.astype(self.dtype, copy=False)
 
 
-def run(
-    p: Vectors, function: Callable[..., Any], swap: bool, outputs: dict[str, Any], backend: Any
-) -> Any:
+def run(p: Vectors, function: Callable[..., Any], swap: bool, outputs: dict[str, Any], backend: Any) -> Any:
     """Write the gradients by the vectors' names; return the value."""
     weighting, rows, numbers = p.weighting, p.vectors[0].shape[:-1], backend.sum_dtype(p.arithmetic)
     measured = Measured(p.name, function, bool(outputs), backend, numbers)

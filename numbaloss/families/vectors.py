@@ -49,8 +49,8 @@ class VectorLoss(RowLoss):
     vectors: ClassVar[tuple[str, ...]] = ()
     terms: ClassVar[Callable[..., Any] | None] = None
     finish: ClassVar[Callable[..., Any]]
-    # ``distance(<options>)`` gives the distance that stands for terms: see `spec.Distance`.
-    distance: ClassVar[Callable[..., Distance]]
+    # The distance that stands for terms, see `spec.Distance`; or a function of options that gives it.
+    distance: ClassVar[Any] = None
     named_distances: ClassVar[dict[str, Distance]] = {}  # where an option names one, for compiled code
     most_axes: ClassVar[int | None] = None
     on_devices: ClassVar[bool] = False  # whether a device's kernels know `finish`
@@ -146,7 +146,9 @@ class VectorLoss(RowLoss):
         """Return the distance with a call's options; None of a definition by terms."""
         if cls.terms is not None:
             return None
-        distance = plain_function(cls, "distance")
+        distance: Any = plain_function(cls, "distance")
+        if isinstance(distance, Distance):
+            return distance
         return distance(**{n: options[n] for n in inspect.signature(distance).parameters})
 
     # ---- the call ----------------------------------------------------------------------------------

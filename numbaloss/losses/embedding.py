@@ -69,8 +69,7 @@ class CosineEmbeddingLoss(VectorLoss, function="cosine_embedding_loss"):
     most_axes = 2
     on_devices = True
 
-    def distance():
-        return Distance(COSINE, eps=COSINE_EPS)
+    distance = Distance(COSINE, eps=COSINE_EPS)
 
     def finish(distance, target, margin):
         apart = maximum(1 - distance - margin, 0.0)
@@ -121,8 +120,7 @@ class ContrastiveLoss(VectorLoss, function="contrastive_loss"):
     domains = {"target": Operand(draw=lambda rng, shape: rng.integers(0, 2, shape[:-1]).astype(float))}
     labels = ("target",)
 
-    def distance():
-        return Distance(ROOT_OF_SQUARES)
+    distance = Distance(ROOT_OF_SQUARES)
 
     def finish(distance, target, margin):
         return 0.5 * (target * distance**2 + (1 - target) * maximum(margin - distance, 0.0) ** 2)
