@@ -132,7 +132,8 @@ def install(target: Any) -> SimpleNamespace:
     Returns
     -------
     namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts``, ``settled``
-    (called by kernels) and ``jit`` (compiles a definition's function for this target).
+    (called by kernels), the same for tuples of any length (``vary``, ``join``, ``pick``, ``stretch``,
+    ``split``), and ``jit`` (compiles a definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -633,13 +634,104 @@ def install(target: Any) -> SimpleNamespace:
 
         return types.UniTuple(like, 3)(y, like), codegen
 
+    # ---- functions of tuples ----------------------------------------------------------------------
+    def vary(variable):
+        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one."""
+
+        @intrinsic
+        def varied(typingctx, numbers):
+            result = types.Tuple([(Jet if k == variable else Const)(T) for k, T in enumerate(numbers)])
+
+            def codegen(context, builder, sig, args):
+                values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
+                out = [
+                    build(context, builder, type_, value, context.get_constant(type_.T, 1))
+                    if isinstance(type_, Jet)
+                    else build(context, builder, type_, value)
+                    for type_, value in zip(sig.return_type, values, strict=True)
+                ]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(numbers), codegen
+
+        return varied
+
+    @intrinsic
+    def join(typingctx, values, slopes, curvatures):
+        """A tuple of Jets, of the tuples of their parts."""
+        result = types.Tuple([Jet(T) for T in values])
+
+        def codegen(context, builder, sig, args):
+            count = len(sig.return_type)
+            rows = zip(*(cgutils.unpack_tuple(builder, a, count) for a in args), strict=True)
+            out = [build(context, builder, t, *row) for t, row in zip(sig.return_type, rows, strict=True)]
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return result(values, slopes, curvatures), codegen
+
+    def pick(indices):
+        """An intrinsic: a tuple of some of a tuple's items."""
+
+        @intrinsic
+        def picked(typingctx, items):
+            result = types.Tuple([items[k] for k in indices])
+
+            def codegen(context, builder, sig, args):
+                out = [builder.extract_value(args[0], k) for k in indices]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(items), codegen
+
+        return picked
+
+    def stretch(flags):
+        """An intrinsic: a tuple of options, those that are flagged times a number."""
+
+        @intrinsic
+        def stretched(typingctx, options, r):
+            def codegen(context, builder, sig, args):
+                out = []
+                for k, flag in enumerate(flags):
+                    x = builder.extract_value(args[0], k)
+                    if flag:
+                        type_ = sig.return_type[k]
+                        x = get(context, builder, type_, x, "v")
+                        x = build(context, builder, type_, builder.fmul(x, args[1]))
+                    out.append(x)
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return options(options, r), codegen
+
+        return stretched
+
+    def split(count):
+        """An intrinsic: values, slopes and curvatures, a tuple each, of `count` numbers (a tuple, or one)."""
+
+        @intrinsic
+        def parts_of(typingctx, ys, like):
+            kinds = tuple(ys) if isinstance(ys, types.BaseTuple) else (ys,)
+            if len(kinds) != count or not all(isinstance(t, Dual | types.Number) for t in kinds):
+                raise target.TypingError(f"terms must return {count} number(s), not {ys}")
+            result = types.UniTuple(types.UniTuple(like, count), 3)
+
+            def codegen(context, builder, sig, args):
+                is_tuple = isinstance(sig.args[0], types.BaseTuple)
+                items = cgutils.unpack_tuple(builder, args[0], count) if is_tuple else [args[0]]
+                zero, rows = context.get_constant(like, 0), []
+                for type_, y in zip(kinds, items, strict=True):
+                    if isinstance(type_, Jet):
+                        rows.append([get(context, builder, type_, y, f) for f in "vdh"])
+                    else:
+                        rows.append([number(context, builder, type_, y, like), zero, zero])
+                inner = sig.return_type[0]
+                out = [context.make_tuple(builder, inner, column) for column in zip(*rows, strict=True)]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(ys, like), codegen
+
+        return parts_of
+
     return SimpleNamespace(
-        Jet=Jet,
-        Const=Const,
-        seed=seed,
-        place=place,
-        options=options,
-        parts=parts,
-        settled=settled,
-        jit=jit,
-    )
+        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, settled=settled, jit=jit,
+        vary=vary, join=join, pick=pick, stretch=stretch, split=split,
+    )  # fmt: skip
