@@ -99,7 +99,7 @@ def evaluate_on_device(
     count = len(cls._required)
     options = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
     quick = None
-    if binding.no_arrays:
+    if binding.no_arrays and not any(map(callable, options)):  # a caller may make a function for each call
         try:
             quick = binding.prepared.get(options, MISSING)
             if quick is MISSING:
