@@ -260,8 +260,7 @@ def install(target: Any) -> SimpleNamespace:
 
     # ---- products of derivatives --------------------------------------------------------------------
     def infinite(builder, x):
-        inf = x.type(float("inf"))
-        both = (builder.fcmp_ordered("==", x, inf), builder.fcmp_ordered("==", x, builder.fneg(inf)))
+        both = [builder.fcmp_ordered("==", x, x.type(sign * float("inf"))) for sign in (1, -1)]
         return builder.or_(*both)
 
     @intrinsic
