@@ -84,7 +84,17 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
     lead = min(asked, default=OWN)
 
     # A slope by `OWN` is multiplied by `rest`, or by less: by probabilities that it is the sum of.
-    settled = jets.settled
+
+    @jit
+    def settled(slope, factor, value):
+        """Return a slope; 0 in place of an infinite one of a finite value where the factor to come is 0.
+
+        The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
+        finite, the slope grows slower than that.
+        """
+        zero = type(slope)(0)
+        lost = (factor == zero) & (value - value == zero) & (slope - slope != zero)
+        return zero if lost else slope
 
     @jit
     def first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
