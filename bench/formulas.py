@@ -170,6 +170,20 @@ def _cosine_embedding_grad(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
     return xp.where(y == 1, 1 - cos, xp.maximum(0, cos)).mean(), (by1, by2)
 
 
+def _contrastive(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
+    d = _length(xp, x1 - x2)
+    return 0.5 * (y * d**2 + (1 - y) * xp.maximum(0, 1 - d) ** 2)
+
+
+def _contrastive_grad(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
+    difference = x1 - x2
+    d = _length(xp, difference)
+    near = xp.maximum(0, 1 - d)
+    slope = (y - (1 - y) * near / d) / y.size
+    by1 = slope[:, None] * difference
+    return (0.5 * (y * d**2 + (1 - y) * near**2)).mean(), (by1, -by1)
+
+
 def _triplet_margin(xp: Any, a: Any, p: Any, n: Any) -> Any:
     return xp.maximum(0, 1 + _length(xp, a - p + 1e-6) - _length(xp, a - n + 1e-6))
 
@@ -224,6 +238,7 @@ FORMULAS: dict[str, Formula] = {
     "multi_margin_loss": Formula(_multi_margin, _multi_margin_grad),
     "linear_cross_entropy": Formula(_linear_cross_entropy, _linear_cross_entropy_grad),
     "cosine_embedding_loss": Formula(_cosine_embedding, _cosine_embedding_grad),
+    "contrastive_loss": Formula(_contrastive, _contrastive_grad),
     "triplet_margin_loss": _TRIPLET,
     "triplet_margin_with_distance_loss": _TRIPLET,
 }  # fmt: skip

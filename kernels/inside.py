@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from .spec import Scalars, ScoreFunctions, ScoreOption
+from .spec import Distance, Scalars, ScoreFunctions, ScoreOption, VectorFunctions
 
 
 def _module(name: str) -> Any:
@@ -47,3 +47,19 @@ def of_scores(
 def of_soft_margins(scalars: Scalars) -> Any:
     """Return the compiled function of the mean, over each row, of an elementwise loss."""
     return _module("cpu.inside_rows").compile_multilabel_soft_margin(scalars)
+
+
+def of_vectors(
+    functions: VectorFunctions,
+    vectors: tuple[str, ...],
+    names: tuple[str, ...],
+    defaults: tuple[Any, ...],
+    domains: dict[str, Any],
+    distance: Distance | None,
+    named: tuple[tuple[str, Distance], ...] = (),
+    axes: int | None = None,
+) -> Any:
+    """Return the compiled function of a loss of vectors over whole arrays."""
+    return _module("cpu.inside_vectors").compile_whole(
+        functions, vectors, names, defaults, domains, distance, named, axes
+    )

@@ -5,10 +5,6 @@ Python arithmetic, branches included; a :class:`Const` is an array element or an
 differentiated. A definition's function is compiled as it stands. Literals take the type of the Jet or Const
 that they meet, so float32 stays float32. LLVM removes whatever a kernel does not use of a Jet.
 
-A product of derivatives in which one factor is zero and the other infinite is zero, where floats give NaN: at
-0 the slope of ``x**0.5 * x`` is 0, as its limit is, and so is the slope of a branch's constant that goes into
-a square root. Where the limit may be another number, as of ``sqrt(x) * sqrt(x)``, NaN stays.
-
 The rules are written once, here, and installed into a target's type system by :func:`install`: the same
 text serves the CPU and CUDA. Conventions at kinks are PyTorch's: the slope of ``abs`` at zero is zero, and
 ``maximum(a, b)`` takes the slope of its first argument at a tie, as ``clamp`` does.
@@ -89,16 +85,16 @@ def _cos(x):
 
 def _arctan(x):
     d = 1 / (1 + x * x)
-    return nm.arctan(x), d, nm.where(d == 0, 0, -2 * x * d * d)
+    return nm.arctan(x), d, -2 * x * d * d
 
 
 def _erf(x):
     d = 1.1283791670955126 * nm.exp(-x * x)
-    return nm.erf(x), d, nm.where(d == 0, 0, -2 * x * d)
+    return nm.erf(x), d, -2 * x * d
 
 
 def _square(x):
-    return x * x, 2 * x, nm.where(x == x, 2, x)
+    return x * x, 2 * x, 0 * x + 2
 
 
 # Every spelling of a function that a definition may use, and its rule.
@@ -127,12 +123,12 @@ def install(target: Any) -> SimpleNamespace:
     ----------
     target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload,
         lower_cast, jit``: the parts of the target's Numba, its type classes and its extension decorators.
-        Where it has ``powers``, that gives three powers of a number by one logarithm: see `math.powers`.
 
     Returns
     -------
-    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts``, ``settled``
-    (called by kernels) and ``jit`` (compiles a definition's function for this target).
+    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (called by
+    kernels), the same for tuples of any length (``vary``, ``join``, ``pick``, ``stretch``, ``split``), and
+    ``jit`` (compiles a definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -257,75 +253,6 @@ def install(target: Any) -> SimpleNamespace:
 
         return result(condition, a, b), codegen
 
-    # ---- products of derivatives --------------------------------------------------------------------
-    def infinite(builder, x):
-        inf = x.type(float("inf"))
-        both = (builder.fcmp_ordered("==", x, inf), builder.fcmp_ordered("==", x, builder.fneg(inf)))
-        return builder.or_(*both)
-
-    @intrinsic
-    def product(typingctx, x, y):
-        """x * y; 0 where one is 0 and the other infinite."""
-
-        def codegen(context, builder, sig, args):
-            xy = builder.fmul(*args)
-            lost = builder.and_(builder.fcmp_unordered("uno", xy, xy), builder.fcmp_ordered("ord", *args))
-            return builder.select(lost, xy.type(0.0), xy)
-
-        return x(x, y), codegen
-
-    @intrinsic
-    def multiple(typingctx, x, c):
-        """As `product`; costs nothing where c is a literal."""
-
-        def codegen(context, builder, sig, args):
-            x, c = args
-            zero = x.type(0.0)
-            no_x, no_c = (builder.fcmp_ordered("==", v, zero) for v in args)
-            lost = builder.or_(
-                builder.and_(no_c, infinite(builder, x)), builder.and_(infinite(builder, c), no_x)
-            )
-            return builder.select(lost, zero, builder.fmul(x, c))
-
-        return x(x, c), codegen
-
-    @intrinsic
-    def product_near(typingctx, x, y, slope, value):
-        """As `product`, of a function's derivative x and another's value y, whose slope is given.
-
-        0 where y is 0 with a finite slope and the function's `value` is finite: x grows slower than y falls.
-        Else NaN stays.
-        """
-
-        def codegen(context, builder, sig, args):
-            x, y, slope, value = args
-            xy, zero = builder.fmul(x, y), x.type(0.0)
-            lost = builder.and_(builder.fcmp_unordered("uno", xy, xy), builder.fcmp_ordered("ord", x, y))
-            near = builder.fadd(builder.fmul(slope, zero), builder.fmul(value, zero))  # 0, or NaN
-            limit = builder.select(builder.fcmp_ordered("==", y, zero), near, zero)
-            return builder.select(lost, limit, xy)
-
-        return x(x, y, slope, value), codegen
-
-    @intrinsic
-    def settled(typingctx, slope, factor, value):
-        """A slope, and 0 in place of an infinite one of a finite value where the factor to come is 0.
-
-        The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
-        finite, the slope grows slower than that.
-        """
-
-        def codegen(context, builder, sig, args):
-            slope, factor, value = args
-            zero = slope.type(0.0)
-            difference = builder.fsub(value, value), builder.fsub(slope, slope)  # 0, or NaN
-            finite = builder.fcmp_ordered("ord", difference[0], zero)
-            lost = builder.and_(finite, builder.fcmp_unordered("uno", difference[1], zero))
-            lost = builder.and_(lost, builder.fcmp_ordered("==", factor, zero))
-            return builder.select(lost, zero, slope)
-
-        return slope(slope, factor, value), codegen
-
     # ---- arithmetic -------------------------------------------------------------------------------
     def teach(spellings: tuple[Any, ...], rule: Any, **options: Any) -> None:
         for f in spellings:
@@ -359,33 +286,29 @@ def install(target: Any) -> SimpleNamespace:
     )
 
     def times(a, b):
-        cross = product(D(a), D(b))
-        return jet(
-            V(a) * V(b),
-            product_near(D(b), V(a), D(a), V(b)) + product_near(D(a), V(b), D(b), V(a)),
-            product_near(H(b), V(a), D(a), V(b)) + product_near(H(a), V(b), D(b), V(a)) + (cross + cross),
-        )
+        cross = D(a) * D(b)
+        return jet(V(a) * V(b), V(a) * D(b) + D(a) * V(b), V(a) * H(b) + H(a) * V(b) + (cross + cross))
 
     binary(
         (operator.mul, operator.imul, np.multiply),
         times,
-        lambda a, b: jet(V(a) * val(b, a), multiple(D(a), val(b, a)), multiple(H(a), val(b, a))),
-        lambda a, b: jet(val(a, b) * V(b), multiple(D(b), val(a, b)), multiple(H(b), val(a, b))),
+        lambda a, b: jet(V(a) * val(b, a), D(a) * val(b, a), H(a) * val(b, a)),
+        lambda a, b: jet(val(a, b) * V(b), val(a, b) * D(b), val(a, b) * H(b)),
         lambda a, b: const(val(a, b) * val(b, a)),
     )
 
     # From q b = a: q' = (a' - q b') / b and q'' = (a'' - 2 q' b' - q b'') / b.
     def over(a, b):
         q = V(a) / V(b)
-        d = (D(a) - product(q, D(b))) / V(b)
-        cross = product(d, D(b))
-        return jet(q, d, (H(a) - (cross + cross) - product(q, H(b))) / V(b))
+        d = (D(a) - q * D(b)) / V(b)
+        cross = d * D(b)
+        return jet(q, d, (H(a) - (cross + cross) - q * H(b)) / V(b))
 
     def over_jet(a, b):
         q = val(a, b) / V(b)
-        d = -product(q, D(b)) / V(b)
-        cross = product(d, D(b))
-        return jet(q, d, -((cross + cross) + product(q, H(b))) / V(b))
+        d = -q * D(b) / V(b)
+        cross = d * D(b)
+        return jet(q, d, -((cross + cross) + q * H(b)) / V(b))
 
     binary(
         (operator.truediv, operator.itruediv, np.divide, np.true_divide),
@@ -404,16 +327,12 @@ def install(target: Any) -> SimpleNamespace:
     @jit
     def powered(a, p):
         """a ** p for a constant p: the slopes stay right at a = 0 for p = 0, 1 and 2, where 0 ** 0 is 1."""
-        n, x = V(p), V(a)
+        n, x, zero = V(p), V(a), V(0 * p)
         n1, n2 = V(p - 1), V(p - 2)
         y, y1, y2 = powers(x, n, n1, n2)
-        d1, d2 = multiple(y1, n), multiple(y2, n * n1)
-        return jet(y, product(d1, D(a)), product(d2, D(a) * D(a)) + product(d1, H(a)))
-
-    @jit
-    def power_of_const(a, p):
-        """a ** p by the function that `powered` has anyway: one less to compile."""
-        return const(powers(V(a), V(p), V(p), V(p))[0])
+        d1 = zero if n == zero else n * y1
+        d2 = zero if n * n1 == zero else n * n1 * y2
+        return jet(y, d1 * D(a), d2 * D(a) * D(a) + d1 * H(a))
 
     def power_jet_exponent(a, b):
         return nm.exp(b * nm.log(a))
@@ -421,7 +340,7 @@ def install(target: Any) -> SimpleNamespace:
     def power_literal(exponent):
         """Small whole exponents as products: exact, and no power function in the kernel."""
         return {
-            0: lambda a, b: const(val(1, a)),
+            0: lambda a, b: 0 * a + 1,
             1: lambda a, b: a + 0,
             2: lambda a, b: a * a,
             3: lambda a, b: a * a * a,
@@ -441,7 +360,7 @@ def install(target: Any) -> SimpleNamespace:
         if kinds in ("jj", "cj", "nj"):
             return power_jet_exponent
         if kinds in ("cc", "cn", "nc"):
-            return lambda a, b: power_of_const(const(val(a, b)), const(val(b, a)))
+            return lambda a, b: const(nm.power(val(a, b), val(b, a)))
         return None
 
     teach((operator.pow, operator.ipow, np.power, _libm.pow, nm.power), power_rule, prefer_literal=True)
@@ -470,7 +389,7 @@ def install(target: Any) -> SimpleNamespace:
     def absolute(a):
         def of_jet(a):
             s = val(nm.sign(V(a)), a)
-            return jet(abs(V(a)), multiple(D(a), s), multiple(H(a), s))
+            return jet(abs(V(a)), s * D(a), s * H(a))
 
         return {"j": of_jet, "c": lambda a: const(abs(V(a)))}.get(kind_of(a))
 
@@ -489,7 +408,7 @@ def install(target: Any) -> SimpleNamespace:
 
         def of_jet(a):
             y, d1, d2 = at(const(V(a)))
-            return jet(V(y), product(V(d1), D(a)), product(V(d2), D(a) * D(a)) + product(V(d1), H(a)))
+            return jet(V(y), V(d1) * D(a), V(d2) * (D(a) * D(a)) + V(d1) * H(a))
 
         def of_const(a):
             return const(function(V(a)))
@@ -633,13 +552,104 @@ def install(target: Any) -> SimpleNamespace:
 
         return types.UniTuple(like, 3)(y, like), codegen
 
+    # ---- functions of tuples ----------------------------------------------------------------------
+    def vary(variable):
+        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one."""
+
+        @intrinsic
+        def varied(typingctx, numbers):
+            result = types.Tuple([(Jet if k == variable else Const)(T) for k, T in enumerate(numbers)])
+
+            def codegen(context, builder, sig, args):
+                values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
+                out = [
+                    build(context, builder, type_, value, context.get_constant(type_.T, 1))
+                    if isinstance(type_, Jet)
+                    else build(context, builder, type_, value)
+                    for type_, value in zip(sig.return_type, values, strict=True)
+                ]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(numbers), codegen
+
+        return varied
+
+    @intrinsic
+    def join(typingctx, values, slopes, curvatures):
+        """A tuple of Jets, of the tuples of their parts."""
+        result = types.Tuple([Jet(T) for T in values])
+
+        def codegen(context, builder, sig, args):
+            count = len(sig.return_type)
+            rows = zip(*(cgutils.unpack_tuple(builder, a, count) for a in args), strict=True)
+            out = [build(context, builder, t, *row) for t, row in zip(sig.return_type, rows, strict=True)]
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return result(values, slopes, curvatures), codegen
+
+    def pick(indices):
+        """An intrinsic: a tuple of some of a tuple's items."""
+
+        @intrinsic
+        def picked(typingctx, items):
+            result = types.Tuple([items[k] for k in indices])
+
+            def codegen(context, builder, sig, args):
+                out = [builder.extract_value(args[0], k) for k in indices]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(items), codegen
+
+        return picked
+
+    def stretch(flags):
+        """An intrinsic: a tuple of options, those that are flagged times a number."""
+
+        @intrinsic
+        def stretched(typingctx, options, r):
+            def codegen(context, builder, sig, args):
+                out = []
+                for k, flag in enumerate(flags):
+                    x = builder.extract_value(args[0], k)
+                    if flag:
+                        type_ = sig.return_type[k]
+                        x = get(context, builder, type_, x, "v")
+                        x = build(context, builder, type_, builder.fmul(x, args[1]))
+                    out.append(x)
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return options(options, r), codegen
+
+        return stretched
+
+    def split(count):
+        """An intrinsic: values, slopes and curvatures, a tuple each, of `count` numbers (a tuple, or one)."""
+
+        @intrinsic
+        def parts_of(typingctx, ys, like):
+            kinds = tuple(ys) if isinstance(ys, types.BaseTuple) else (ys,)
+            if len(kinds) != count or not all(isinstance(t, Dual | types.Number) for t in kinds):
+                raise target.TypingError(f"terms must return {count} number(s), not {ys}")
+            result = types.UniTuple(types.UniTuple(like, count), 3)
+
+            def codegen(context, builder, sig, args):
+                is_tuple = isinstance(sig.args[0], types.BaseTuple)
+                items = cgutils.unpack_tuple(builder, args[0], count) if is_tuple else [args[0]]
+                zero, rows = context.get_constant(like, 0), []
+                for type_, y in zip(kinds, items, strict=True):
+                    if isinstance(type_, Jet):
+                        rows.append([get(context, builder, type_, y, f) for f in "vdh"])
+                    else:
+                        rows.append([number(context, builder, type_, y, like), zero, zero])
+                inner = sig.return_type[0]
+                out = [context.make_tuple(builder, inner, column) for column in zip(*rows, strict=True)]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(ys, like), codegen
+
+        return parts_of
+
     return SimpleNamespace(
-        Jet=Jet,
-        Const=Const,
-        seed=seed,
-        place=place,
-        options=options,
-        parts=parts,
-        settled=settled,
-        jit=jit,
-    )
+        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
+        vary=vary, join=join, pick=pick, stretch=stretch, split=split,
+    )  # fmt: skip

@@ -15,10 +15,11 @@ So the gradient of any function of them has three numbers a row: its slopes by e
 second derivatives for the curvature; mixed ones by moving two statistics at once.
 """
 
+from functools import cache
 from typing import Any
 
 from .bind import adopted
-from .spec import STATISTICS, ScoreFunctions
+from .spec import STATISTICS, Linear, ScoreFunctions, Scores
 
 OWN, MIXED, NORM = range(3)  # what moves together
 MOVES = {"log_prob": OWN, "rest": OWN, "cross_entropy": MIXED, "logsumexp": NORM}
@@ -83,7 +84,17 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
     lead = min(asked, default=OWN)
 
     # A slope by `OWN` is multiplied by `rest`, or by less: by probabilities that it is the sum of.
-    settled = jets.settled
+
+    @jit
+    def settled(slope, factor, value):
+        """Return a slope; 0 in place of an infinite one of a finite value where the factor to come is 0.
+
+        The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
+        finite, the slope grows slower than that.
+        """
+        zero = type(slope)(0)
+        lost = (factor == zero) & (value - value == zero) & (slope - slope != zero)
+        return zero if lost else slope
 
     @jit
     def first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
@@ -173,6 +184,7 @@ def as_affine(x: Any) -> Affine:
     return x if isinstance(x, Affine) else Affine(0, bool(x + 0))
 
 
+@cache
 def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
     """Whether a definition is affine in its statistics; and whether it is a multiple of `cross_entropy`.
 
@@ -189,3 +201,8 @@ def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
         return False, False
     multiple = result.degree == 1 and not result.constant and moves(functions) == {MIXED}
     return True, multiple
+
+
+def scales_with_masses(p: Scores | Linear) -> bool:
+    """Whether a problem's rows are zero where their target's classes have no weight."""
+    return not p.lse_square_scale and is_linear(p.functions)[1]

@@ -181,20 +181,62 @@ class NllFunctions(NamedTuple):
     value: Callable[..., Any]
 
 
-# ---- distances ----------------------------------------------------------------------------------------
+# ---- rows of vectors ----------------------------------------------------------------------------------
 
+# Kinds of distance between two vectors: sums of powers of the differences, and their roots; the largest
+# difference; 1 less the cosine of the angle.
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
 
 COSINE_EPS = 1e-12  # under each squared norm, as in PyTorch
 DISTANCE_EPS = 1e-6  # added to each coordinate's difference, as in PyTorch's PairwiseDistance
 
 
-class Metric(NamedTuple):
-    """A distance as kernels take it."""
+class Distance(NamedTuple):
+    """A distance between two vectors that has kernels of its own, safe from overflow and underflow.
+
+    A definition that names one takes distances in place of sums of terms: from the first vector to the
+    second, and to the third. With `swap` the second of them is the smaller of those from the third vector to
+    the first and to the second; at a tie each takes half of the gradient.
+    """
 
     kind: int
-    p: float = 2.0
-    eps: float = 0.0
+    p: float = 2.0  # of the norm
+    eps: float = 0.0  # added to each coordinate's difference, or under each squared norm
+    swap: bool = False
+
+
+class VectorFunctions(NamedTuple):
+    """A loss's functions of rows of vectors, and their arguments.
+
+    `terms` takes one coordinate of each vector, then options by name; it gives `sums` numbers (a tuple, or
+    one number), which are added up over a row. `finish` takes the sums, then row arrays and options by name;
+    it gives the row's value. `terms` is None for a loss of distances: then `sums` is 1 for pairs, 2 for
+    triplets.
+
+    With `homogeneous` = n a row whose sums overflow or underflow is scaled first: vectors and the options
+    named in `lengths`, all times r, must make the value r**n times as large. (A contrastive loss of squared
+    distances: n = 2, its margin a length.)
+    """
+
+    name: str
+    arity: int  # vectors a row: 2 or 3
+    terms: Callable[..., Any] | None
+    finish: Callable[..., Any]
+    sums: int
+    row_arrays: tuple[str, ...] = ()  # of one number a row
+    options: tuple[str, ...] = ()  # those that the functions may ask for
+    flags: tuple[bool | None, ...] = ()  # per option a bool it is compiled with, None for a number; or none
+    homogeneous: int | None = None  # 0, 1 or 2
+    lengths: tuple[str, ...] = ()  # options that scale as the vectors do
+
+
+class VectorRequest(NamedTuple):
+    """The outputs that blocks of vectors compute."""
+
+    wrt: tuple[int, ...] = ()  # vectors to differentiate
+    row_wrt: tuple[int, ...] = ()  # row arrays to differentiate
+    curvature: bool = False  # the second derivative by the one vector, or row array, that is differentiated
+    integers: tuple[bool, ...] = ()  # per row array: whether it holds integers
 
 
 # ---- problems -----------------------------------------------------------------------------------------
@@ -300,15 +342,15 @@ class Margins(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Pairs or triplets of vectors (..., D), and the distances between them."""
+    """Pairs or triplets of vectors (..., D): each row has one term, through sums over it or distances."""
 
     name: str
-    names: tuple[str, ...]  # of the vectors
+    functions: VectorFunctions
+    numbers: tuple[float, ...]  # the options that are given at run time, in the order of the functions'
     vectors: tuple[Any, ...]
-    labels: Any  # of pairs, one a row; or None
-    metric: Metric
-    margin: float
-    swap: bool
+    names: tuple[str, ...]  # of the vectors
+    row_arrays: tuple[Any, ...]  # floating or integer, (...); their names are the functions'
+    distance: Distance | None  # of definitions without terms
     weighting: Weighting
     dtype: Any
     arithmetic: Any

@@ -8,10 +8,15 @@ from numpy.random import Generator
 from . import arguments as arguments, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
+from .families.vectors import VectorLoss as VectorLoss
 from .kernels import math as math
 from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .losses.custom import elementwise_loss as elementwise_loss, score_loss as score_loss
+from .losses.custom import (
+    elementwise_loss as elementwise_loss,
+    score_loss as score_loss,
+    vector_loss as vector_loss,
+)
 from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any
@@ -103,7 +108,7 @@ class _hinge_embedding_loss(LossFunction):
 
 hinge_embedding_loss: _hinge_embedding_loss
 
-class CosineEmbeddingLoss(Loss):
+class CosineEmbeddingLoss(VectorLoss):
     margin: float
     reduction: str
     def __init__(self, margin: float = 0.0, reduction: str = 'mean') -> None: ...
@@ -120,7 +125,24 @@ class _cosine_embedding_loss(LossFunction):
 
 cosine_embedding_loss: _cosine_embedding_loss
 
-class TripletMarginLoss(Loss):
+class ContrastiveLoss(VectorLoss):
+    margin: float
+    reduction: str
+    def __init__(self, margin: float = 1.0, reduction: str = 'mean') -> None: ...
+    def __call__(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _contrastive_loss(LossFunction):
+    def __call__(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+contrastive_loss: _contrastive_loss
+
+class TripletMarginLoss(VectorLoss):
     margin: float
     p: float
     eps: float
@@ -140,7 +162,7 @@ class _triplet_margin_loss(LossFunction):
 
 triplet_margin_loss: _triplet_margin_loss
 
-class TripletMarginWithDistanceLoss(Loss):
+class TripletMarginWithDistanceLoss(VectorLoss):
     distance_function: Any
     margin: float
     swap: bool

@@ -444,6 +444,17 @@ def cosine_embedding_loss(
     return reduce(loss, reduction, sample_weight, normalizer)
 
 
+@np.errstate(all="ignore")
+def contrastive_loss(
+    input1, input2, target, margin=1.0, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """``(y d^2 + (1 - y) max(0, margin - d)^2) / 2``, d the length of the difference (Hadsell 2006)."""
+    d = np.linalg.norm(as_float(input1) - as_float(input2), axis=-1)
+    target = as_float(target)
+    loss = (target * d**2 + (1 - target) * np.maximum(0, margin - d) ** 2) / 2
+    return reduce(loss, reduction, sample_weight, normalizer)
+
+
 def euclidean(x1, x2):
     """As PyTorch's ``PairwiseDistance()``: the length of the difference, eps added to each coordinate."""
     return np.linalg.norm(x1 - x2 + DISTANCE_EPS, axis=-1)

@@ -7,7 +7,7 @@ import pytest
 from numba import cfunc, njit
 
 import numbaloss as nl
-from numbaloss.kernels import bind, jets, math, spec
+from numbaloss.kernels import bind, jets, spec
 from numbaloss.kernels.cpu import elementwise, halves, vectors
 from numbaloss.kernels.cpu.target import derivatives
 from numbaloss.kernels.spec import Request
@@ -160,46 +160,19 @@ def slope_and_curvature(value, x):
     return at(float(x))
 
 
-INF, NAN = np.inf, np.nan
-
-
 @pytest.mark.parametrize(
-    ("value", "x", "slope", "curvature"),
+    ("value", "slope", "curvature"),
     [
-        # Zero times infinity, where the limit is zero.
-        (lambda x: x**0.5 * x, 0, 0, INF),
-        (lambda x: x * x**0.5, 0, 0, INF),
-        (lambda x: x**1.5 * x, 0, 0, 0),
-        (lambda x: x**0.5 * (x * x), 0, 0, 0),
-        (lambda x: 0 * math.sqrt(x), 0, 0, 0),
-        (lambda x: math.sqrt(x) * 0.0, 0, 0, 0),
-        (lambda x: math.sqrt(math.maximum(x, 0)), -1, 0, 0),
-        (lambda x: math.maximum(x, 0) ** 0.5, -1, 0, 0),
-        (lambda x: math.exp(-1 / x), 0, 0, 0),
-        (lambda x: 1 / (1 + math.exp(x)), 800, 0, 0),
-        (lambda x: (x - x + 1) / math.exp(x), 800, 0, 0),
-        (lambda x: math.exp(x) * x, -INF, 0, 0),
-        (lambda x: abs(x) * math.sqrt(x), 0, 0, 0),
-        (lambda x: math.arctan(x), INF, 0, 0),
-        (lambda x: math.erf(x), -INF, 0, 0),
-        (lambda x: math.square(x), INF, INF, 2),
-        (lambda x: x**0 * 3, INF, 0, 0),
-        # Powers at zero.
-        (lambda x: x ** (0.0 * 1), 0, 0, 0),
-        (lambda x: x ** (1.0 * 1), 0, 1, 0),
-        (lambda x: x ** (2.0 * 1), 0, 0, 2),
-        (lambda x: x ** (3.0 * 1), 0, 0, 0),
-        (lambda x: x**0.5, 0, INF, -INF),
-        (lambda x: x**1.5, 0, 0, INF),
-        # Where the limit is another number, or there is none.
-        (lambda x: math.sqrt(x) * math.sqrt(x), 0, NAN, NAN),
-        (lambda x: x * math.log(x), 0, NAN, NAN),
-        (lambda x: x * (1 / x), 0, NAN, NAN),
-        (lambda x: 0 * x + math.sqrt(x), NAN, NAN, NAN),
+        (lambda x: x ** (0.0 * 1), 0, 0),
+        (lambda x: x ** (1.0 * 1), 1, 0),
+        (lambda x: x ** (2.0 * 1), 0, 2),
+        (lambda x: x ** (3.0 * 1), 0, 0),
+        (lambda x: x**0.5, np.inf, -np.inf),
+        (lambda x: x**1.5, 0, np.inf),
     ],
 )
-def test_zero_wins_over_infinity_where_that_is_the_limit(value, x, slope, curvature):
-    np.testing.assert_array_equal(slope_and_curvature(value, x), (slope, curvature))
+def test_powers_at_zero(value, slope, curvature):
+    np.testing.assert_array_equal(slope_and_curvature(value, 0.0), (slope, curvature))
 
 
 def test_a_float32_kernel_computes_in_float32(monkeypatch):

@@ -700,6 +700,20 @@ def test_class_pickles_and_copies():
     )
 
 
+def test_rows_of_a_class_without_weight_keep_their_squared_logsumexp():
+    arrays = sample((6,), seed=3)
+    arrays["target"][:3] = 2
+    weight = np.linspace(0.5, 2, CLASSES)
+    weight[2] = 0
+    for options in (dict(lse_square_scale=0.1), dict(lse_square_scale=0.1, softcap=2.0)):
+        call = {**arrays, "weight": weight, **options}
+        value, gradient = registry["linear_cross_entropy"].value_and_grad(**call, wrt="input")
+        loss = reference.linear_cross_entropy
+        np.testing.assert_allclose(value, loss(**call), rtol=1e-12)
+        np.testing.assert_allclose(gradient, reference.gradient(loss, call, "input"), rtol=1e-6, atol=1e-9)
+        assert gradient[:3].all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [

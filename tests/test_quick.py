@@ -39,8 +39,18 @@ OPTIONS = (
 )
 
 
+NAMES = (
+    "huber_loss",
+    "gaussian_nll_loss",
+    "cross_entropy",
+    "nll_loss",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["huber_loss", "gaussian_nll_loss", "cross_entropy"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_prepared_call_gives_the_same_bits(name, layout, rng):
     loss, change = nl.registry[name], LAYOUTS[layout]
     for options, mode in itertools.product(OPTIONS, ("value", "grad", "value_and_grad")):

@@ -23,15 +23,12 @@ from numba.extending import intrinsic, overload
 from ..bind import bind, fingerprint, gathered
 from ..chunks import chunk_rows, product_columns
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
-from . import ctc, margins, nll, scores, vectors
+from . import ctc, margins, nll, scores
 from .inside import compile_runs, flat_or_none
 from .labels import first_wrong
 from .native import HELPER
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
-
-COSINE_EPS = 1e-12  # under each squared norm
-DISTANCE_EPS = 1e-6  # added to each coordinate's difference
 
 
 # ---- arguments -------------------------------------------------------------------------------------
@@ -112,7 +109,7 @@ def outputs_for(count: int) -> Any:
     return outputs
 
 
-pair, triple = outputs_for(2), outputs_for(3)
+pair = outputs_for(2)
 
 
 def is_float(array: Any) -> bool:
@@ -689,171 +686,6 @@ def compile_multilabel_soft_margin(scalars: Scalars) -> Any:
         return T(runs(x, t, None, w, flat_or_none(out), scale, ()) * scale)
 
     return multilabel_soft_margin_loss
-
-
-# ---- vectors ---------------------------------------------------------------------------------------
-def same_vectors(x, y):
-    """Whether two arrays of vectors have one shape."""
-
-
-@overload(same_vectors)
-def same_vectors_of(x, y):
-    for a in (x, y):
-        if not is_float(a) or not a.ndim or a.dtype != x.dtype:
-            raise TypingError(f"vectors must be arrays of one dtype, float32 or float64, got {x} and {y}")
-    return lambda x, y: same_shape(x, y)
-
-
-def one_a_vector(target, x):
-    """Whether there is a number for each vector."""
-
-
-@overload(one_a_vector)
-def one_a_vector_of(target, x):
-    if not isinstance(getattr(target, "dtype", target), types.Number):
-        raise TypingError(f"target must hold numbers, got {target}")
-    if getattr(target, "ndim", 0) != x.ndim - 1:
-        return lambda target, x: False
-    if x.ndim == 1:
-        return lambda target, x: True
-    return lambda target, x: target.shape == x.shape[:-1]
-
-
-pairs_of, triplets_of = (
-    by_dtype(partial(vectors.compile_plain, three, parallel=False)) for three in (False, True)
-)
-
-
-@njit(**ENTRY)
-def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean", out=None):
-    divisor = divisor_of(reduction)
-    by_1, by_2 = pair(out)
-    if not same_vectors(input1, input2):
-        raise ValueError("cosine_embedding_loss: input2 must have input1's shape")
-    size = input1.shape[input1.ndim - 1]
-    if size == 0 or input1.ndim > 2:
-        raise ValueError("cosine_embedding_loss: input1 must have shape (N, D) or (D), D at least 1")
-    if not one_a_vector(target, input1):
-        raise ValueError("cosine_embedding_loss: target must have one element for each vector")
-    if margin != margin:
-        raise ValueError("cosine_embedding_loss: margin must be a number")
-    if not (same_shape(by_1, input1) and same_shape(by_2, input2)):
-        raise ValueError("cosine_embedding_loss: out must have the inputs' shape")
-    T = input1.dtype.type
-    if input1.size == 0:
-        return T(0 * divisor)
-    x, y, labels = flat(input1, T), flat(input2, T), flat(target, T)
-    gx, gy = gradient(by_1, input1), gradient(by_2, input2)
-    if not may_write((gx, gy), (x, y, labels)):
-        raise ValueError("cosine_embedding_loss: out overlaps an argument; it may be the inputs themselves")
-    settings = np.int64(vectors.COSINE), 2.0, COSINE_EPS, float(margin), False, 1.0, divisor
-    none = x[:0]
-    extents = x.size // size, size
-    return T(pairs_of(x, (y, none, gx, gy, none, labels, extents, settings, one())))
-
-
-@njit(**ENTRY)
-def triplet_margin_loss(
-    anchor, positive, negative, margin=1.0, p=2.0, eps=DISTANCE_EPS, swap=False, reduction="mean", out=None
-):
-    divisor = divisor_of(reduction)
-    by_a, by_p, by_n = triple(out)
-    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
-        raise ValueError("triplet_margin_loss: positive and negative must have anchor's shape")
-    size = anchor.shape[anchor.ndim - 1]
-    if size == 0:
-        raise ValueError("triplet_margin_loss: anchor must have shape (..., D), D at least 1")
-    if not margin > 0:
-        raise ValueError("triplet_margin_loss: margin must be > 0")
-    if not p >= 1:
-        raise ValueError("triplet_margin_loss: p must be >= 1")
-    if not eps >= 0:
-        raise ValueError("triplet_margin_loss: eps must be >= 0")
-    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
-        raise ValueError("triplet_margin_loss: out must have anchor's shape")
-    T = anchor.dtype.type
-    if anchor.size == 0:
-        return T(0 * divisor)
-    kind = vectors.POWER
-    if p == 1:
-        kind = vectors.SUM
-    elif p == 2:
-        kind = vectors.ROOT_OF_SQUARES
-    elif p == np.inf:
-        kind = vectors.LARGEST
-    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
-    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
-    if not may_write((gx, gy, gz), (x, y, z)):
-        raise ValueError("triplet_margin_loss: out overlaps an argument; it may be the vectors themselves")
-    settings = kind, float(p), float(eps), float(margin), bool(swap), 1.0, divisor
-    extents = x.size // size, size
-    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
-
-
-def metric(distance):
-    """A distance's kind, and what it adds; the kind is -1 for a name that is none."""
-
-
-@overload(metric)
-def metric_of(distance):
-    if isinstance(distance, types.NoneType):
-        return lambda distance: (vectors.ROOT_OF_SQUARES, DISTANCE_EPS)
-    if not isinstance(distance, types.UnicodeType | types.StringLiteral):
-        raise TypingError(
-            f"distance_function must be None or a name in compiled code, not a function; got {distance}"
-        )
-
-    def impl(distance):
-        if distance == "euclidean":
-            return vectors.ROOT_OF_SQUARES, DISTANCE_EPS
-        if distance == "sqeuclidean":
-            return vectors.SQUARES, 0.0
-        if distance == "cosine":
-            return vectors.COSINE, COSINE_EPS
-        if distance == "manhattan":
-            return vectors.SUM, 0.0
-        return -1, 0.0
-
-    return impl
-
-
-@njit(**ENTRY)
-def triplet_margin_with_distance_loss(
-    anchor,
-    positive,
-    negative,
-    distance_function=None,
-    margin=1.0,
-    swap=False,
-    reduction="mean",
-    out=None,
-):
-    divisor = divisor_of(reduction)
-    by_a, by_p, by_n = triple(out)
-    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
-        raise ValueError("triplet_margin_with_distance_loss: positive and negative must have anchor's shape")
-    size = anchor.shape[anchor.ndim - 1]
-    if size == 0:
-        raise ValueError("triplet_margin_with_distance_loss: anchor must have shape (..., D), D at least 1")
-    if not margin > 0:
-        raise ValueError("triplet_margin_with_distance_loss: margin must be > 0")
-    kind, eps = metric(distance_function)
-    if kind < 0:
-        raise ValueError("triplet_margin_with_distance_loss: distance_function has none of the names it may")
-    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
-        raise ValueError("triplet_margin_with_distance_loss: out must have anchor's shape")
-    T = anchor.dtype.type
-    if anchor.size == 0:
-        return T(0 * divisor)
-    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
-    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
-    if not may_write((gx, gy, gz), (x, y, z)):
-        raise ValueError(
-            "triplet_margin_with_distance_loss: out overlaps an argument; it may be the vectors themselves"
-        )
-    settings = kind, 2.0, eps, float(margin), bool(swap), 1.0, divisor
-    extents = x.size // size, size
-    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
 
 
 # ---- scores that are a matrix product --------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..chunks import chunk_rows, product_columns
+from ..lift import scales_with_masses
 from ..spec import DOUBLE, Linear, Scores, Weighting, bad_index
 from . import scores as scores_of
 
@@ -67,6 +68,7 @@ def settle(p: Linear) -> tuple[Part, float]:
         target = np.where(counted, target, 0).astype(np.int64)
         if p.weight is not None:
             own = p.weight.astype(np.float64)[target]
+    needs_weight = not p.label_smoothing and scales_with_masses(p)
     divisor = p.weighting.divisor
     if divisor is None:
         divisor = float(np.where(counted, row_weight * own, 0.0).sum())
@@ -75,7 +77,7 @@ def settle(p: Linear) -> tuple[Part, float]:
         p.linear_weight.reshape(classes, positions, features),
         None if p.linear_bias is None else p.linear_bias.reshape(classes, positions),
         target,
-        counted & (row_weight != 0) & ((own != 0) | (p.label_smoothing > 0) | (p.lse_square_scale > 0)),
+        counted & (row_weight != 0) & ((own != 0) | (not needs_weight)),
         sample_weight,
         over_rows(p.weighting.upstream),
     )

@@ -1,9 +1,9 @@
 """Losses of one score of each row, that of its class: the negative log-likelihood of given log-probabilities.
 
 A definition says what the score comes to (`spec.NllFunctions`). `nll_terms` and `nll_gradient` are the
-blocks, for one dtype of the scores and of the gradient; `nll` is the driver, compiled once for all. Only the
-elements that the class indices name are read, where they lie: any strides, any floating dtype. All of it is
-serial: most time goes into the gradient's zeros.
+blocks, for one dtype of the scores; `nll` is the driver, compiled once for all. Only the elements that the
+class indices name are read, where they lie: any strides, any floating dtype. All of it is serial: most time
+goes into the gradient's zeros.
 """
 
 import sys
@@ -70,11 +70,10 @@ from .labels import (
     make_contiguous,
     move_elements,
     new_outputs,
-    number,
     numbers_of,
 )
-from .launch import CURVATURE as OUT_CURVATURE
 from .launch import INCOMPLETE, OK, UNFIT, Launch, New
+from .launch import TERMS as OUT_TERMS
 from .native import (
     HELPER,
     allocate,
@@ -111,18 +110,15 @@ WEIGHT = 5  # addresses of weights and bytes from one to the next, in the arithm
 WEIGHT_STRIDE = 6
 ROW_WEIGHT = 7
 ROW_WEIGHT_STRIDE = 8
-SCALES = 9
-SCALES_STRIDE = 10
+UPSTREAM_AT = 9
+UPSTREAM_STRIDE = 10
 LOSSES = 11  # the address of the rows' losses, contiguous; 0 if they are not asked for
-SLOPES = 12  # of the rows' slopes, contiguous, for the gradient; 0 for none
-SCALE_AT = 13  # of the gradient's scale, in float64
-WHOLE_AT = 14  # of the layout of the whole gradient
-COUNT = 15  # elements of the gradient
-PLACES = 16
+REAL_AT = 12  # of a float64: `nll_terms` gives what the rows count for, `nll_gradient` takes its scale
+WHOLE_AT = 13  # of the layout of the whole gradient
+COUNT = 14  # elements of the gradient
 
-# Bound by `compile_terms` and `compile_gradient`.
+# Bound by `compile_block`.
 T: Any = np.float32
-ITEM: Any = 4
 S: Any = np.float32  # as which elements are stored
 STORED: Any = 4
 load: Any = None  # to the arithmetic dtype, and from it
@@ -133,46 +129,52 @@ value: Any = None  # with its slope
 # ---- blocks ----------------------------------------------------------------------------------------------
 
 
+@njit(**HELPER)
+def weight_of(classes, class_step, rows, row_step, label, row, one):
+    """A row's weight: its class's, and its own; 1 for one that is absent."""
+    w = one
+    if classes:
+        w = at_address(classes + label * class_step, one)[0]
+    if rows:
+        w *= at_address(rows + row * row_step, one)[0]
+    return w
+
+
 def nll_terms(places_at, rows):
-    """Compute the rows' losses and slopes; the losses' sum."""
+    """Compute the rows' losses, and what the rows count for; the losses' sum."""
     places = at_address(places_at, 0)
     zero, one = T(0), T(1)
     layout = places[ROWS_AT]
     axes = at_address(layout, 0)[AXES]
     step, class_step = at_address(layout, 0)[STRIDES + axes - 1], places[CLASS_STRIDE]
-    labels, ignored = at_address(places[LABELS], 0), places[IGNORED]
-    scale = T(at_address(places[SCALE_AT], 0.0)[0])
-    total, start = 0.0, 0
+    # Read once: LLVM cannot know that no store changes them.
+    labels, ignored, scores, losses = places[LABELS], places[IGNORED], places[SCORES], places[LOSSES]
+    weights, weight_step = places[WEIGHT], places[WEIGHT_STRIDE]
+    row_weights, row_weight_step = places[ROW_WEIGHT], places[ROW_WEIGHT_STRIDE]
+    total, counted, start = 0.0, 0.0, 0
     while start < rows:
         offset, n = locate(layout + 8 * SHAPE, layout + 8 * STRIDES, axes, start)
         for i in range(n):
-            row = start + i
-            term = slope = zero
-            label = labels[row]
+            row, term = start + i, zero
+            label = at_address(labels, 0)[row]
             if label != ignored:
-                w = one
-                if places[WEIGHT]:
-                    w = at_address(places[WEIGHT] + label * places[WEIGHT_STRIDE], zero)[0]
-                if places[ROW_WEIGHT]:
-                    w *= at_address(places[ROW_WEIGHT] + row * places[ROW_WEIGHT_STRIDE], zero)[0]
+                w = weight_of(weights, weight_step, row_weights, row_weight_step, label, row, one)
+                counted += w
                 if w != zero:  # else the score is not read
-                    at = places[SCORES] + offset + i * step + label * class_step
-                    term, slope, _ = value(T(load(at_address(at, S(0))[0])), w)
-                    if places[SCALES]:
-                        slope *= at_address(places[SCALES] + row * places[SCALES_STRIDE], zero)[0]
-                    slope *= scale
-            if places[LOSSES]:
-                at_address(places[LOSSES], zero)[row] = term
-            if places[SLOPES]:
-                at_address(places[SLOPES], zero)[row] = slope
+                    at = scores + offset + i * step + label * class_step
+                    term = value(T(load(at_address(at, S(0))[0])), w)[0]
+            if losses:
+                at_address(losses, zero)[row] = term
             total += term
         start += n
+    store(places[REAL_AT], counted)
     return total
 
 
 def nll_gradient(places_at, rows):
-    """Store zeros, and the slopes, if any, where the labels are."""
+    """Store zeros and, where the labels are, the slopes: of a loss linear in the score, whatever that is."""
     places = at_address(places_at, 0)
+    zero, one = T(0), T(1)
     whole, count = places[WHOLE_AT], places[COUNT]
     axes, base = at_address(whole, 0)[AXES], at_address(whole, 0)[ADDRESS]
     step, start = at_address(whole, 0)[STRIDES + axes - 1], 0
@@ -186,19 +188,28 @@ def nll_gradient(places_at, rows):
             for i in range(n):
                 at_address(base + offset + i * step, S(0))[0] = S(0)
         start += n
-    if not places[SLOPES]:
-        return 0.0
     layout = places[ROWS_AT]
     axes = at_address(layout, 0)[AXES]
     step, start = at_address(layout, 0)[STRIDES + axes - 1], 0
-    labels, slopes = at_address(places[LABELS], 0), at_address(places[SLOPES], T(0))
+    labels, ignored = places[LABELS], places[IGNORED]
+    scores, class_step = places[SCORES], places[CLASS_STRIDE]
+    weights, weight_step = places[WEIGHT], places[WEIGHT_STRIDE]
+    row_weights, row_weight_step = places[ROW_WEIGHT], places[ROW_WEIGHT_STRIDE]
+    upstream, upstream_step = places[UPSTREAM_AT], places[UPSTREAM_STRIDE]
+    scale = T(at_address(places[REAL_AT], 0.0)[0])
     while start < rows:
         offset, n = locate(layout + 8 * SHAPE, layout + 8 * STRIDES, axes, start)
         for i in range(n):
-            label = labels[start + i]
-            if label != places[IGNORED]:
-                at = places[SCORES] + offset + i * step + label * places[CLASS_STRIDE]
-                at_address(at, S(0))[0] = save(slopes[start + i])
+            row = start + i
+            label = at_address(labels, 0)[row]
+            if label != ignored:
+                w = weight_of(weights, weight_step, row_weights, row_weight_step, label, row, one)
+                if w != zero:
+                    slope = value(zero, w)[1]
+                    if upstream:
+                        slope *= at_address(upstream + row * upstream_step, zero)[0]
+                    at = scores + offset + i * step + label * class_step
+                    at_address(at, S(0))[0] = save(slope * scale)
         start += n
     return 0.0
 
@@ -237,7 +248,6 @@ def storage(code: int, dtype: np.dtype) -> dict[str, Any]:
     saves = {FLOAT16: to_float16, BFLOAT16: to_bfloat16, FLOAT32: narrowed}
     return dict(
         T=dtype.type,
-        ITEM=dtype.itemsize,
         S=stored,
         STORED=np.dtype(stored).itemsize,
         load=loads.get(code, unchanged),
@@ -251,17 +261,11 @@ def identity_of(functions: NllFunctions) -> tuple[Any, ...]:
 
 
 @cache
-def compile_terms(functions: NllFunctions, code: int, dtype: np.dtype) -> int:
-    """The address of a definition's `nll_terms`, for scores stored as one code."""
+def compile_block(template: Any, functions: NllFunctions, code: int, dtype: np.dtype) -> int:
+    """Return the address of a definition's `nll_terms` or `nll_gradient`, of elements stored as one code."""
     scope = storage(code, dtype) | dict(value=lift(functions))
     identity = identity_of(functions), code, dtype.name
-    return compile_function(nll_terms, scope, functions.name, identity, BLOCK)
-
-
-@cache
-def compile_gradient(code: int, dtype: np.dtype) -> int:
-    """The address of `nll_gradient`, for gradients stored as one code."""
-    return compile_function(nll_gradient, storage(code, dtype), dtype.name, (code, dtype.name), BLOCK)
+    return compile_function(template, scope, functions.name, identity, BLOCK)
 
 
 # ---- the driver ------------------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ def nll(recipe, numbers, arrays, task, fork):
     if rank == 0:
         return 0.0, UNFIT
     axis = 0 if rank == 1 else 1
-    classes, size, single = at_address(shape_of(x), 0)[axis], r[ITEM_SIZE], r[ITEM_SIZE] == 4
+    classes, size = at_address(shape_of(x), 0)[axis], r[ITEM_SIZE]
     rows = 1
     for k in range(rank):
         if k != axis:
@@ -326,7 +330,7 @@ def nll(recipe, numbers, arrays, task, fork):
     if lacking:
         return 0.0, INCOMPLETE - lacking
     # Labels are contiguous int64, weights of the arithmetic dtype at one stride: where they lie, or copied.
-    room = allocate(8 * (6 * rows + classes) + 8)
+    room = allocate(8 * ((4 * rows if needed else 0) + classes) + 8)
     free, target = room, layouts + TARGET * LAYOUT_BYTES
     if needed & INTEGERS:
         make_contiguous(r[GATHER_INTEGERS], target, free, rows, INT64, 8)
@@ -350,57 +354,38 @@ def nll(recipe, numbers, arrays, task, fork):
             free += 8 * count
         places[to] = layout[ADDRESS]
         places[to + 1] = layout[STRIDES]
-    divisor = given[DIVISOR]
-    if r[DIVIDE] == BY_ROWS:
-        divisor = 0.0
-        if places[WEIGHT] or places[ROW_WEIGHT]:
-            for i in range(rows):
-                label = at_address(labels, 0)[i]
-                if label != r[IGNORE]:
-                    w = 1.0
-                    if places[WEIGHT]:
-                        w = number(places[WEIGHT] + label * places[WEIGHT_STRIDE], single)
-                    if places[ROW_WEIGHT]:
-                        w *= number(places[ROW_WEIGHT] + i * places[ROW_WEIGHT_STRIDE], single)
-                    divisor += w
-        else:
-            counted = 0
-            for i in range(rows):
-                counted += at_address(labels, 0)[i] != r[IGNORE]
-            divisor = float(counted)
-    scale = stack(8)
-    at_address(scale, 0.0)[0] = np.inf if divisor == 0 else given[FACTOR] / divisor
-    places[SCORES] = at_address(layouts, 0)[ADDRESS]
+    real = stack(8)
+    store(real, 0.0)
+    terms = layouts + TERMS * LAYOUT_BYTES
+    places[SCORES] = data_of(x)
     places[CLASS_STRIDE] = at_address(strides_of(x), 0)[axis]
     places[ROWS_AT] = layouts
     places[LABELS] = labels
     places[IGNORED] = r[IGNORE]
-    places[SCALE_AT] = scale
+    places[REAL_AT] = real
     places[LOSSES] = 0
-    places[SLOPES] = 0
-    terms = layouts + TERMS * LAYOUT_BYTES
     if r[CODES + TERMS] != ABSENT:
         places[LOSSES] = free if needed & WRITING else at_address(terms, 0)[ADDRESS]
-        free += 8 * rows
-    if r[CODES + GRADIENT] != ABSENT:
-        places[SLOPES] = free
     total = 0.0
     if rows:
         total = run_block(r[TERMS_BLOCK], (places_at, rows))
         if needed & WRITING:
             move_elements(r[SCATTER], terms, 0, places[LOSSES], rows)
-        for k in range(GRADIENT, ARRAYS):
-            if r[CODES + k] != ABSENT:
-                array = item(arrays, k)
-                call_lay(r[LAY], (array, x, order, -1, 0, whole))
-                places[SCORES] = data_of(array)
-                places[CLASS_STRIDE] = at_address(strides_of(array), 0)[axis]
-                places[ROWS_AT] = layouts + k * LAYOUT_BYTES
-                places[WHOLE_AT] = whole
-                places[COUNT] = rows * classes
-                if k == CURVATURE:
-                    places[SLOPES] = 0
-                run_block(r[GRADIENT_BLOCK], (places_at, rows))
+    divisor = given[DIVISOR]
+    if r[DIVIDE] == BY_ROWS:
+        divisor = at_address(real, 0.0)[0]
+    store(real, np.inf if divisor == 0 else given[FACTOR] / divisor)
+    for k in range(GRADIENT, ARRAYS):
+        if rows and r[CODES + k] != ABSENT:
+            array = item(arrays, k)
+            call_lay(r[LAY], (array, x, order, -1, 0, whole))
+            places[SCORES] = data_of(array)
+            places[CLASS_STRIDE] = at_address(strides_of(array), 0)[axis]
+            places[ROWS_AT] = layouts + k * LAYOUT_BYTES
+            places[WHOLE_AT] = whole
+            places[COUNT] = rows * classes
+            # The curvature is zero.
+            run_block(r[GRADIENT_BLOCK], (places_at, rows if k == GRADIENT else 0))
     release(room)
     return total / divisor, OK
 
@@ -420,13 +405,13 @@ def new_terms(p: Picks) -> np.ndarray | None:
 
 
 def pack(p: Picks, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> Launch:
-    """Pack a problem for the driver. A gradient and a curvature are of one dtype."""
+    """Pack a problem for the driver."""
     arrays = arrays_of(p, outputs)
     recipe = begin_recipe(p, arrays, RECIPE)
-    recipe[TERMS_BLOCK] = compile_terms(p.functions, code_of(p.input.dtype), p.arithmetic)
-    for n in ("input", OUT_CURVATURE):
-        if n in outputs:
-            recipe[GRADIENT_BLOCK] = compile_gradient(code_of(outputs[n].dtype), p.arithmetic)
+    code = code_of(p.input.dtype)  # of the gradient and the curvature too
+    recipe[TERMS_BLOCK] = compile_block(nll_terms, p.functions, code, p.arithmetic)
+    if outputs.keys() - {OUT_TERMS}:
+        recipe[GRADIENT_BLOCK] = compile_block(nll_gradient, p.functions, code, p.arithmetic)
     if not all(a is None or a.flags.c_contiguous for a in (p.input, *arrays[GRADIENT:])):
         recipe[ORDER_AXES] = order_axes_address()
     recipe[IGNORE] = p.ignore_index
@@ -472,11 +457,8 @@ def inside(x, labels, g, weight, extents, settings):
 def compile_inside(functions: NllFunctions, dtype: np.dtype) -> Any:
     """`inside` for a definition and a dtype: ``inside(...) -> (value, status)``."""
     name, identity = functions.name, (identity_of(functions), dtype.name)
-    stored = storage(code_of(dtype), dtype)
-    blocks = (
-        bind_linked(nll_terms, stored | dict(value=lift(functions)), name, identity),
-        bind_linked(nll_gradient, stored, name, dtype.name),
-    )
+    bound = storage(code_of(dtype), dtype) | dict(value=lift(functions))
+    blocks = [bind_linked(template, bound, name, identity) for template in (nll_terms, nll_gradient)]
     scope = dict(
         call_lay=bind_calls((bind_linked(lay, {}, name, "lay"),), name, "lay"),
         run_block=bind_calls(blocks, name, identity),

@@ -1,4 +1,4 @@
-"""Cross entropy of a linear layer's scores: CuPy's matrix product, and the kernels of `softmax`, by chunks.
+"""Losses of a linear layer's scores: CuPy's matrix product, and the kernels of `softmax`, by chunks.
 
 A chunk of scores is made, becomes its gradient where it lies, and is multiplied into the gradients of input,
 weight and bias. The host does not know which terms count: a kernel settles that first, as the weight of each
@@ -13,7 +13,8 @@ import numpy as np
 from .. import class_weights
 from ..bind import bind
 from ..chunks import CUDA_ROWS, chunk_rows
-from ..spec import INT64, Linear, Request, bad_index, code_of
+from ..lift import scales_with_masses
+from ..spec import INT64, Linear, Request, Scores, bad_index, code_of
 from . import arithmetic, copy, elementwise, faults, rows, softmax
 from .arrays import DeviceArray, Queue, current_queue, flat, total
 from .reduce import THREADS
@@ -214,6 +215,22 @@ class Work:
         self.batch, self.positions = math.prod(p.input.shape[:-1]), math.prod(self.inner)
         self.rows = rows.Rows(p, [p.input], p.shape, ByPosition(len(p.shape)))
         self.weight = None if p.weight is None else flat(p.weight, (self.classes,), self.dtype, self.queue)
+        self.of_scores = Scores(
+            p.name,
+            p.functions,
+            (),
+            None,
+            None,
+            p.has_probabilities,
+            p.weight,
+            p.ignore_index,
+            p.label_smoothing,
+            p.softcap,
+            p.lse_square_scale,
+            p.weighting,
+            p.dtype,
+            p.arithmetic,
+        )
 
     def empty(self, *shape: int) -> DeviceArray:
         return self.queue.empty(shape, self.dtype)
@@ -263,7 +280,7 @@ class Work:
                 *(self.labels, self.weights, self.slot),
             ),
             code=code_of(self.dtype),
-            own_only=not self.p.label_smoothing,
+            own_only=not self.p.label_smoothing and scales_with_masses(self.p),
             weighted=self.weight is not None,
             sample_weighted=these.sample_weight is not None,
         )
@@ -326,7 +343,7 @@ class Work:
             by_target = self.batched(self.outputs["target"])[(rows, slice(None), *at)]
             made = self.empty(*by_target.shape) if self.copied(by_target) else by_target
         g = scores if self.outputs.keys() & {"input", "linear_weight", "linear_bias"} else None
-        self.launch(terms, scores, q, self.weight, self.p.label_smoothing, self.terms[terms], g, made)
+        self.launch(terms, scores, q, self.terms[terms], g, made)
         if by_target is not None and made is not by_target:
             by_target.assign(made)
         if g is None:
@@ -343,9 +360,9 @@ class Work:
             add(self.by_input[rows], x)
 
     def add_by_weight(self, terms: slice, scores: DeviceArray, q: DeviceArray) -> None:
-        """Add a chunk's part of the gradient by the class weights, in which the loss is linear."""
+        """Add a chunk's part of the gradient by the class weights."""
         distances = self.empty(*scores.shape)
-        self.launch(terms, scores, q, None, 0.0, None, None, distances)
+        self.launch(terms, scores, q, None, None, distances, by_weight=True)
         parts = class_weights.attributed(
             distances, q, self.p.label_smoothing, scores.shape, self.dtype, arithmetic
         )
@@ -358,32 +375,31 @@ class Work:
         at: slice,
         scores: DeviceArray,
         q: DeviceArray | None,
-        weight: DeviceArray | None,
-        smoothing: float,
         terms: DeviceArray | None,
         g: DeviceArray | None,
         by_target: DeviceArray | None,
+        by_weight: bool = False,
     ) -> None:
         """Launch the kernels of `softmax`, whose terms and gradients are as asked for."""
         labels, weights, upstream = (
             None if a is None else a[at] for a in (self.labels, self.weights, self.rows.upstream)
         )
         softmax.launch(
+            self.of_scores,
             scores,
             q,
             labels,
-            weight,
+            self.weight,
             weights,
             upstream,
             terms,
             [g, by_target, None],
             (scores.shape[0], self.classes, 1),
-            self.p.ignore_index,
-            smoothing,
             self.factor,
             self.gradients_by,
             self.slot,
             False,
+            by_weight,
         )
 
 

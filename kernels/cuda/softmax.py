@@ -1,10 +1,19 @@
-"""Cross entropy of class scores, with class indices or probabilities: terms, gradients, curvature.
+"""Losses of rows of class scores by definition: terms, gradients, curvature.
+
+A row's value is a function of its statistics (see `kernels.lift`). With p = softmax(x), own class y, targets
+t_c, W = sum t_c, and the value's slopes A, B, R by log p_y, by the cross entropy and by logsumexp, the
+gradient is
+
+    g_c = A (d_cy - p_c) + B (W p_c - t_c) + R p_c
+
+so a kernel needs three numbers of a row, and some more for the curvature. Of cross entropy A and R are zero
+and B is one when compiled.
 
 A first pass over a row finds its maximum m and its sum of ``exp(x - m)`` together: a running maximum, and a
 sum that is rescaled when it grows. What label smoothing or probabilities ask for, the distances ``m - x`` by
 weight, runs along: all are sums of what is not negative. A second pass writes the gradient. With class
-indices the row's own class stays out of the sums: the loss is ``log1p`` of the others' where it is the
-largest, and its gradient is made of theirs, so neither cancels.
+indices the row's own class stays out of the sums: its cross entropy is ``log1p`` of the others' where it is
+the largest, and its gradient is made of theirs, so neither cancels.
 
 The kernels, by the variant that `rows.plan` chooses. All take the arguments of :func:`signature`.
 
@@ -22,15 +31,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import class_weights
-from ..bind import bind
+from ..bind import bind, fingerprint
+from ..class_weights import DISTANCES
 from ..layout import Axes, class_rows
-from ..math import exp, log, log1p
-from ..spec import GRAD, INT64, MISSING, Quick, Scores, arithmetic_dtype, code_of
+from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
+from ..math import exp, log, log1p, tanh
+from ..spec import FLOAT32, GRAD, INT64, MISSING, Quick, ScoreFunctions, Scores, arithmetic_dtype, code_of
 from . import arithmetic, binaries, driver, faults, libraries, reduce, rows
 from .arrays import VECTOR_BYTES, DeviceArray, aligned, flat
 from .reduce import add, partial_sum, quotient
 from .rows import BLOCK, COLUMNS, SPLIT, STREAM, TEAM, look, team_max, team_sum, vector_at, weights_at
-from .target import WARP, Binary, compile, cuda, device, each, select, shared, storage, tree_sum, types
+from .target import (
+    WARP,
+    Binary,
+    compile,
+    cuda,
+    derivatives,
+    device,
+    each,
+    options,
+    select,
+    shared,
+    storage,
+    tree_sum,
+    types,
+)
 
 # Bound by `kernel`; named here for readers and checkers.
 array: Any = None
@@ -46,6 +71,21 @@ OFFSETS: Any = (0, 0)
 TOGETHER: Any = True
 MASSES: Any = True
 WRITES: Any = True
+HAS_OWN: Any = None
+HAS_MIXED: Any = True
+HAS_NORM: Any = None
+CURVED: Any = None
+MULTIPLE: Any = True
+OWN_ONLY: Any = False
+LATER: Any = True
+BY_WEIGHT: Any = None
+loss: Any = None
+unpack: Any = None
+at_cap: Any = None
+score_at: Any = None
+scores_at: Any = None
+sides: Any = None
+judge: Any = None
 at_hide: Any = None
 at_power: Any = None
 at_mass: Any = None
@@ -61,6 +101,7 @@ at_join_column: Any = None
 at_leave_column: Any = None
 at_value_column: Any = None
 at_slope_column: Any = None
+at_kept: Any = None
 put_column: Any = None
 LANES_OF_BLOCK: Any = 1024
 SLICED: Any = True
@@ -75,6 +116,7 @@ conclude: Any = None
 value: Any = None
 store_partial: Any = None
 
+HALF = 64  # registers a thread, with which half of a multiprocessor's threads are at work
 STATE = 5  # maximum, sum of exponentials, of masses, of distances; and the own class's score
 
 
@@ -90,6 +132,9 @@ class Request(NamedTuple):
     grad: bool = False
     target_grad: bool = False
     curvature: bool = False
+    by_weight: bool = False  # `target_grad` is for the class weights: neither they nor the target are in it
+    softcap: bool = False  # scores are capped first
+    lse_square: bool = False  # the squared logsumexp is added to the value
 
 
 # ---- one score ----------------------------------------------------------------------------------------
@@ -120,25 +165,62 @@ def distance(x, t, m):
     return (select(t == T(0), T(0), t * (m - x)),)
 
 
-def slopes(x, w, q, is_own, keep, spread, gq, h, row):
+def capped(x, cap):
+    return (cap * tanh(x / cap),)
+
+
+def score(x, i, cap):
+    """One score, capped where a cap is given."""
+    if cap is None:
+        return array.load(x, i)
+    else:
+        return cap * tanh(array.load(x, i) / cap)
+
+
+def scores(x, at, cap):
+    """Some vectors of scores, capped where a cap is given."""
+    xs = array.load_vectors(x, at)
+    if cap is None:
+        return xs
+    else:
+        return each(at_cap, (xs,), (cap,))[0]
+
+
+def slopes(x, w, q, is_own, keep, spread, cap, gq, h, row):
     """The gradients by a score and by a probability, and the curvature."""
-    m, r, k, own_slope, own_curvature, total, inverse, log_total = row
+    m, r, k, own_slope, own_curvature, total, inverse, log_total, mass, of_p, of_both, of_t, _ = row
     dq = c = T(0)
     e = exp(x - m)
     d = r * e
     if h is not None:
-        c = select(is_own, own_curvature, d * ((total - e) * inverse))
-    if MASSES is not None:
+        c = d * ((total - e) * inverse)
+        if CURVED is not None:
+            p = e * inverse
+            bend = of_p * p * p
+            if MASSES is not None:
+                u = mass * p - mass_of(w, q, keep, spread)
+                bend += u * (of_both * p + of_t * u)
+            c += bend
+        c = select(is_own, own_curvature, c)
+    if MASSES is not None and HAS_MIXED is not None:
         d -= k * mass_of(w, q, keep, spread)
     d = select(is_own, own_slope, d)
     if gq is not None:
-        f = k * keep if w is None else k * keep * w
+        f = k
+        if BY_WEIGHT is None:
+            f = k * keep if w is None else k * keep * w
         dq = select(f == T(0), T(0), f * ((m - x) + log_total))
+    if cap is not None:
+        t = x / cap
+        by = T(1) - t * t
+        if h is not None:
+            c = c * by * by - d * (t + t) * by / cap
+        d = d * by
     return d, dq, c
 
 
-def slope(x, w, q, lane, own, keep, spread, gq, h, row):
-    return slope_of(x, w, q, own[lane // WIDTH] == lane % WIDTH, keep, spread, gq, h, row)
+def slope(x, w, q, lane, own, keep, spread, cap, gq, h, row):
+    return slope_of(x, w, q, own[lane // WIDTH] == lane % WIDTH, keep, spread, cap, gq, h, row)
 
 
 def filled(lane, x):
@@ -212,7 +294,7 @@ def join_block(m, s, whole, far, team):
         return join_team(top, total, mass, distance, WARP)
 
 
-def gathered(x, q, weight, base, first, step, stop, label, keep, spread):
+def gathered(x, q, weight, base, first, step, stop, label, keep, spread, cap):
     """The state of what a thread reads of a row: from the vector `first` on, before `stop`."""
     m, s = T(LOWEST), T(0)
     whole = far = None
@@ -220,7 +302,7 @@ def gathered(x, q, weight, base, first, step, stop, label, keep, spread):
         whole = far = T(0)
     while first < stop:
         at, there, own = each(vector_at, (AHEAD,), (first, step, stop, base, label, WIDTH))
-        xs, qs = array.load_vectors(x, at), array.load_vectors(q, at)
+        xs, qs = scores_at(x, at, cap), array.load_vectors(q, at)
         ws = numbers.load_vectors(
             weight, each(weights_at, (PIECES, OFFSETS), (first, step, stop, 0, WIDTH))[0]
         )
@@ -232,69 +314,137 @@ def gathered(x, q, weight, base, first, step, stop, label, keep, spread):
 # ---- what follows from the sums -----------------------------------------------------------------------
 
 
-def concluded_labels(m, s, whole, far, hit, share, own_weight, factor, keep, spread):
-    """What a row's gradient is made of: `slope` takes it."""
+def judged_label(top, own, others, hit, own_mass, inside, own_weight, m, s, whole, far, spread, square, o):
+    """A row's value and its derivatives, as `lift_scores` gives them; `inside` is in the masses."""
+    zero, one = T(0), T(1)
+    inverse = one / (own + others)
+    log_total = log1p(others if hit == top else (others - one) + own)
+    distance = (top - hit) + log_total
+    entropy = zero if own_mass == zero else own_mass * distance
+    if MASSES is not None:
+        smoothed = spread * own_weight
+        far = rescaled(m, s, far, whole, top)[1] + (zero if smoothed == zero else smoothed * (top - hit))
+        whole += smoothed
+        entropy += zero if whole == zero else inside * (far + whole * log_total)
+    return loss(
+        -distance, others * inverse, own * inverse, own_weight, entropy, top + log_total, square, o
+    )  # fmt: skip
+
+
+def judged_probabilities(m, total, log_total, inside, whole, far, square, o):
+    """The same where all classes have masses."""
+    zero = T(0)
+    entropy = inside * (far + (zero if whole == zero else whole * log_total))
+    return loss(zero, zero, zero, T(1), entropy, m + log_total, square, o)
+
+
+def shared_out(share):
+    """What multiplies a row's masses, and its value: what scales with the masses is weighed there."""
+    return (share, T(1)) if MULTIPLE is not None else (T(1), share)
+
+
+def concluded_labels(m, s, whole, far, hit, share, own_weight, factor, keep, spread, square, o):
+    """What a row's gradient is made of: `slopes` takes it. The row's value is last."""
+    inside, outside = sides(share)
+    factor = factor * outside
     top = max(m, hit)
     own, others = exp(hit - top), s * exp(m - top)
     total = own + others
     inverse = T(1) / total
-    t = total_share = keep * own_weight * share
-    k = own_slope = T(0)
+    t = total_share = keep * own_weight * inside
+    d = judge(top, own, others, hit, t, inside, own_weight, m, s, whole, far, spread, square, o)
+    k = own_slope = r = T(0)
     if MASSES is not None:
-        t += share * spread * own_weight
-        total_share = share * whole + t
-        k = factor * share
-        own_slope = k * whole * own
-    r = factor * total_share * inverse
-    own_slope = (own_slope - factor * t * others) * inverse
-    return top, r, k, own_slope, r * own * (others * inverse), total, inverse, T(0)
+        t += inside * spread * own_weight
+        total_share = inside * whole + t
+    if HAS_MIXED is not None:
+        b = factor * d[2]
+        if MASSES is not None:
+            k = b * inside
+            own_slope = k * whole * own
+        r = b * total_share
+        own_slope = own_slope - b * t * others
+    if HAS_NORM is not None:
+        r += factor * d[3]
+        own_slope += factor * d[3] * own
+    if HAS_OWN is not None:
+        r -= factor * d[1]
+        own_slope += factor * d[1] * others
+    r = r * inverse
+    own_slope = own_slope * inverse
+    own_curvature = r * own * (others * inverse)
+    mass = of_p = of_both = of_t = None
+    if CURVED is not None:
+        rest, p = others * inverse, own * inverse
+        u = -t * rest
+        of_p, of_both, of_t = d[4] + d[6] - d[8], d[9] - d[7], d[5]
+        if MASSES is not None:
+            mass, u = total_share, (whole * own - t * others) * inverse
+        else:
+            of_p += t * (t * of_t + of_both)
+        bend = d[4] * rest * rest + d[5] * u * u + d[6] * p * p
+        bend += d[7] * rest * u + d[8] * rest * p + d[9] * u * p
+        own_curvature += factor * bend
+        of_p, of_both, of_t = factor * of_p, factor * of_both, factor * of_t
+    v = outside * d[0]
+    return top, r, k, own_slope, own_curvature, total, inverse, T(0), mass, of_p, of_both, of_t, v
 
 
-def concluded_probabilities(m, s, whole, far, hit, share, own_weight, factor, keep, spread):
+def concluded_probabilities(m, s, whole, far, hit, share, own_weight, factor, keep, spread, square, o):
+    inside, outside = sides(share)
+    factor = factor * outside
     total = s + (m - m)  # NaN where the maximum is infinite
     inverse = T(1) / total
-    k = factor * share
-    return m, k * whole * inverse, k, T(0), T(0), total, inverse, log(total)
+    log_total = log(total)
+    d = judge(m, total, log_total, inside, whole, far, square, o)
+    k = r = T(0)
+    if HAS_MIXED is not None:
+        k = factor * d[2] * inside
+        r = k * whole
+    if HAS_NORM is not None:
+        r += factor * d[3]
+    mass = of_p = of_both = of_t = None
+    if CURVED is not None:
+        mass, of_p, of_both, of_t = whole, factor * d[6], factor * d[9], factor * d[5]
+    v = outside * d[0]
+    return m, r * inverse, k, T(0), T(0), total, inverse, log_total, mass, of_p, of_both, of_t, v
 
 
-def value_of_label(m, s, whole, far, hit, share, own_weight, keep, spread):
-    zero = T(0)
+def value_of_label(m, s, whole, far, hit, share, own_weight, keep, spread, square, o):
+    inside, outside = sides(share)
     top = max(m, hit)
     own, others = exp(hit - top), s * exp(m - top)
-    log_total = log1p(others if hit == top else (others - T(1)) + own)
-    t = keep * own_weight * share
-    v = zero if t == zero else t * ((top - hit) + log_total)
-    if MASSES is not None:
-        own_mass = spread * own_weight
-        far = rescaled(m, s, far, whole, top)[1] + (zero if own_mass == zero else own_mass * (top - hit))
-        whole += own_mass
-        v += zero if whole == zero else share * (far + whole * log_total)
-    return v
+    t = keep * own_weight * inside
+    return (
+        outside * judge(top, own, others, hit, t, inside, own_weight, m, s, whole, far, spread, square, o)[0]
+    )
 
 
-def value_of_probabilities(m, s, whole, far, hit, share, own_weight, keep, spread):
-    return share * (far + (T(0) if whole == T(0) else whole * log(s + (m - m))))
+def value_of_probabilities(m, s, whole, far, hit, share, own_weight, keep, spread, square, o):
+    inside, outside = sides(share)
+    total = s + (m - m)
+    return outside * judge(m, total, log(total), inside, whole, far, square, o)[0]
 
 
 # ---- a row's gradient ---------------------------------------------------------------------------------
 
 
-def putting(xs, ws, qs, at, there, own, keep, spread, g, gq, h, row):
-    d, dq, c = each(at_slope, (xs, ws, qs, LANES), (own, keep, spread, gq, h, row))
+def putting(xs, ws, qs, at, there, own, keep, spread, cap, g, gq, h, row):
+    d, dq, c = each(at_slope, (xs, ws, qs, LANES), (own, keep, spread, cap, gq, h, row))
     array.store_vectors(g, at, there, d)
     array.store_vectors(gq, at, there, dq)
     array.store_vectors(h, at, there, c)
 
 
-def scattered(x, q, weight, g, gq, h, base, first, step, stop, label, keep, spread, row):
+def scattered(x, q, weight, g, gq, h, base, first, step, stop, label, keep, spread, cap, row):
     """Write the gradient where `gather` read."""
     while first < stop:
         at, there, own = each(vector_at, (AHEAD,), (first, step, stop, base, label, WIDTH))
-        xs, qs = array.load_vectors(x, at), array.load_vectors(q, at)
+        xs, qs = scores_at(x, at, cap), array.load_vectors(q, at)
         ws = numbers.load_vectors(
             weight, each(weights_at, (PIECES, OFFSETS), (first, step, stop, 0, WIDTH))[0]
         )
-        put(xs, ws, qs, at, there, own, keep, spread, g, gq, h, row)
+        put(xs, ws, qs, at, there, own, keep, spread, cap, g, gq, h, row)
         first += REPEAT * step
 
 
@@ -319,9 +469,10 @@ def erased(g, gq, h, base, first, step, stop, fill):
 
 def hold(
     x, q, labels, weight, sample_weight, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
-    spread, factor, divisor, partials, faults, scratch,
+    spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    o = unpack(options, factor)
     hi = lo = T(0)
     team = cuda.blockDim.x if TOGETHER is None else 1 << deal
     rows_of_block = 1 if TOGETHER is None else cuda.blockDim.x >> deal
@@ -340,7 +491,7 @@ def hold(
             classes,
             ignore,
             scale,
-            MASSES is None,
+            OWN_ONLY,
             lane == 0,
             faults,
         )
@@ -351,22 +502,28 @@ def hold(
             whole = far = T(0)
         at, there, own = each(vector_at, (AHEAD,), (lane, team, vectors, base, label, WIDTH))
         if live:
-            xs, qs = array.load_vectors(x, at), array.load_vectors(q, at)
+            xs, qs = scores_at(x, at, cap), array.load_vectors(q, at)
             pieces = each(weights_at, (PIECES, OFFSETS), (lane, team, vectors, 0, WIDTH))[0]
             ws = numbers.load_vectors(weight, pieces)
             if labels is not None:
-                hit = array.load(x, base + label)
+                hit = score_at(x, base + label, cap)
             m, s, whole, far = absorb(xs, ws, qs, there, own, keep, spread, m, s, whole, far)
         m, s, whole, far = join(m, s, whole, far, team)
         cuda.syncwarp()  # until all have read their own class's score, which the gradient may overwrite
+        v = fill
         if live:
             if WRITES is not None:
-                row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread)
-                put(xs, ws, qs, at, there, own, keep, spread, g, gq, h, row)
+                row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread, square, o)
+                put(xs, ws, qs, at, there, own, keep, spread, cap, g, gq, h, row)
+                if LATER is None:
+                    v = row[-1]
         elif i < batch:
             blank(g, gq, h, at, there, fill)
         if lane == 0 and i < batch:
-            v = value(m, s, whole, far, hit, share, own_weight, keep, spread) if live else fill
+            if LATER is not None:
+                v = fill
+                if live:
+                    v = value(m, s, whole, far, hit, share, own_weight, keep, spread, square, o)
             array.store(terms, i, v)
             if partials is not None:
                 hi, lo = add(hi, lo, v)
@@ -377,9 +534,10 @@ def hold(
 
 def stream(
     x, q, labels, weight, sample_weight, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
-    spread, factor, divisor, partials, faults, scratch,
+    spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    o = unpack(options, factor)
     hi = lo = T(0)
     team, lane = cuda.blockDim.x, cuda.threadIdx.x
     vectors = classes // WIDTH
@@ -395,7 +553,7 @@ def stream(
             classes,
             ignore,
             scale,
-            MASSES is None,
+            OWN_ONLY,
             lane == 0,
             faults,
         )
@@ -403,14 +561,16 @@ def stream(
         v, hit = fill, T(0)
         if live:
             if labels is not None:
-                hit = array.load(x, base + label)
-            m, s, whole, far = gather(x, q, weight, base, lane, team, vectors, label, keep, spread)
+                hit = score_at(x, base + label, cap)
+            m, s, whole, far = gather(x, q, weight, base, lane, team, vectors, label, keep, spread, cap)
             m, s, whole, far = join(m, s, whole, far, team)
             if WRITES is not None:
-                row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread)
-                scatter(x, q, weight, g, gq, h, base, lane, team, vectors, label, keep, spread, row)
-            if lane == 0:
-                v = value(m, s, whole, far, hit, share, own_weight, keep, spread)
+                row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread, square, o)
+                scatter(x, q, weight, g, gq, h, base, lane, team, vectors, label, keep, spread, cap, row)
+                if LATER is None:
+                    v = row[-1]
+            if LATER is not None and lane == 0:
+                v = value(m, s, whole, far, hit, share, own_weight, keep, spread, square, o)
         else:
             erase(g, gq, h, base, lane, team, vectors, fill)
         if lane == 0:
@@ -424,7 +584,7 @@ def stream(
 
 def part(
     x, q, labels, weight, sample_weight, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
-    spread, factor, divisor, partials, faults, scratch,
+    spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     i = cuda.blockIdx.x // deal
     live, _, label, _, _, _ = look(
@@ -437,7 +597,7 @@ def part(
         classes,
         ignore,
         factor,
-        MASSES is None,
+        OWN_ONLY,
         False,
         faults,
     )
@@ -447,7 +607,7 @@ def part(
         start = (cuda.blockIdx.x - i * deal) * run
         stop = min(start + run, vectors)
         first = start + cuda.threadIdx.x
-        m, s, whole, far = gather(x, q, weight, base, first, cuda.blockDim.x, stop, label, keep, spread)
+        m, s, whole, far = gather(x, q, weight, base, first, cuda.blockDim.x, stop, label, keep, spread, cap)
         m, s, whole, far = join(m, s, whole, far, cuda.blockDim.x)
         if cuda.threadIdx.x == 0:
             at = cuda.blockIdx.x * STATE
@@ -457,14 +617,15 @@ def part(
                 scratch[at + 2] = whole
                 scratch[at + 3] = far
             if labels is not None:
-                scratch[at + 4] = array.load(x, base + label)
+                scratch[at + 4] = score_at(x, base + label, cap)
 
 
 def rest(
     x, q, labels, weight, sample_weight, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
-    spread, factor, divisor, partials, faults, scratch,
+    spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    o = unpack(options, factor)
     i = cuda.blockIdx.x // deal
     leads = cuda.blockIdx.x == i * deal and cuda.threadIdx.x == 0
     live, fill, label, share, own_weight, up = look(
@@ -477,7 +638,7 @@ def rest(
         classes,
         ignore,
         scale,
-        MASSES is None,
+        OWN_ONLY,
         leads,
         faults,
     )
@@ -510,10 +671,12 @@ def rest(
         if labels is not None:
             hit = scratch[i * deal * STATE + 4]
         if WRITES is not None:
-            row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread)
-            scatter(x, q, weight, g, gq, h, base, first, cuda.blockDim.x, stop, label, keep, spread, row)
-        if leads:
-            v = value(m, s, whole, far, hit, share, own_weight, keep, spread)
+            row = conclude(m, s, whole, far, hit, share, own_weight, up, keep, spread, square, o)
+            scatter(x, q, weight, g, gq, h, base, first, cuda.blockDim.x, stop, label, keep, spread, cap, row)
+            if LATER is None:
+                v = row[-1]
+        if LATER is not None and leads:
+            v = value(m, s, whole, far, hit, share, own_weight, keep, spread, square, o)
     else:
         erase(g, gq, h, base, first, cuda.blockDim.x, stop, fill)
     if leads:
@@ -528,7 +691,7 @@ def rest(
 
 def look_column(lane, i, labels, weight, sample_weight, upstream, n, classes, ignore, scale, reports, faults):
     return look(
-        labels, weight, sample_weight, upstream, i + lane, n, classes, ignore, scale, MASSES is None, reports,
+        labels, weight, sample_weight, upstream, i + lane, n, classes, ignore, scale, OWN_ONLY, reports,
         faults,
     )  # fmt: skip
 
@@ -538,8 +701,8 @@ def start_column(lane):
     return T(LOWEST), T(0), None if MASSES is None else T(0), None if MASSES is None else T(0)
 
 
-def hit_column(label, live, lane, x, base, inner):
-    return (array.load(x, base + label * inner + lane) if live else T(0),)
+def hit_column(label, live, lane, x, base, inner, cap):
+    return (score_at(x, base + label * inner + lane, cap) if live else T(0),)
 
 
 def absorb_column(x, q, m, s, whole, far, label, w, c, there, keep, spread):
@@ -598,21 +761,25 @@ def join_slices(m, s, whole, far, across):
     return m, s, whole, far
 
 
-def value_column(m, s, whole, far, hit, live, fill, share, own_weight, keep, spread):
-    return (value(m, s, whole, far, hit, share, own_weight, keep, spread) if live else fill,)
+def value_column(m, s, whole, far, hit, live, fill, share, own_weight, keep, spread, square, o):
+    return (value(m, s, whole, far, hit, share, own_weight, keep, spread, square, o) if live else fill,)
+
+
+def kept(v, live, fill):
+    return (select(live, v, fill),)
 
 
 def slope_column(
-    x, q, label, live, fill, m, r, k, own_slope, own_curvature, total, inverse, log_total, w, c, keep, spread,
-    gq, h,
+    x, q, label, live, fill, m, r, k, own_slope, own_curvature, total, inverse, log_total, mass, of_p,
+    of_both, of_t, v, w, c, keep, spread, cap, gq, h,
 ):  # fmt: skip
-    row = m, r, k, own_slope, own_curvature, total, inverse, log_total
-    d, dq, b = slope_of(x, w, q, c == label, keep, spread, gq, h, row)
+    row = m, r, k, own_slope, own_curvature, total, inverse, log_total, mass, of_p, of_both, of_t, v
+    d, dq, b = slope_of(x, w, q, c == label, keep, spread, cap, gq, h, row)
     return select(live, d, fill), select(live, dq, fill), select(live, b, fill)
 
 
-def putting_column(xs, qs, label, live, fill, r, w, c, keep, spread, g, gq, h, at, there):
-    d, dq, b = each(at_slope_column, (xs, qs, label, live, fill, *r), (w, c, keep, spread, gq, h))
+def putting_column(xs, qs, label, live, fill, r, w, c, keep, spread, cap, g, gq, h, at, there):
+    d, dq, b = each(at_slope_column, (xs, qs, label, live, fill, *r), (w, c, keep, spread, cap, gq, h))
     array.store_vectors(g, (at,), (there,), d)
     array.store_vectors(gq, (at,), (there,), dq)
     array.store_vectors(h, (at,), (there,), b)
@@ -620,9 +787,10 @@ def putting_column(xs, qs, label, live, fill, r, w, c, keep, spread, g, gq, h, a
 
 def columns(
     x, q, labels, weight, sample_weight, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
-    spread, factor, divisor, partials, faults, scratch,
+    spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    o = unpack(options, factor)
     hi = lo = T(0)
     n = batch * inner
     across = cuda.blockDim.x >> deal
@@ -646,13 +814,13 @@ def columns(
         hit = s
         if some:
             if labels is not None:
-                hit = each(at_hit_column, (label, live, LANES), (x, base, inner))[0]
+                hit = each(at_hit_column, (label, live, LANES), (x, base, inner, cap))[0]
             c, at = part, base + part * inner
             while at < end:
                 there = at + step < end
                 also = at + step if there else at
-                xs, qs = array.load_vectors(x, (at,)), array.load_vectors(q, (at,))
-                ys, ps = array.load_vectors(x, (also,)), array.load_vectors(q, (also,))
+                xs, qs = scores_at(x, (at,), cap), array.load_vectors(q, (at,))
+                ys, ps = scores_at(x, (also,), cap), array.load_vectors(q, (also,))
                 w, v = numbers.load(weight, c), numbers.load(weight, c + (1 << deal) if there else c)
                 m, s, whole, far = each(
                     at_absorb_column, (xs, qs, m, s, whole, far, label), (w, c, True, keep, spread)
@@ -665,25 +833,33 @@ def columns(
                 at += 2 * step
         if SLICED is not None:
             m, s, whole, far = join(m, s, whole, far, across)
+        if LATER is None:
+            r = each(conclude, (m, s, whole, far, hit, share, own_weight, up), (keep, spread, square, o))
         if part == 0 and i < n:
-            vs = each(
-                at_value_column, (m, s, whole, far, hit, live, fill, share, own_weight), (keep, spread)
-            )[0]
+            if LATER is not None:
+                vs = each(
+                    at_value_column,
+                    (m, s, whole, far, hit, live, fill, share, own_weight),
+                    (keep, spread, square, o),
+                )[0]
+            else:
+                vs = each(at_kept, (r[-1], live, fill), ())[0]
             array.store_vectors(terms, (i,), (True,), vs)
             if partials is not None:
                 hi, lo = add(hi, lo, tree_sum(vs))
         if WRITES is not None and i < n:
-            r = each(conclude, (m, s, whole, far, hit, share, own_weight, up), (keep, spread))
+            if LATER is not None:
+                r = each(conclude, (m, s, whole, far, hit, share, own_weight, up), (keep, spread, square, o))
             c, at = part, base + part * inner
             while at < end:
                 there = at + step < end
                 also = at + step if there else at
-                xs, qs = array.load_vectors(x, (at,)), array.load_vectors(q, (at,))
-                ys, ps = array.load_vectors(x, (also,)), array.load_vectors(q, (also,))
+                xs, qs = scores_at(x, (at,), cap), array.load_vectors(q, (at,))
+                ys, ps = scores_at(x, (also,), cap), array.load_vectors(q, (also,))
                 w, v = numbers.load(weight, c), numbers.load(weight, c + (1 << deal) if there else c)
-                put_column(xs, qs, label, live, fill, r, w, c, keep, spread, g, gq, h, at, True)
+                put_column(xs, qs, label, live, fill, r, w, c, keep, spread, cap, g, gq, h, at, True)
                 c += 1 << deal
-                put_column(ys, ps, label, live, fill, r, v, c, keep, spread, g, gq, h, also, there)
+                put_column(ys, ps, label, live, fill, r, v, c, keep, spread, cap, g, gq, h, also, there)
                 c += 1 << deal
                 at += 2 * step
         first += cuda.gridDim.x * across
@@ -694,13 +870,20 @@ def columns(
 KERNELS = {TEAM: (hold,), BLOCK: (hold,), STREAM: (stream,), SPLIT: (part, rest), COLUMNS: (columns,)}
 
 
-def kernels(request: Request, code: int, plan: rows.Plan, vectors: bool = True) -> tuple[Any, ...]:
-    """The kernels of a plan's variant, to be launched in order, in plain Python."""
+def kernels(
+    functions: ScoreFunctions, request: Request, code: int, plan: rows.Plan, vectors: bool = True
+) -> tuple[Any, ...]:
+    """The kernels of a definition and a plan's variant, to be launched in order, in plain Python."""
     storage_, numbers_ = storage(code, vectors), rows.weights(code, vectors)
     width, variant = storage_.width, plan.variant
     repeat = 1 if variant == COLUMNS else rows.repeat(code, vectors, variant)
     pieces = [(k, j) for k in range(repeat) for j in range(0, width, numbers_.width)]
     sliced = variant == COLUMNS and plan.deal > 0
+    affine, multiple = is_linear(functions)
+    multiple = multiple and not request.lse_square
+    groups = moves(functions) | ({NORM} if request.lse_square else set())
+    masses, writes = request.probable or request.smoothed, request.grad or request.target_grad
+    writes = writes or request.curvature
     scope: dict[str, Any] = dict(
         array=storage_,
         numbers=numbers_,
@@ -715,11 +898,22 @@ def kernels(request: Request, code: int, plan: rows.Plan, vectors: bool = True) 
         LANES_OF_BLOCK=plan.threads * width,
         TOGETHER=True if variant == TEAM else None,
         SLICED=True if sliced else None,
-        MASSES=True if request.probable or request.smoothed else None,
-        WRITES=True if request.grad or request.target_grad or request.curvature else None,
+        MASSES=masses or None,
+        WRITES=writes or None,
+        HAS_OWN=OWN in groups or None,
+        HAS_MIXED=MIXED in groups or None,
+        HAS_NORM=NORM in groups or None,
+        CURVED=(request.curvature and not (affine and not request.lse_square)) or None,
+        MULTIPLE=multiple or None,
+        OWN_ONLY=multiple and not masses,
+        LATER=multiple or not writes or None,
+        BY_WEIGHT=request.by_weight or None,
+        loss=lift_scores(functions, derivatives(), request.curvature, request.lse_square),
+        unpack=options(functions.options),
         store_partial=device(partial_sum) if variant in (TEAM, COLUMNS) else rows.store_own_partial,
     )
-    identity = (tuple(request), code, variant, sliced, vectors)
+    definition = fingerprint(functions.value), functions.statistics, functions.options
+    identity = (definition, tuple(request), code, variant, sliced, vectors)
 
     def made(template: Any, decorate: Any = device) -> Any:
         return bind(template, scope, "softmax", identity, decorate)
@@ -731,25 +925,30 @@ def kernels(request: Request, code: int, plan: rows.Plan, vectors: bool = True) 
             at_mass=mass,
             at_distance=distance,
             at_fill=filled,
+            at_cap=capped,
+            score_at=score,
+            sides=shared_out,
+            judge=judged_probabilities if request.probable else judged_label,
             at_start_column=start_column,
-            at_hit_column=hit_column,
+            at_kept=kept,
             at_absorb_column=absorb_column,
             at_join_column=join_column,
             at_leave_column=leave_column,
             slope_of=slopes,
-            conclude=concluded_probabilities if request.probable else concluded_labels,
-            value=value_of_probabilities if request.probable else value_of_label,
         ),
         dict(
             absorb=absorbed,
+            scores_at=scores,
+            conclude=concluded_probabilities if request.probable else concluded_labels,
+            value=value_of_probabilities if request.probable else value_of_label,
+            at_hit_column=hit_column,
             at_slope=slope,
             at_slope_column=slope_column,
             blank=blanked,
             at_look_column=look_column,
-            at_value_column=value_column,
             join=join_slices,
         ),
-        dict(gather=gathered, put=putting, put_column=putting_column),
+        dict(gather=gathered, put=putting, put_column=putting_column, at_value_column=value_column),
         dict(scatter=scattered, erase=erased),
     )
     for layer in layers:
@@ -759,7 +958,9 @@ def kernels(request: Request, code: int, plan: rows.Plan, vectors: bool = True) 
     return tuple(made(template, lambda f: f) for template in KERNELS[variant])
 
 
-def signature(request: Request, code: int, summed: bool, divided: bool, variant: str) -> tuple[Any, ...]:
+def signature(
+    functions: ScoreFunctions, request: Request, code: int, summed: bool, divided: bool, variant: str
+) -> tuple[Any, ...]:
     """The types of every kernel's arguments; ``none`` is passed as a null pointer."""
     arithmetic, pointer = storage(code).arithmetic, storage(code).pointer
     numbers = types.CPointer(arithmetic)
@@ -782,6 +983,9 @@ def signature(request: Request, code: int, summed: bool, divided: bool, variant:
         *[types.int64] * 5,  # batch, classes, inner, the plan's `deal`, ignored index
         arithmetic,  # 1 - label_smoothing
         given(r.probable or r.smoothed, arithmetic),  # label_smoothing / classes
+        given(r.softcap, arithmetic),
+        given(r.lse_square, arithmetic),  # what multiplies the squared logsumexp
+        types.UniTuple(arithmetic, functions.options.count(None)),
         arithmetic,  # factor of the gradient
         given(divided, numbers),  # divisor of the gradient
         given(summed, numbers),  # partial sums of the terms
@@ -791,6 +995,7 @@ def signature(request: Request, code: int, summed: bool, divided: bool, variant:
 
 
 def compile_kernels(
+    functions: ScoreFunctions,
     request: Request,
     code: int,
     cc: tuple[int, int],
@@ -799,10 +1004,11 @@ def compile_kernels(
     divided: bool = False,
     vectors: bool = True,
 ) -> tuple[Binary, ...]:
-    """Compile the kernels of a plan's variant."""
-    arguments = signature(request, code, summed, divided, plan.variant)
-    made = kernels(request, code, plan, vectors)
-    return tuple(compile(kernel, arguments, cc, plan.threads) for kernel in made)
+    """Compile the kernels of a definition and a plan's variant."""
+    arguments = signature(functions, request, code, summed, divided, plan.variant)
+    made = kernels(functions, request, code, plan, vectors)
+    fast = code == FLOAT32 and plan.variant != COLUMNS and not (request.probable or request.smoothed)
+    return tuple(compile(kernel, arguments, cc, plan.threads, HALF if fast else None) for kernel in made)
 
 
 # ---- launching ----------------------------------------------------------------------------------------
@@ -813,7 +1019,11 @@ def run(p: Scores, outputs: dict[str, Any]) -> Any:
     if "weight" in outputs:
         return class_weights.run(p, outputs, run, arithmetic)
     target = p.target if p.has_probabilities else None
-    gradients = [outputs.get(n) for n in ("input", "target", "curvature")]
+    gradients = [
+        outputs.get("input"),
+        outputs.get("target", outputs.get(DISTANCES)),
+        outputs.get("curvature"),
+    ]
     arrays = [a for a in (p.input, target, *gradients) if a is not None]
     axes = Axes(arrays)
     these = rows.Rows(p, arrays, class_rows(p.input.shape), axes)
@@ -835,6 +1045,7 @@ def run(p: Scores, outputs: dict[str, Any]) -> Any:
     x, q = these.as_kernel_input(p.input), these.as_kernel_input(target)
     written = [these.output_buffer(a) for a in gradients]
     partial_sums = launch(
+        p,
         x,
         q,
         labels,
@@ -844,12 +1055,11 @@ def run(p: Scores, outputs: dict[str, Any]) -> Any:
         terms,
         written,
         axes.extents,
-        p.ignore_index,
-        p.label_smoothing,
         these.factor / divisor,
         gradients_by,
         slot,
         terms is None,
+        by_weight=DISTANCES in outputs,
     )
     for array, w in zip(gradients, written, strict=True):
         these.copy_back(array, w)
@@ -859,6 +1069,7 @@ def run(p: Scores, outputs: dict[str, Any]) -> Any:
 
 
 def launch(
+    p: Any,
     x: DeviceArray,
     q: DeviceArray | None,
     labels: DeviceArray | None,
@@ -868,26 +1079,29 @@ def launch(
     terms: DeviceArray | None,
     gradients: list[Any],
     extents: tuple[int, int, int],
-    ignore: int,
-    smoothing: float,
     factor: float,
     divisor: DeviceArray | None,
     slot: int | None,
     summed: bool,
+    by_weight: bool = False,
 ) -> DeviceArray | None:
     """Launch the kernels over contiguous arrays of one storage; return the terms' partial sums, if `summed`.
 
     Parameters
     ----------
+    p : Scores or Linear
+        The definition and its options.
     gradients : list
         By the scores, by the probabilities, and the curvature: arrays or None.
+    by_weight : bool
+        Whether the second of them is what the gradient by the class weights is made of.
     """
     queue, (batch, classes, inner), code = x.queue, extents, code_of(x.dtype)
     vectors = rows.whole_vectors(classes, inner, x.dtype) and aligned([x, q, terms, weight, *gradients])
     plan = rows.plan(batch, classes, inner, code, vectors)
     request = Request(
         probable=q is not None,
-        smoothed=smoothing > 0,
+        smoothed=p.label_smoothing > 0,
         weighted=weight is not None,
         sample_weighted=sample_weight is not None,
         upstream=upstream is not None,
@@ -895,6 +1109,9 @@ def launch(
         grad=gradients[0] is not None,
         target_grad=gradients[1] is not None,
         curvature=gradients[2] is not None,
+        by_weight=by_weight,
+        softcap=p.softcap is not None,
+        lse_square=p.lse_square_scale != 0,
     )
     numbers = arithmetic_dtype(x.dtype)
     partials = queue.empty((2 * plan.partials,), numbers) if summed else None
@@ -904,10 +1121,11 @@ def launch(
         compile_kernels,
         (
             *(x, q, labels, weight, sample_weight, upstream, terms, *gradients),
-            *(batch, classes, inner, plan.deal, ignore),
-            *(1 - smoothing, smoothing / classes if q is not None or smoothing else 0),
+            *(batch, classes, inner, plan.deal, p.ignore_index),
+            *numbers_of(p, classes, q is not None),
             *(factor, divisor, partials, slot, scratch),
         ),
+        functions=p.functions,
         request=request,
         code=code,
         plan=rows.shape_free(plan),
@@ -916,6 +1134,14 @@ def launch(
         vectors=vectors,
     )
     return partials
+
+
+def numbers_of(p: Any, classes: int, has_probabilities: bool) -> tuple[float, ...]:
+    """Return the options as kernels take them: from ``1 - label_smoothing`` to those of the definition."""
+    smoothing = p.label_smoothing
+    spread = smoothing / classes if has_probabilities or smoothing else 0
+    cap = 0 if p.softcap is None else p.softcap
+    return 1 - smoothing, spread, cap, p.lse_square_scale or 0, *p.numbers
 
 
 # ---- quick calls --------------------------------------------------------------------------------------
@@ -936,7 +1162,7 @@ class Prepared(NamedTuple):
 
 
 def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
-    """Serve the commonest call: contiguous scores, int64 indices, no weights, a reduced value."""
+    """Serve the commonest calls: contiguous scores, int64 indices, no weights, a reduced value."""
     x, y = arrays
     library = libraries.library_of(x.__class__)
     if library.look is None or y.__class__ is not x.__class__:
@@ -1017,12 +1243,7 @@ def _prepare(
 ) -> Prepared:
     """Return the kernels of quick calls on such arrays."""
     p = prepared.problem
-    ignore, smoothing, factor, divisor = (
-        p.ignore_index,
-        p.label_smoothing,
-        p.weighting.factor,
-        p.weighting.divisor,
-    )
+    factor, divisor = p.weighting.factor, p.weighting.divisor
     batch, classes, inner = extents
     code, of_numbers = code_of(dtype), code_of(arithmetic_dtype(dtype))
     vectors = vectors and rows.whole_vectors(classes, inner, dtype)
@@ -1039,15 +1260,20 @@ def _prepare(
     kernels = binaries.kernels(
         on,
         compile_kernels,
-        request=Request(smoothed=smoothing > 0, grad=bool(prepared.wrt)),
+        functions=p.functions,
+        request=Request(
+            smoothed=p.label_smoothing > 0,
+            grad=bool(prepared.wrt),
+            softcap=p.softcap is not None,
+            lse_square=p.lse_square_scale != 0,
+        ),
         code=code,
         plan=rows.shape_free(dealt),
         summed=prepared.mode != GRAD,
         divided=mean and bool(prepared.wrt),
         vectors=vectors,
     )
-    spread = smoothing / classes if smoothing else 0
-    numbers = batch, classes, inner, dealt.deal, ignore, 1 - smoothing, spread, factor
+    numbers = batch, classes, inner, dealt.deal, p.ignore_index, *numbers_of(p, classes, False), factor
     scratch = dealt.blocks * STATE if dealt.variant == SPLIT else 0
     fault = rows.index_fault(p.name, shape, tuple(range(len(shape))))
     return Prepared(

@@ -95,7 +95,11 @@ def device(function: Callable[..., Any]) -> Any:
 
 
 def compile(
-    function: Callable[..., Any], signature: tuple[Any, ...], cc: tuple[int, int], threads: int
+    function: Callable[..., Any],
+    signature: tuple[Any, ...],
+    cc: tuple[int, int],
+    threads: int,
+    registers: int | None = None,
 ) -> Binary:
     """Compile a kernel for a compute capability.
 
@@ -110,6 +114,8 @@ def compile(
         For instance ``(9, 0)``.
     threads : int
         The most threads a block that it is launched with.
+    registers : int, optional
+        How many a thread may have, if all that it holds fits into them.
     """
     with _without_device():
         library, _ = compiler._compile_pyfunc_with_fixup(
@@ -121,15 +127,24 @@ def compile(
     # Python functions have, one for each function that was inlined.
     name = re.sub(r"\W", "_", function.__qualname__)
     ptx = re.sub(r"^\.common .*\n", "", ptx.replace(library._entry_name, name), flags=re.MULTILINE)
-    linker = Linker(
-        ObjectCode.from_ptx(ptx.encode()),
-        options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options=["-v"]),
-    )
-    image = linker.link("cubin").code
+    image, numbers = _link(ptx, cc)
+    if registers is not None and numbers["registers"] > registers:
+        limited = re.sub(r"^(\.maxntid .*)", rf"\1\n.maxnreg {registers}", ptx, count=1, flags=re.MULTILINE)
+        fewer = _link(limited, cc)
+        if not fewer[1]["local_bytes"]:
+            ptx, (image, numbers) = limited, fewer
     # Functions that were not inlined, such as the power of float64, have parameters too.
     entry = ptx[ptx.index(f".entry {name}(") :]
     parameters = tuple(re.findall(r"^\t\.param \.(\w+)", entry[: entry.index(")")], re.MULTILINE))
-    return Binary(name, parameters, image, ptx, **_numbers(linker.get_info_log()))
+    return Binary(name, parameters, image, ptx, **numbers)
+
+
+def _link(ptx: str, cc: tuple[int, int]) -> tuple[bytes, dict[str, int]]:
+    """A cubin, and what ptxas says of it."""
+    options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    image = linker.link("cubin").code
+    return image, _numbers(linker.get_info_log())
 
 
 def _numbers(log: str) -> dict[str, int]:

@@ -114,8 +114,8 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
     input : array, shape (C) or (N, C)
         Scores; () is a single one.
     target : array
-        Of the input's shape, for a single score () or (1): class indices of any signed integer dtype, or of
-        an unsigned one where all classes count; the first -1 ends a row's list.
+        Of the input's shape, of a single score () or (1): class indices of any signed integer dtype, or of an
+        unsigned one where all classes count; the first -1 ends a row's list.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises

@@ -286,7 +286,9 @@ COMPILED: dict[int, tuple[Any, tuple[Any, ...]]] = {}
 _numbers = itertools.count()
 
 
-def compile(function: Any, signature: tuple[Any, ...], cc: Any, threads: int) -> Any:
+def compile(
+    function: Any, signature: tuple[Any, ...], cc: Any, threads: int, registers: int | None = None
+) -> Any:
     """In place of `target.compile`."""
     number = next(_numbers)
     COMPILED[number] = function, signature

@@ -558,6 +558,16 @@ def _seeded(intrinsic: Any) -> Any:
     return seed
 
 
+def _placed(intrinsic: Any) -> Any:
+    """`jets.place`: numbers of a tuple as they are, or by threes as Jets."""
+    slots = _cells(intrinsic._defn)["slots"]
+
+    def place(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(Jet(*(numbers[k] for k in s)) if len(s) == 3 else numbers[s[0]] for s in slots)
+
+    return place
+
+
 def _options(intrinsic: Any) -> Any:
     """`target.options`."""
     values = _cells(intrinsic._defn)["values"]
@@ -598,7 +608,7 @@ def _cells(function: Any) -> dict[str, Any]:
 
 
 # An intrinsic that is made anew for each loss is known by its name.
-_MADE = {"seeded": _seeded, "unpack": _options}
+_MADE = {"seeded": _seeded, "placed": _placed, "unpack": _options}
 
 
 class _Substitution:
@@ -637,7 +647,7 @@ class _Substitution:
                 self.done[id(function)] = copy = self._blank(function)
                 self._fill(copy, function)
             return self.done[id(function)]
-        if isinstance(x, ModuleType) and x.__name__.startswith("numbaloss.kernels"):
+        if isinstance(x, ModuleType) and x.__name__.partition(".")[0] == "numbaloss":
             return _Module(x, self)
         return x
 

@@ -12,7 +12,10 @@ from numbaloss.kernels.cuda import reduce, rows, softmax
 from numbaloss.kernels.cuda.rows import BLOCK, COLUMNS, SPLIT, STREAM, TEAM, Plan
 from numbaloss.kernels.cuda.softmax import Request
 from numbaloss.kernels.cuda.target import recorded, storage
-from numbaloss.kernels.spec import CODES, FLOAT64
+from numbaloss.kernels.spec import CODES, FLOAT64, ScoreFunctions
+from numbaloss.losses.multiclass import CrossEntropyLoss
+
+CROSS_ENTROPY = ScoreFunctions("cross_entropy", CrossEntropyLoss.value, ("cross_entropy",))
 
 # A small launch of each variant, with the classes that it takes: (plan, rows' least and most classes).
 SMALL = {
@@ -133,10 +136,10 @@ class Call:
         arguments = (
             x, q, None if request.probable else self.labels.reshape(-1), weight, sample_weight, upstream,
             *made.values(), batch, classes, inner, plan.deal, self.ignore, T(1 - self.smoothing),
-            T(self.smoothing / classes) if request.probable or request.smoothed else None,
+            T(self.smoothing / classes) if request.probable or request.smoothed else None, None, None, (),
             T(factor), divisor, partials, faults, scratch,
         )  # fmt: skip
-        for kernel in softmax.kernels(request, self.code, plan, vectors):
+        for kernel in softmax.kernels(CROSS_ENTROPY, request, self.code, plan, vectors):
             launch(kernel, plan.blocks, plan.threads, *arguments, order=order, seed=seed)
         results = {k: a.astype(np.float64) for k, a in made.items() if a is not None}
         for name in results:
@@ -532,7 +535,9 @@ def budget(name, what, code, cc):
 def compiled(name, what, code, cc, vectors):
     r = REQUESTS[what]
     plan = PLANS[name]
-    binaries = softmax.compile_kernels(r, code, cc, plan, divided=what == "weighted", vectors=vectors)
+    binaries = softmax.compile_kernels(
+        CROSS_ENTROPY, r, code, cc, plan, divided=what == "weighted", vectors=vectors
+    )
     assert len(binaries) == (2 if name == SPLIT else 1)
     for k, binary in enumerate(binaries):
         writes = (r.grad or r.target_grad or r.curvature) and not (name == SPLIT and k == 0)
