@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -149,6 +150,33 @@ def test_losses_of_ones_own(rng):
     assert pickle.loads(pickle.dumps(z_loss))(x, y) == z_loss(x, y)
     assert "scale=0.3" in repr(z_loss) and "ZLoss" in repr(z_loss)
     testing.check_loss(focal, label_smoothing=0.0, gamma=1.5)
+
+
+UNIT = nl.arguments.between(0.5, 0.0, 1.0)
+
+
+@nl.score_loss
+def of_all_kinds(log_prob, class_weight, squared=False, scale=1.0, other=UNIT):
+    v = -class_weight * log_prob * scale
+    return v * v if squared else v + other
+
+
+def test_inside_compiled_code(rng):
+    """The library's bits, of a loss with flags and a domain of its own."""
+    x, y = rng.normal(size=(9, 7)).astype("f4"), rng.integers(0, 7, 9)
+    weight = rng.uniform(0.5, 2, 7).astype("f4")
+    jit = of_all_kinds.jit
+    for squared, smoothing, other in ((False, 0.0, 0.25), (True, 0.0, 0.5), (True, 0.1, 1.0)):
+        options = {"weight": weight, "squared": squared, "other": other, "label_smoothing": smoothing}
+        out = np.empty_like(x)
+        value = jit(x, y, weight, -100, "mean", smoothing, squared, 1.5, other, out)
+        wanted, by = of_all_kinds.value_and_grad(x, y, scale=1.5, **options)
+        assert value == wanted
+        np.testing.assert_array_equal(out, by)
+    with pytest.raises(ValueError, match=r"^of_all_kinds: other must be in \[0, 1\]"):
+        jit(x, y, weight, -100, "mean", 0.0, False, 1.5, 2.0, out)
+    with pytest.raises(TypingError, match="target holds class probabilities, but the loss asks for log_prob"):
+        jit(x, np.full_like(x, 1 / 7))
 
 
 def test_errors_of_definitions():

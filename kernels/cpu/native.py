@@ -275,14 +275,20 @@ def linked_addresses(functions: Sequence[tuple[Any, dict[str, Any], str, object,
     Each is given by what `compile_function` takes. Code that is kept on disk has its functions in it, for an
     address holds in one process only.
     """
-    compiled = []
-    for template, scope, name, identity, signature in functions:
-        made = bind(template, scope, name, identity, njit(signature, no_cpython_wrapper=True, **FLAGS))
-        _kept.append(made)
-        compiled.append((made.overloads[signature.args], signature))
+    compiled: list[Any] = []
+
+    def compile_all():
+        """Compile the functions when code that asks for them is: not where that comes from the disk."""
+        for template, scope, name, identity, signature in functions:
+            made = bind(template, scope, name, identity, njit(signature, no_cpython_wrapper=True, **FLAGS))
+            _kept.append(made)
+            compiled.append((made.overloads[signature.args], signature))
 
     @intrinsic
     def address(typingctx, k):
+        if not compiled:
+            compile_all()
+
         def codegen(context, builder, sig, args):
             found = ir.Constant(I64, 0)
             for i, (function, signature) in enumerate(compiled):
