@@ -626,7 +626,7 @@ class TestCompiled:
             "finish",
             "sums",
             "counts",
-            "hold",
+            "one_pass",
             "nll",
             "put",
             "one",
