@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 
 import numbaloss as nl
+from numbaloss.families.elementwise import ElementwiseLoss
+from numbaloss.families.linear import LinearLoss
+from numbaloss.families.scores import ClassLoss, MarginLoss
+from numbaloss.families.sequences import SequenceLoss
+from numbaloss.families.vectors import VectorLoss
 from numbaloss.kernels.spec import GRAD, VALUE, VALUE_AND_GRAD
 
 Shape = tuple[int, ...]
@@ -161,21 +166,21 @@ LINEAR = Family(
 )
 
 FAMILIES = {f.name: f for f in (ELEMENTWISE, CLASSES, MARGINS, VECTORS, SEQUENCE, LINEAR)}
-# The family of a loss that is not elementwise, by the module of its definition.
-_BY_MODULE = {
-    "multiclass": CLASSES,
-    "multilabel": MARGINS,
-    "embedding": VECTORS,
-    "sequence": SEQUENCE,
-    "linear": LINEAR,
-}
+# The family of a loss by the class that it comes from.
+_BY_CLASS: tuple[tuple[type, Family], ...] = (
+    (ElementwiseLoss, ELEMENTWISE),
+    (LinearLoss, LINEAR),
+    (MarginLoss, MARGINS),
+    (ClassLoss, CLASSES),
+    (VectorLoss, VECTORS),
+    (SequenceLoss, SEQUENCE),
+    (nl.MultiLabelSoftMarginLoss, MARGINS),
+)
 
 
 def family_of(loss: Any) -> Family:
-    """The family of a loss of the registry."""
-    if issubclass(loss.Class, nl.ElementwiseLoss):
-        return ELEMENTWISE
-    return _BY_MODULE[loss.Class.__module__.rpartition(".")[2]]
+    """The family of a loss, one of ours or a user's own."""
+    return next(family for kind, family in _BY_CLASS if issubclass(loss.Class, kind))
 
 
 def dtype_of(name: str) -> np.dtype:

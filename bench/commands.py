@@ -72,6 +72,7 @@ LOSS = options.listed(
     show_default=True,
     help=f"Functions, classes, families ({', '.join(FAMILIES)}) or all.",
 )
+CHECKED = nl.ElementwiseLoss, nl.VectorLoss  # those that `testing.check_loss` knows
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
@@ -241,7 +242,7 @@ def check(loss: list[str], dtype: list[str], device: list[str], thorough: bool, 
             function = nl.registry[name]
             try:
                 check_loss(function, narrow, where)
-                if thorough and narrow == "float64" and issubclass(function.Class, nl.ElementwiseLoss):
+                if thorough and narrow == "float64" and issubclass(function.Class, CHECKED):
                     testing.check_loss(function)
             except Exception as error:  # whatever it is, it is the loss that fails
                 message = (

@@ -93,6 +93,29 @@ def _cross_entropy_grad(xp: Any, x: Any, y: Any) -> Any:
     return value, p
 
 
+def _softmax(xp: Any, x: Any, y: Any) -> Any:
+    """Of each row the probabilities, and that of its class."""
+    e = xp.exp(x - x.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    return p, _picked(xp, p, y)[:, 0]
+
+
+def _of_probability(value: Callable[..., Any], slope: Callable[..., Any]) -> Formula:
+    """A function of the class's probability; `slope` is that by its logarithm."""
+
+    def terms(xp: Any, x: Any, y: Any) -> Any:
+        return value(xp, _softmax(xp, x, y)[1])
+
+    def value_and_grad(xp: Any, x: Any, y: Any) -> Any:
+        p, own = _softmax(xp, x, y)
+        by_log = slope(xp, own) / y.size
+        g = -p * by_log[:, None]
+        _add_at(xp, g, y, by_log[:, None])
+        return value(xp, own).mean(), g
+
+    return Formula(terms, value_and_grad)
+
+
 def _nll(xp: Any, x: Any, y: Any) -> Any:
     return -_picked(xp, x, y)
 
@@ -147,6 +170,20 @@ def _cosine_embedding_grad(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
     return xp.where(y == 1, 1 - cos, xp.maximum(0, cos)).mean(), (by1, by2)
 
 
+def _contrastive(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
+    d = _length(xp, x1 - x2)
+    return 0.5 * (y * d**2 + (1 - y) * xp.maximum(0, 1 - d) ** 2)
+
+
+def _contrastive_grad(xp: Any, x1: Any, x2: Any, y: Any) -> Any:
+    difference = x1 - x2
+    d = _length(xp, difference)
+    near = xp.maximum(0, 1 - d)
+    slope = (y - (1 - y) * near / d) / y.size
+    by1 = slope[:, None] * difference
+    return (0.5 * (y * d**2 + (1 - y) * near**2)).mean(), (by1, -by1)
+
+
 def _triplet_margin(xp: Any, a: Any, p: Any, n: Any) -> Any:
     return xp.maximum(0, 1 + _length(xp, a - p + 1e-6) - _length(xp, a - n + 1e-6))
 
@@ -189,10 +226,19 @@ FORMULAS: dict[str, Formula] = {
     ),
     "margin_ranking_loss": Formula(_margin_ranking, _margin_ranking_grad),
     "cross_entropy": Formula(_cross_entropy, _cross_entropy_grad),
+    "focal_cross_entropy": _of_probability(
+        lambda xp, p: -((1 - p) ** 2) * xp.log(p),
+        lambda xp, p: (1 - p) * (2 * p * xp.log(p) - (1 - p)),
+    ),
+    "poly1_cross_entropy": _of_probability(lambda xp, p: 1 - p - xp.log(p), lambda xp, p: -1 - p),
+    "generalized_cross_entropy": _of_probability(
+        lambda xp, p: (1 - p**0.7) / 0.7, lambda xp, p: -(p**0.7)
+    ),
     "nll_loss": Formula(_nll, _nll_grad),
     "multi_margin_loss": Formula(_multi_margin, _multi_margin_grad),
     "linear_cross_entropy": Formula(_linear_cross_entropy, _linear_cross_entropy_grad),
     "cosine_embedding_loss": Formula(_cosine_embedding, _cosine_embedding_grad),
+    "contrastive_loss": Formula(_contrastive, _contrastive_grad),
     "triplet_margin_loss": _TRIPLET,
     "triplet_margin_with_distance_loss": _TRIPLET,
 }  # fmt: skip

@@ -11,9 +11,10 @@ from typing import Any
 
 import llvmlite.binding
 import numba
+from numba.core.caching import FunctionCache
 
 import numbaloss as nl
-from numbaloss.kernels.cpu import elementwise, threads
+from numbaloss.kernels.cpu import blocks, threads
 
 from .devices import CUDA, Absent
 from .peers import PEERS
@@ -65,7 +66,7 @@ def stamp() -> dict[str, Any]:
 
 def cache() -> dict[str, Any]:
     """Where Numba keeps the CPU's kernels, how many, and of what size."""
-    place = Path(elementwise.direct(False).stats.cache_path)
+    place = Path(FunctionCache(blocks.direct).cache_path)
     files = list(place.glob("*.nb[ic]"))
     return {
         "path": str(place),

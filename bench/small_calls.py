@@ -97,7 +97,9 @@ def eager(loss: Any, arguments: Arguments, keywords: Arguments) -> Callable[[], 
         return None
     names = loss.Class._default_wrt()
     wrt = (names,) if isinstance(names, str) else names
-    function = getattr(torch.nn.functional, loss.__name__)
+    function = getattr(torch.nn.functional, loss.__name__, None)
+    if function is None:
+        return None
 
     def tensor(name: str, a: Any) -> Any:
         if not isinstance(a, np.ndarray):

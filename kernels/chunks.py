@@ -1,62 +1,53 @@
-"""How the scores of a linear layer are cut into chunks of rows, whatever the device."""
+"""How the scores of a linear layer are cut into chunks of rows: one plan for all devices and compiled code.
 
-from collections.abc import Iterator
+Plain integers in and out: Numba compiles these functions as they are.
+"""
 
-import numpy as np
-
-from .spec import Chunking
-
-# A chunk, where the caller does not say: an eleventh of the scores, but at most so many rows, with which
+# A chunk that the caller did not choose has a fraction of the scores, but at most so many rows, with which
 # matrix products run at full speed, and at least so many bytes, below which cutting costs more than it saves.
-CHUNK_FRACTION, ROWS, LEAST = 11, 512, 24_000_000
-TILE = 16  # rows that a matrix product does at a time: of a chunk, a multiple
-SCRATCH = 2 << 20  # bytes that products are made in to be added up: they stay in cache
+CHUNK_FRACTION, LEAST = 11, 24_000_000
+ROWS = 512  # on the CPU
+CUDA_ROWS = 2048  # even the product with the fewest columns, the features, then makes tiles for all of a GPU
+TILE = 16  # rows that a matrix product does at a time: a chunk has a multiple of them
+SCRATCH = 2 << 20  # bytes for products that are added up: they stay in the second-level cache
 
-Index = slice | np.ndarray
 
-
-def chunk_rows(
-    chosen: Chunking, rows: int, row_bytes: int, most: int = ROWS, scratch: int = SCRATCH
-) -> tuple[int, int]:
-    """Return the rows of a chunk, and the bytes to add up products in.
+def chunk_rows(rows, row_bytes, chosen=0, budget=0, most=ROWS, scratch=SCRATCH):
+    """Return the rows of a chunk, and the bytes to make products in.
 
     Parameters
     ----------
-    chosen : Chunking
-        By the caller.
-    rows, row_bytes : int
-        Of all scores, with what is made of them.
+    rows : int
+        Of all scores.
+    row_bytes : int
+        Of a row of scores, with all arrays of its size that are made of it.
+    chosen : int
+        Rows of a chunk, as the caller chose; 0 if not.
+    budget : int
+        Bytes that a chunk and its scratch memory may take, as the caller chose; 0 if not.
     most : int
-        Rows of a chunk, if the caller chose nothing.
+        Rows of a chunk, at most, if the caller chose nothing.
     scratch : int
-        Bytes for products, at most.
+        Bytes to make products in, at most; 0 on a device whose products add to their result.
     """
     rows, row_bytes = max(1, rows), max(1, row_bytes)
-    if chosen.rows:
-        return chosen.rows, scratch
-    budget = chosen.memory or max(LEAST, min(most * row_bytes, rows * row_bytes // CHUNK_FRACTION))
+    if chosen:
+        return min(chosen, rows), scratch
+    if not budget:
+        budget = max(LEAST, min(most * row_bytes, rows * row_bytes // CHUNK_FRACTION))
     scratch = min(budget // 8, scratch)
     height = (budget - scratch) // row_bytes
-    if height < TILE:
-        return max(1, height), scratch
-    count = -(-rows // (height - height % TILE))
-    even = -(-rows // count)
-    return even + -even % TILE, scratch
+    if height >= TILE:
+        # As few chunks as fit, of about one height.
+        count = -(-rows // (height - height % TILE))
+        even = -(-rows // count)
+        height = even + -even % TILE
+    return min(max(1, height), rows), scratch
 
 
-def chunks(rows: np.ndarray, total: int, height: int) -> Iterator[Index]:
-    """Yield the rows that count, `height` at a time."""
-    for k in range(0, len(rows), height):
-        yield slice(k, min(k + height, total)) if len(rows) == total else rows[k : k + height]
+def product_columns(columns, column_bytes, scratch):
+    """Return how many columns of a product to make at a time, in scratch memory of so many bytes.
 
-
-def pieces(live: np.ndarray) -> Iterator[tuple[Index, slice]]:
-    """Yield rows and positions of each product: all at once; by position, where some do not count."""
-    positions = live.shape[1]
-    if live.all():
-        yield slice(None), slice(0, positions)
-        return
-    for k in range(positions):
-        rows = np.flatnonzero(live[:, k])
-        if rows.size:
-            yield rows, slice(k, k + 1)
+    The gradient of the weight is a sum over chunks of ``scores.T @ input``: a column is that of one score.
+    """
+    return max(1, min(columns, scratch // max(1, column_bytes)))

@@ -10,21 +10,29 @@ from typing import Any
 OURS = ("During", "Failed in", "Overload", "Rejected", "File ", "- ", "->", "^", "[", "Known sig", " * ")
 
 
-def at_users_line(name: str, functions: tuple[Callable[..., Any], ...], error: Exception) -> TypeError:
-    """Return Numba's error as one that leads to the line of a definition's function."""
+def at_users_line(
+    name: str, functions: tuple[Callable[..., Any], ...], error: Exception, value: str = "value"
+) -> TypeError:
+    """Return Numba's error as one that leads to the line of a definition's function.
+
+    `value` is the definition's name for the function that gives the loss's value.
+    """
     file, line = functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno
     text = str(error)
     for found in re.finditer(r'File "([^"]+)", line (\d+)', text):
         for f in functions:
             if Path(found[1]).name == Path(f.__code__.co_filename).name:
                 file, line = f.__code__.co_filename, int(found[2])
-    stated = re.search(r"TypingError: (value must .*)", text)  # by the jets
+    stated = re.search(r"TypingError: ((?:value|terms) must .*)", text)  # by the jets
     lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
     reasons = [x for x in lines if x and not x.startswith(OURS) and "resolving callee" not in x]
+    reason = stated[1] if stated else reasons[0] if reasons else text
+    if stated and reason.startswith("value "):
+        reason = reason.replace("value", value, 1)
     source = linecache.getline(file, line).strip()
     return TypeError(
         f"{name}: cannot be compiled and differentiated as it stands\n"
         f'  File "{file}", line {line}\n    {source}\n'
-        f"{stated[1] if stated else reasons[0] if reasons else text}\n"
+        f"{reason}\n"
         "A definition may use arithmetic, if, abs, min, max and the functions of numbaloss.math."
     )

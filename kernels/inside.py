@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from .spec import Scalars
+from .spec import Distance, Scalars, VectorFunctions
 
 
 def _module(name: str) -> Any:
@@ -27,11 +27,28 @@ def of_elements(
     return _module("cpu.inside").compile_whole(scalars, names, defaults, options)
 
 
-def of_rows(name: str) -> Any:
-    """Return the compiled function of a loss with a term for each row, by its name."""
-    return getattr(_module("cpu.inside_rows"), name)
+def of_rows(name: str, *definitions: Any) -> Any:
+    """Return the compiled function of a loss with a term for each row, by its name: of its definitions."""
+    module = _module("cpu.inside_rows")
+    return getattr(module, f"compile_{name}")(*definitions) if definitions else getattr(module, name)
 
 
 def of_soft_margins(scalars: Scalars) -> Any:
     """Return the compiled function of the mean, over each row, of an elementwise loss."""
     return _module("cpu.inside_rows").compile_multilabel_soft_margin(scalars)
+
+
+def of_vectors(
+    functions: VectorFunctions,
+    vectors: tuple[str, ...],
+    names: tuple[str, ...],
+    defaults: tuple[Any, ...],
+    domains: dict[str, Any],
+    distance: Distance | None,
+    named: tuple[tuple[str, Distance], ...] = (),
+    axes: int | None = None,
+) -> Any:
+    """Return the compiled function of a loss of vectors over whole arrays."""
+    return _module("cpu.inside_vectors").compile_whole(
+        functions, vectors, names, defaults, domains, distance, named, axes
+    )

@@ -126,8 +126,9 @@ def install(target: Any) -> SimpleNamespace:
 
     Returns
     -------
-    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (what kernels
-    call) and ``jit`` (compiles a definition's function for this target).
+    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (called by
+    kernels), the same for tuples of any length (``vary``, ``join``, ``pick``, ``stretch``, ``split``), and
+    ``jit`` (compiles a definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -318,13 +319,20 @@ def install(target: Any) -> SimpleNamespace:
     )
 
     @jit
+    def three_powers(x, n, n1, n2):
+        return nm.power(x, n), nm.power(x, n1), nm.power(x, n2)
+
+    powers = getattr(target, "powers", three_powers)
+
+    @jit
     def powered(a, p):
-        """a ** p for a constant p: the slopes stay right at a = 0 for p = 1 and 2, where 0 ** 0 is 1."""
-        n, x = V(p), V(a)
-        p1, p2 = V(p - 1), V(p - 2)
-        d1 = n * nm.power(x, p1)
-        d2 = V(0 * p) if n * p1 == V(0 * p) else n * p1 * nm.power(x, p2)
-        return jet(nm.power(x, n), d1 * D(a), d2 * D(a) * D(a) + d1 * H(a))
+        """a ** p for a constant p: the slopes stay right at a = 0 for p = 0, 1 and 2, where 0 ** 0 is 1."""
+        n, x, zero = V(p), V(a), V(0 * p)
+        n1, n2 = V(p - 1), V(p - 2)
+        y, y1, y2 = powers(x, n, n1, n2)
+        d1 = zero if n == zero else n * y1
+        d2 = zero if n * n1 == zero else n * n1 * y2
+        return jet(y, d1 * D(a), d2 * D(a) * D(a) + d1 * H(a))
 
     def power_jet_exponent(a, b):
         return nm.exp(b * nm.log(a))
@@ -500,19 +508,22 @@ def install(target: Any) -> SimpleNamespace:
         """An intrinsic: a pointer to float64 as a definition's options.
 
         An entry of `values` that is None is read from the next number, the first at index `start`; any other
-        is a bool known when the kernel is compiled, so that its branches cost nothing. As a number, a bool
-        is 0 or 1: a Const tells true from false in an ``if``.
+        is a bool or a number known when the kernel is compiled, so that its branches cost nothing. As a
+        number, a bool is 0 or 1: a Const tells true from false in an ``if``.
         """
 
         @intrinsic
         def unpack(typingctx, pointer, like):
-            result = types.Tuple([types.boolean if v is not None else Const(like) for v in values])
+            result = types.Tuple([types.boolean if type(v) is bool else Const(like) for v in values])
 
             def codegen(context, builder, sig, args):
                 out, k = [], start
                 for value, type_ in zip(values, sig.return_type, strict=True):
-                    if value is not None:
+                    if type(value) is bool:
                         out.append(context.get_constant(types.boolean, value))
+                        continue
+                    if value is not None:
+                        out.append(build(context, builder, type_, context.get_constant(type_.T, value)))
                         continue
                     address = builder.gep(args[0], [context.get_constant(types.intp, k)])
                     x = context.cast(builder, builder.load(address), types.float64, type_.T)
@@ -541,6 +552,104 @@ def install(target: Any) -> SimpleNamespace:
 
         return types.UniTuple(like, 3)(y, like), codegen
 
+    # ---- functions of tuples ----------------------------------------------------------------------
+    def vary(variable):
+        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one."""
+
+        @intrinsic
+        def varied(typingctx, numbers):
+            result = types.Tuple([(Jet if k == variable else Const)(T) for k, T in enumerate(numbers)])
+
+            def codegen(context, builder, sig, args):
+                values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
+                out = [
+                    build(context, builder, type_, value, context.get_constant(type_.T, 1))
+                    if isinstance(type_, Jet)
+                    else build(context, builder, type_, value)
+                    for type_, value in zip(sig.return_type, values, strict=True)
+                ]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(numbers), codegen
+
+        return varied
+
+    @intrinsic
+    def join(typingctx, values, slopes, curvatures):
+        """A tuple of Jets, of the tuples of their parts."""
+        result = types.Tuple([Jet(T) for T in values])
+
+        def codegen(context, builder, sig, args):
+            count = len(sig.return_type)
+            rows = zip(*(cgutils.unpack_tuple(builder, a, count) for a in args), strict=True)
+            out = [build(context, builder, t, *row) for t, row in zip(sig.return_type, rows, strict=True)]
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return result(values, slopes, curvatures), codegen
+
+    def pick(indices):
+        """An intrinsic: a tuple of some of a tuple's items."""
+
+        @intrinsic
+        def picked(typingctx, items):
+            result = types.Tuple([items[k] for k in indices])
+
+            def codegen(context, builder, sig, args):
+                out = [builder.extract_value(args[0], k) for k in indices]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(items), codegen
+
+        return picked
+
+    def stretch(flags):
+        """An intrinsic: a tuple of options, those that are flagged times a number."""
+
+        @intrinsic
+        def stretched(typingctx, options, r):
+            def codegen(context, builder, sig, args):
+                out = []
+                for k, flag in enumerate(flags):
+                    x = builder.extract_value(args[0], k)
+                    if flag:
+                        type_ = sig.return_type[k]
+                        x = get(context, builder, type_, x, "v")
+                        x = build(context, builder, type_, builder.fmul(x, args[1]))
+                    out.append(x)
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return options(options, r), codegen
+
+        return stretched
+
+    def split(count):
+        """An intrinsic: values, slopes and curvatures, a tuple each, of `count` numbers (a tuple, or one)."""
+
+        @intrinsic
+        def parts_of(typingctx, ys, like):
+            kinds = tuple(ys) if isinstance(ys, types.BaseTuple) else (ys,)
+            if len(kinds) != count or not all(isinstance(t, Dual | types.Number) for t in kinds):
+                raise target.TypingError(f"terms must return {count} number(s), not {ys}")
+            result = types.UniTuple(types.UniTuple(like, count), 3)
+
+            def codegen(context, builder, sig, args):
+                is_tuple = isinstance(sig.args[0], types.BaseTuple)
+                items = cgutils.unpack_tuple(builder, args[0], count) if is_tuple else [args[0]]
+                zero, rows = context.get_constant(like, 0), []
+                for type_, y in zip(kinds, items, strict=True):
+                    if isinstance(type_, Jet):
+                        rows.append([get(context, builder, type_, y, f) for f in "vdh"])
+                    else:
+                        rows.append([number(context, builder, type_, y, like), zero, zero])
+                inner = sig.return_type[0]
+                out = [context.make_tuple(builder, inner, column) for column in zip(*rows, strict=True)]
+                return context.make_tuple(builder, sig.return_type, out)
+
+            return result(ys, like), codegen
+
+        return parts_of
+
     return SimpleNamespace(
-        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit
-    )
+        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
+        vary=vary, join=join, pick=pick, stretch=stretch, split=split,
+    )  # fmt: skip

@@ -83,12 +83,26 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
     own, mixed, norm = along(OWN), along(MIXED), along(NORM)
     lead = min(asked, default=OWN)
 
+    # A slope by `OWN` is multiplied by `rest`, or by less: by probabilities that it is the sum of.
+
+    @jit
+    def settled(slope, factor, value):
+        """Return a slope; 0 in place of an infinite one of a finite value where the factor to come is 0.
+
+        The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
+        finite, the slope grows slower than that.
+        """
+        zero = type(slope)(0)
+        lost = (factor == zero) & (value - value == zero) & (slope - slope != zero)
+        return zero if lost else slope
+
     @jit
     def first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):
         T = type(p)
         numbers = (log_prob, rest, class_weight, cross_entropy, logsumexp, T(1), T(0), -p)
         each = own(numbers, o), mixed(numbers, o), norm(numbers, o)
-        return each[lead][0], each[0][1], each[1][1], each[2][1]
+        value = each[lead][0]
+        return value, settled(each[0][1], rest, value), each[1][1], each[2][1]
 
     def pair(a: int, b: int) -> Any:
         return along(a, b) if {a, b} <= asked else nothing
@@ -102,11 +116,13 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
         T = type(p)
         numbers = (log_prob, rest, class_weight, cross_entropy, logsumexp, T(1), T(0), -p)
         each = own(numbers, o), mixed(numbers, o), norm(numbers, o)
-        a, b, r = each[0][2], each[1][2], each[2][2]
+        value, a, b, r = each[lead][0], each[0][2], each[1][2], each[2][2]
         ab = own_mixed(numbers, o)[2] - a - b if flags[0] else T(0)
         ar = own_norm(numbers, o)[2] - a - r if flags[1] else T(0)
         br = mixed_norm(numbers, o)[2] - b - r if flags[2] else T(0)
-        return each[lead][0], each[0][1], each[1][1], each[2][1], a, b, r, ab, ar, br
+        slope, a = settled(each[0][1], rest, value), settled(a, rest, value)
+        ab, ar = settled(ab, rest, value), settled(ar, rest, value)
+        return value, slope, each[1][1], each[2][1], a, b, r, ab, ar, br
 
     lifted = both if second else first
     if not lse_square:

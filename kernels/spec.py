@@ -146,20 +146,88 @@ class ScoreRequest(NamedTuple):
     lse_square: bool = False  # the squared logsumexp is added to the value
 
 
-# ---- distances ----------------------------------------------------------------------------------------
+class MarginFunctions(NamedTuple):
+    """A loss of each of a row's own classes against all that are not.
 
+    ``terms(score, own, <options>)`` of another class's score and an own one's is summed over all such pairs
+    of a row; it depends on their difference alone. ``finish(total, classes, weight)`` is the row's loss,
+    linear in the sum; `weight` is its class's times its own. An entry of `options` is None for a number given
+    at run time, else the bool or number that it is compiled with.
+    """
+
+    name: str
+    terms: Callable[..., Any]
+    finish: Callable[..., Any]
+    options: tuple[bool | float | None, ...] = ()  # that `terms` takes
+    many: bool = False  # a row has a list of classes, as long as the scores or ended by -1
+
+
+class NllFunctions(NamedTuple):
+    """A loss of the own class's score alone: ``value(score, weight)``, linear in the score.
+
+    `weight` is the row's: its class's times its own.
+    """
+
+    name: str
+    value: Callable[..., Any]
+
+
+# ---- rows of vectors ----------------------------------------------------------------------------------
+
+# Kinds of distance between two vectors: sums of powers of the differences, and their roots; the largest
+# difference; 1 less the cosine of the angle.
 POWER, SUM, SQUARES, ROOT_OF_SQUARES, LARGEST, COSINE = range(6)
 
 COSINE_EPS = 1e-12  # under each squared norm, as in PyTorch
 DISTANCE_EPS = 1e-6  # added to each coordinate's difference, as in PyTorch's PairwiseDistance
 
 
-class Metric(NamedTuple):
-    """A distance as kernels take it."""
+class Distance(NamedTuple):
+    """A distance between two vectors that has kernels of its own, safe from overflow and underflow.
+
+    A definition that names one takes distances in place of sums of terms: from the first vector to the
+    second, and to the third. With `swap` the second of them is the smaller of those from the third vector to
+    the first and to the second; at a tie each takes half of the gradient.
+    """
 
     kind: int
-    p: float = 2.0
-    eps: float = 0.0
+    p: float = 2.0  # of the norm
+    eps: float = 0.0  # added to each coordinate's difference, or under each squared norm
+    swap: bool = False
+
+
+class VectorFunctions(NamedTuple):
+    """A loss's functions of rows of vectors, and their arguments.
+
+    `terms` takes one coordinate of each vector, then options by name; it gives `sums` numbers (a tuple, or
+    one number), which are added up over a row. `finish` takes the sums, then row arrays and options by name;
+    it gives the row's value. `terms` is None for a loss of distances: then `sums` is 1 for pairs, 2 for
+    triplets.
+
+    With `homogeneous` = n a row whose sums overflow or underflow is scaled first: vectors and the options
+    named in `lengths`, all times r, must make the value r**n times as large. (A contrastive loss of squared
+    distances: n = 2, its margin a length.)
+    """
+
+    name: str
+    arity: int  # vectors a row: 2 or 3
+    terms: Callable[..., Any] | None
+    finish: Callable[..., Any]
+    sums: int
+    row_arrays: tuple[str, ...] = ()  # of one number a row
+    options: tuple[str, ...] = ()  # those that the functions may ask for
+    flags: tuple[bool | None, ...] = ()  # per option a bool it is compiled with, None for a number; or none
+    homogeneous: int | None = None  # 0, 1 or 2
+    lengths: tuple[str, ...] = ()  # options that scale as the vectors do
+
+
+class VectorRequest(NamedTuple):
+    """The outputs that blocks of vectors compute."""
+
+    wrt: tuple[int, ...] = ()  # vectors to differentiate
+    row_wrt: tuple[int, ...] = ()  # row arrays to differentiate
+    curvature: bool = False  # the second derivative by the one vector, or row array, that is differentiated
+    integers: tuple[bool, ...] = ()  # per row array: whether it holds integers
 
 
 # ---- problems -----------------------------------------------------------------------------------------
@@ -229,9 +297,10 @@ class Scores(NamedTuple):
 
 
 class Picks(NamedTuple):
-    """The negative of one log-probability of each row, (C), (N, C) or (N, C, d1, ...)."""
+    """One score of each row, that of its class: (C), (N, C) or (N, C, d1, ...)."""
 
     name: str
+    functions: NllFunctions  # on CUDA devices it is the negative log-likelihood
     input: Any
     target: Any  # class indices
     weight: Any  # of the classes, or None
@@ -251,6 +320,8 @@ class Margins(NamedTuple):
 
     name: str
     kind: str  # ONE, MANY or SOFT
+    functions: MarginFunctions | None  # None of SOFT; CUDA devices have the hinges, by `p` and `margin`
+    numbers: tuple[float, ...]  # the options of `functions` that are given at run time
     input: Any
     target: Any  # class indices (...) or (..., C), or soft labels (..., C)
     weight: Any  # of the classes, or None; of SOFT one that broadcasts to the input
@@ -262,15 +333,15 @@ class Margins(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Pairs or triplets of vectors (..., D), and the distances between them."""
+    """Pairs or triplets of vectors (..., D): each row has one term, through sums over it or distances."""
 
     name: str
-    names: tuple[str, ...]  # of the vectors
+    functions: VectorFunctions
+    numbers: tuple[float, ...]  # the options that are given at run time, in the order of the functions'
     vectors: tuple[Any, ...]
-    labels: Any  # of pairs, one a row; or None
-    metric: Metric
-    margin: float
-    swap: bool
+    names: tuple[str, ...]  # of the vectors
+    row_arrays: tuple[Any, ...]  # floating or integer, (...); their names are the functions'
+    distance: Distance | None  # of definitions without terms
     weighting: Weighting
     dtype: Any
     arithmetic: Any
@@ -281,10 +352,9 @@ class Sequences(NamedTuple):
 
     name: str
     log_probs: Any  # (T, N, C), or (T, C) of a single sequence
-    targets: Any  # (N, S) or (S), or all sequences' labels joined
-    input_lengths: Any  # flat, in int64 where they are on the host
+    targets: Any  # (N, S), all sequences' labels joined, or (S) or (1, S) of a single sequence
+    input_lengths: Any  # (N), or () or (1) of a single sequence; of any integer dtype, as the targets
     target_lengths: Any
-    padded: bool  # each sequence's labels start where a row of the targets does
     blank: int
     zero_infinity: bool
     weighting: Weighting
@@ -294,10 +364,10 @@ class Sequences(NamedTuple):
 
 
 class Chunking(NamedTuple):
-    """How scores are cut into chunks of rows: by one of these at most."""
+    """How scores are cut into chunks of rows: by one of these at most, which is not 0."""
 
-    rows: int | None = None
-    memory: int | None = None  # bytes
+    rows: int = 0
+    memory: int = 0  # bytes
 
 
 class Linear(NamedTuple):
@@ -411,3 +481,23 @@ def bad_length(name: str, argument: str, index: tuple[int, ...], most: int, leng
     """Word the error for a length that a sequence cannot have."""
     of = "frames of log_probs" if argument == "input_lengths" else "labels of targets"
     return ValueError(f"{name}: {argument}{_at(index)} must be in [0, {most}], the {of}, got {length}")
+
+
+def wrong_length(p: Sequences) -> ValueError | None:
+    """Return the error for the first length that a sequence cannot have; None if those at hand are right."""
+    joined = p.targets.ndim == 1 and bool(p.shape)
+    for n, most in (("input_lengths", p.log_probs.shape[0]), ("target_lengths", p.targets.shape[-1])):
+        array = getattr(p, n)
+        if is_described(array):  # its elements are checked there
+            continue
+        lengths = array.reshape(-1)
+        wrong = (lengths < 0) | (lengths > most)
+        if wrong.any():
+            k = int(wrong.argmax())
+            return bad_length(p.name, n, (k,) if array.ndim else (), most, lengths[k])
+    if joined and not is_described(p.target_lengths) and p.target_lengths.sum() != p.targets.size:
+        return ValueError(
+            f"{p.name}: target_lengths must sum to the {p.targets.size} labels of targets, "
+            f"got {p.target_lengths.sum()}"
+        )
+    return None

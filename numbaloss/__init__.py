@@ -11,6 +11,7 @@ import importlib
 from . import arguments
 from .families.elementwise import ElementwiseLoss
 from .families.scores import ScoreLoss
+from .families.vectors import VectorLoss
 from .kernels import math
 from .kernels.devices import free_memory, synchronize
 from .loss import Loss, LossFunction, registry
@@ -23,7 +24,7 @@ from .losses import (
     regression,
     sequence,
 )  # the definitions fill the registry
-from .losses.custom import elementwise_loss, score_loss
+from .losses.custom import elementwise_loss, score_loss, vector_loss
 from .losses.linear import LinearCrossEntropyOptions
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "Loss",
     "LossFunction",
     "ScoreLoss",
+    "VectorLoss",
     "arguments",
     "elementwise_loss",
     "free_memory",
@@ -46,6 +48,7 @@ __all__ = [
     "score_loss",
     "synchronize",
     "testing",
+    "vector_loss",
 ]
 __all__ += _losses
 del binary, embedding, linear, multiclass, multilabel, regression, sequence

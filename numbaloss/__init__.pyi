@@ -8,10 +8,15 @@ from numpy.random import Generator
 from . import arguments as arguments, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
+from .families.vectors import VectorLoss as VectorLoss
 from .kernels import math as math
 from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .losses.custom import elementwise_loss as elementwise_loss, score_loss as score_loss
+from .losses.custom import (
+    elementwise_loss as elementwise_loss,
+    score_loss as score_loss,
+    vector_loss as vector_loss,
+)
 from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any
@@ -103,7 +108,7 @@ class _hinge_embedding_loss(LossFunction):
 
 hinge_embedding_loss: _hinge_embedding_loss
 
-class CosineEmbeddingLoss(Loss):
+class CosineEmbeddingLoss(VectorLoss):
     margin: float
     reduction: str
     def __init__(self, margin: float = 0.0, reduction: str = 'mean') -> None: ...
@@ -120,7 +125,24 @@ class _cosine_embedding_loss(LossFunction):
 
 cosine_embedding_loss: _cosine_embedding_loss
 
-class TripletMarginLoss(Loss):
+class ContrastiveLoss(VectorLoss):
+    margin: float
+    reduction: str
+    def __init__(self, margin: float = 1.0, reduction: str = 'mean') -> None: ...
+    def __call__(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input1: Array, input2: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _contrastive_loss(LossFunction):
+    def __call__(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input1: Array, input2: Array, target: Array, margin: float = 1.0, reduction: str = 'mean', *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+contrastive_loss: _contrastive_loss
+
+class TripletMarginLoss(VectorLoss):
     margin: float
     p: float
     eps: float
@@ -140,7 +162,7 @@ class _triplet_margin_loss(LossFunction):
 
 triplet_margin_loss: _triplet_margin_loss
 
-class TripletMarginWithDistanceLoss(Loss):
+class TripletMarginWithDistanceLoss(VectorLoss):
     distance_function: Any
     margin: float
     swap: bool
@@ -201,6 +223,66 @@ class _cross_entropy(LossFunction):
     def value_grad_hess(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, softcap: float | None = None, lse_square_scale: float = 0.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
 
 cross_entropy: _cross_entropy
+
+class FocalCrossEntropyLoss(Loss):
+    weight: Array | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    gamma: float
+    def __init__(self, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, gamma: float = 2.0) -> None: ...
+    def __call__(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _focal_cross_entropy(LossFunction):
+    def __call__(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, gamma: float = 2.0, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, gamma: float = 2.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, gamma: float = 2.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, gamma: float = 2.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+focal_cross_entropy: _focal_cross_entropy
+
+class Poly1CrossEntropyLoss(Loss):
+    weight: Array | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    epsilon: float
+    def __init__(self, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, epsilon: float = 1.0) -> None: ...
+    def __call__(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _poly1_cross_entropy(LossFunction):
+    def __call__(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, epsilon: float = 1.0, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, epsilon: float = 1.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, epsilon: float = 1.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, epsilon: float = 1.0, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+poly1_cross_entropy: _poly1_cross_entropy
+
+class GeneralizedCrossEntropyLoss(Loss):
+    weight: Array | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    q: float
+    def __init__(self, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, q: float = 0.7) -> None: ...
+    def __call__(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+class _generalized_cross_entropy(LossFunction):
+    def __call__(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, q: float = 0.7, *, sample_weight: Array | None = None, normalizer: float | None = None) -> Any: ...
+    def value_and_grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, q: float = 0.7, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def grad(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, q: float = 0.7, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+    def value_grad_hess(self, input: Array, target: Array, weight: Array | None = None, ignore_index: int = -100, reduction: str = 'mean', label_smoothing: float = 0.0, q: float = 0.7, *, sample_weight: Array | None = None, normalizer: float | None = None, wrt: str | tuple[str, ...] | None = None, out: Any = None, grad_output: float | Array | None = None) -> Any: ...
+
+generalized_cross_entropy: _generalized_cross_entropy
 
 class NLLLoss(Loss):
     weight: Array | None

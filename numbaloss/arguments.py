@@ -278,6 +278,11 @@ def like_scores(**kwargs: Any) -> Operand:
     return Operand(**kwargs)
 
 
+def numbers_of_rows() -> Operand:
+    """Any real numbers, one for each row of vectors: a sample of shape (..., D) is (...) of them."""
+    return Operand(draw=lambda rng, shape: rng.normal(0, 2, shape[:-1]))
+
+
 def probabilities(*, model: bool = False) -> Operand:
     """Numbers in [0, 1]."""
     return Operand(

@@ -83,7 +83,9 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         evaluation = cls._evaluation(mode, described, backend)
         result = evaluation.result()
         if key is not None and prepared is None and are_distinct(v for n, v in call.items() if n != "out"):
-            binding.prepared[key] = evaluation.prepared(values)
+            made = evaluation.prepared(values)
+            if made is not None:
+                binding.prepared[key] = made
     return backend.give(result)
 
 
@@ -97,7 +99,7 @@ def evaluate_on_device(
     count = len(cls._required)
     options = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
     quick = None
-    if binding.no_arrays:
+    if binding.no_arrays and not any(map(callable, options)):  # a caller may make a function for each call
         try:
             quick = binding.prepared.get(options, MISSING)
             if quick is MISSING:
@@ -149,11 +151,14 @@ class Evaluation:
         result = gradients[0] if settings.single else gradients
         return result if self.mode == GRAD else (value, result)
 
-    def prepared(self, values: tuple[Any, ...]) -> Prepared:
-        """Return a function that serves other calls of this one's signature."""
+    def prepared(self, values: tuple[Any, ...]) -> Prepared | None:
+        """Return a function that serves other calls of this one's signature.
+
+        None of a call that is more than one run: it may hold a function of the caller's, which is not kept.
+        """
         outputs, repeat = self.outputs, self.backend.repeat
         if not self.cls._runs_once(self.problem, outputs):
-            return never
+            return None
         made = () if self.call.get("out") is not None else tuple(outputs)
         again = repeat(self.problem, outputs, made, values)
         if again is None:
@@ -256,6 +261,7 @@ class RowLoss(Loss):
     """A loss with one term for each row of its arrays."""
 
     differentiable: ClassVar[tuple[str, ...]] = ()  # names that `wrt` may hold
+    _curved = False
 
     @classmethod
     def _complete(cls) -> bool:

@@ -193,6 +193,9 @@ class Loss(Modes):
     _held: ClassVar[tuple[str, ...]] = ()
     # Arrays that may be on the host though others are on a device.
     _may_be_on_host: ClassVar[tuple[str, ...]] = ()
+    # Shapes of the first operand that `testing.check_loss` tries, and whether there is a curvature.
+    _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (1,), (2, 3, 4), (0, 3))
+    _curved: ClassVar[bool] = True
     # The definition's `check`, and the options it takes.
     _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 

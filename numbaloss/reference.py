@@ -240,58 +240,61 @@ def read_labels(target, ignore_index, classes):
 
 
 def score_loss(value):
-    """Make a loss of rows of class scores of ``value``, a function of a row's statistics and options, by name.
+    """Make a loss of rows of class scores of a function of a row's statistics and options, by name.
 
-    The statistics are ``log_prob`` and ``rest`` (1 - probability) of the target class, ``class_weight``, its weight,
-    ``logsumexp``, and ``cross_entropy``: ``-sum_c w_c q_c log softmax(input)_c``, q the target distribution smoothed
-    towards 1 / C. A target of the input's shape is q itself, and each row counts 1; else it is class indices,
-    and a row counts w of its class. Ignored rows are not read, and 0 times an infinity is 0 (PyTorch: NaN).
+    The statistics are ``log_prob`` and ``rest`` (1 - probability) of the target class, ``class_weight``,
+    ``logsumexp``, and ``cross_entropy``: ``-sum_c w_c q_c log softmax(input)_c``, q the target distribution
+    smoothed towards 1 / C. A target of the input's shape is q itself, and each row counts 1; else it is class
+    indices, and a row counts w of its class. Ignored rows are not read, and 0 times an infinity is 0
+    (PyTorch: NaN).
     """
-    asked = inspect.signature(value).parameters
+    P = inspect.Parameter
+    own = inspect.signature(value).parameters.values()
+    options = {p.name: p.default for p in own if p.default is not P.empty}
+    defaults = {"weight": None, "ignore_index": -100, "reduction": "mean", "label_smoothing": 0.0, **options}
+    more = {"softcap": None, "lse_square_scale": 0.0, "sample_weight": None, "normalizer": None}
+    signature = inspect.Signature(
+        [P(n, P.POSITIONAL_OR_KEYWORD) for n in ("input", "target")]
+        + [P(n, P.POSITIONAL_OR_KEYWORD, default=default) for n, default in defaults.items()]
+        + [P(n, P.KEYWORD_ONLY, default=default) for n, default in more.items()]
+    )
 
+    @functools.wraps(value)
     @np.errstate(all="ignore")
-    def loss(
-        input,
-        target,
-        weight=None,
-        ignore_index=-100,
-        reduction="mean",
-        label_smoothing=0.0,
-        *,
-        softcap=None,
-        lse_square_scale=0.0,
-        sample_weight=None,
-        normalizer=None,
-        **options,
-    ):
+    def loss(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        input, target, smoothing = given["input"], given["target"], given["label_smoothing"]
         scores = classes_last(as_float(input))
-        if softcap is not None:
-            scores = softcap * np.tanh(scores / softcap)
+        if given["softcap"] is not None:
+            scores = given["softcap"] * np.tanh(scores / given["softcap"])
         classes = scores.shape[-1]
-        w = class_weights(weight, classes)
+        w = class_weights(given["weight"], classes)
         minus_log_p = minus_log_softmax(scores)
-        row = {
-            "logsumexp": scores.max(axis=-1) + np.log(np.exp(scores - scores.max(-1, keepdims=True)).sum(-1))
-        }
+        largest = scores.max(axis=-1, keepdims=True)
+        row = {"logsumexp": largest[..., 0] + np.log(np.exp(scores - largest).sum(axis=-1))}
         if np.shape(target) == np.shape(input):
             q = classes_last(as_float(target))
             counted, counts = True, 1.0
         else:
-            counted, label = read_labels(target, ignore_index, classes)
+            counted, label = read_labels(target, given["ignore_index"], classes)
             q = np.eye(classes)[label]
             row["class_weight"] = w[label]
             counts = np.where(counted, w[label], 0.0)
-            own = label[..., np.newaxis]
-            row["log_prob"] = -np.take_along_axis(minus_log_p, own, -1)[..., 0]
-            others = np.where(np.arange(classes) == own, 0.0, np.exp(-minus_log_p))
+            own_class = label[..., np.newaxis]
+            row["log_prob"] = -np.take_along_axis(minus_log_p, own_class, -1)[..., 0]
+            others = np.where(np.arange(classes) == own_class, 0.0, np.exp(-minus_log_p))
             row["rest"] = others.sum(axis=-1)
-        q = (1 - label_smoothing) * q + label_smoothing / classes
+        q = (1 - smoothing) * q + smoothing / classes
         row["cross_entropy"] = weighted(w * q, minus_log_p).sum(axis=-1)
-        terms = value(**{n: row[n] for n in asked if n in row}, **options)
-        if lse_square_scale:
-            terms = terms + lse_square_scale * row["logsumexp"] ** 2
-        return reduce(np.where(counted, terms, 0.0), reduction, sample_weight, normalizer, counts)
+        terms = value(**{p.name: {**row, **given}[p.name] for p in own})
+        if given["lse_square_scale"]:
+            terms = terms + given["lse_square_scale"] * row["logsumexp"] ** 2
+        terms = np.where(counted, terms, 0.0)
+        return reduce(terms, given["reduction"], given["sample_weight"], given["normalizer"], counts)
 
+    loss.__signature__ = signature
     return loss
 
 
@@ -299,6 +302,24 @@ def score_loss(value):
 def cross_entropy(cross_entropy):
     """The cross entropy of the target's distribution and the softmax of the scores."""
     return cross_entropy
+
+
+@score_loss
+def focal_cross_entropy(rest, cross_entropy, gamma=2.0):
+    """Cross entropy times ``(1 - p_y) ** gamma``."""
+    return rest**gamma * cross_entropy
+
+
+@score_loss
+def poly1_cross_entropy(cross_entropy, rest, class_weight, epsilon=1.0):
+    """Cross entropy plus ``epsilon * w_y * (1 - p_y)``."""
+    return cross_entropy + epsilon * class_weight * rest
+
+
+@score_loss
+def generalized_cross_entropy(log_prob, class_weight, q=0.7):
+    """``w_y * (1 - p_y**q) / q``."""
+    return -class_weight * np.expm1(q * log_prob) / q
 
 
 @np.errstate(all="ignore")
@@ -420,6 +441,17 @@ def cosine_embedding_loss(
     cos = cosine(as_float(input1), as_float(input2))
     target = as_float(target)
     loss = np.where(target == 1, 1 - cos, np.where(target == -1, np.maximum(0, cos - margin), 0.0))
+    return reduce(loss, reduction, sample_weight, normalizer)
+
+
+@np.errstate(all="ignore")
+def contrastive_loss(
+    input1, input2, target, margin=1.0, reduction="mean", *, sample_weight=None, normalizer=None
+):
+    """``(y d^2 + (1 - y) max(0, margin - d)^2) / 2``, d the length of the difference (Hadsell 2006)."""
+    d = np.linalg.norm(as_float(input1) - as_float(input2), axis=-1)
+    target = as_float(target)
+    loss = (target * d**2 + (1 - target) * np.maximum(0, margin - d) ** 2) / 2
     return reduce(loss, reduction, sample_weight, normalizer)
 
 

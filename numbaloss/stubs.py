@@ -23,10 +23,15 @@ from numpy.random import Generator
 from . import arguments as arguments, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
+from .families.vectors import VectorLoss as VectorLoss
 from .kernels import math as math
 from .kernels.devices import free_memory as free_memory, synchronize as synchronize
 from .loss import Loss as Loss, LossFunction as LossFunction, registry as registry
-from .losses.custom import elementwise_loss as elementwise_loss, score_loss as score_loss
+from .losses.custom import (
+    elementwise_loss as elementwise_loss,
+    score_loss as score_loss,
+    vector_loss as vector_loss,
+)
 from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
 
 Array = Any
@@ -95,7 +100,7 @@ def render() -> str:
     parts = [HEAD]
     for name, function in registry.items():
         loss = function.Class
-        bases = [b.__name__ for b in loss.__mro__ if b.__name__ in ("ElementwiseLoss", "Loss")]
+        bases = [b.__name__ for b in loss.__mro__ if b.__name__ in ("ElementwiseLoss", "VectorLoss", "Loss")]
         attributes = [f"    {n}: {f.annotation}" for n, f in loss.fields.items() if not f.call_only]
         parts += [
             "",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from numbaloss import testing
+from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.loss import registry
 
-ELEMENTWISE = [name for name, loss in registry.items() if hasattr(loss.Class, "value")]
+ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
 
 
 @pytest.fixture(params=ELEMENTWISE)

@@ -128,6 +128,9 @@ def test_array_code_is_the_loss(loss):
 @pytest.mark.parametrize("peer", peer_names("torch"))
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, of kl_div's mean and of a value that keeps its graph
 def test_torch_computes_the_same(peer, loss):
+    if not hasattr(importlib.import_module("torch.nn.functional"), loss):
+        assert PEERS[peer].build(tiny(loss), tiny(loss).arrays()) is None
+        return
     agrees_with_array_code(PEERS[peer], tiny(loss))
 
 

@@ -3,13 +3,16 @@
 import doctest
 import importlib
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import numbaloss as nl
-from numbaloss import stubs
+from numbaloss import arguments, stubs
+from numbaloss import reference as oracle
+from numbaloss.losses import multiclass, regression
 
 ROOT = Path(__file__).parent.parent
 MODULES = ["numbaloss", "numbaloss.losses.custom", *sorted({f.__module__ for f in nl.registry.values()})]
@@ -45,17 +48,20 @@ def test_stubs_are_fresh():
     assert stubs.PATH.read_text() == stubs.render(), "run python -m numbaloss.stubs"
 
 
-def test_adding_a_loss_as_the_contributing_page_says():
+def added_as_the_contributing_page_says(module, number):
+    """The names that the page's `number`-th loss defines, and its reference's."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    definition, reference = (re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in blocks)
-    from numbaloss import reference as oracle
-    from numbaloss.losses import regression
-
-    scope = dict(vars(regression)) | {"__name__": "contributing"}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[2 * number : 2 * number + 2]
+    definition, reference = map(textwrap.dedent, blocks)
+    scope = {**vars(arguments), **vars(module), "__name__": "contributing"}
     exec(definition, scope)
     naive = dict(vars(oracle))
     exec(reference, naive)
+    return scope, naive
+
+
+def test_adding_a_loss_as_the_contributing_page_says():
+    scope, naive = added_as_the_contributing_page_says(regression, 0)
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(2, 50))
     for kwargs in ({}, {"scale": 0.5}, {"reduction": "sum"}):
@@ -64,3 +70,16 @@ def test_adding_a_loss_as_the_contributing_page_says():
         )
     with pytest.raises(ValueError, match="scale must be > 0"):
         scope["LogCoshLoss"](scale=-1.0)
+
+
+def test_adding_a_loss_of_rows_as_the_contributing_page_says():
+    scope, naive = added_as_the_contributing_page_says(multiclass, 1)
+    loss, wanted = scope["bounded_cross_entropy"], naive["bounded_cross_entropy"]
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 7)), rng.integers(0, 7, 20)
+    for kwargs in ({}, {"bound": 0.5}, {"reduction": "sum", "weight": rng.random(7)}):
+        np.testing.assert_allclose(loss(x, y, **kwargs), wanted(x, y, **kwargs), rtol=1e-12)
+        by = oracle.gradient(wanted, {"input": x, "target": y, **kwargs}, "input")
+        np.testing.assert_allclose(loss.grad(x, y, **kwargs), by, rtol=1e-6, atol=1e-8)
+    with pytest.raises(ValueError, match="bound must be > 0"):
+        scope["BoundedCrossEntropyLoss"](bound=-1.0)

@@ -13,7 +13,7 @@ from numbaloss.loss import registry
 BAD_OPTIONS = [
     (function, name, *bad)
     for function in registry.values()
-    if hasattr(function.Class, "value")
+    if issubclass(function.Class, nl.ElementwiseLoss)
     for name, option in function.Class.fields.items()
     for bad in option.bad
 ]

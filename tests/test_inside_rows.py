@@ -198,6 +198,9 @@ def cases():
     a, b, c = (rng.normal(size=(4, 3, 6)) for _ in range(3))
     log_probs = np.log(rng.dirichlet(np.ones(4), (9, 2)))
     w = rng.normal(size=(5, 5)).astype("f4")
+    # Scores of three chunks.
+    many, wide = rng.normal(size=(3000, 3)).astype("f4"), rng.normal(size=(6000, 3)).astype("f4")
+    chosen = rng.integers(0, 7, 3000)
     every_third = np.ascontiguousarray(np.repeat(x, 3, axis=1))[:, ::3]
     read_only = x.copy()
     read_only.flags.writeable = False
@@ -221,6 +224,7 @@ def cases():
         (nl.ctc_loss, (log_probs[:, 0], np.array([1, 2, 3]), np.array(9), np.array(2)), {}),
         (nl.linear_cross_entropy, (x[:, ::-1], w.T, y), {"weight": weight}),
         (nl.linear_cross_entropy, (x[0], w, y[0]), {}),
+        (nl.linear_cross_entropy, (many, wide, chosen), {"ignore_index": 0}),
     ]
 
 

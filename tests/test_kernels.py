@@ -9,6 +9,7 @@ from numba import cfunc, njit
 import numbaloss as nl
 from numbaloss.kernels import bind, jets, spec
 from numbaloss.kernels.cpu import elementwise, halves, vectors
+from numbaloss.kernels.cpu.target import derivatives
 from numbaloss.kernels.spec import Request
 
 
@@ -145,6 +146,33 @@ def test_rules_of_functions(name):
             loss_of(k).value_grad_hess(x, t, reduction="none"), (terms, slope, curvature), strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
+
+
+def slope_and_curvature(value, x):
+    """Of a function of one number, by the jets."""
+    jet = derivatives()
+    function, seed, parts = jet.jit(value), jet.seed(1, 0), jet.parts
+
+    @njit
+    def at(x):
+        return parts(function(*seed(x, x, x)), x)[1:]
+
+    return at(float(x))
+
+
+@pytest.mark.parametrize(
+    ("value", "slope", "curvature"),
+    [
+        (lambda x: x ** (0.0 * 1), 0, 0),
+        (lambda x: x ** (1.0 * 1), 1, 0),
+        (lambda x: x ** (2.0 * 1), 0, 2),
+        (lambda x: x ** (3.0 * 1), 0, 0),
+        (lambda x: x**0.5, np.inf, -np.inf),
+        (lambda x: x**1.5, 0, np.inf),
+    ],
+)
+def test_powers_at_zero(value, slope, curvature):
+    np.testing.assert_array_equal(slope_and_curvature(value, 0.0), (slope, curvature))
 
 
 def test_a_float32_kernel_computes_in_float32(monkeypatch):

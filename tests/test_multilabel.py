@@ -91,6 +91,40 @@ def test_gradients_by_target_and_weight(rng, torch):
         multi_margin_loss.grad(x, np.zeros(ROWS, int), weight=WEIGHT, wrt="weight")
 
 
+LONE = {
+    "row, (1)": ((5,), (1,)),
+    "score": ((), ()),
+    "score, (1)": ((), (1,)),
+    "list of one": ((1,), ()),
+}
+
+
+@pytest.mark.parametrize("p", (1, 2))
+@pytest.mark.parametrize("lone", LONE)
+def test_shapes_of_a_lone_row(lone, p, rng, torch):
+    """As in PyTorch: terms have the label's shape."""
+    shape, of_target = LONE[lone]
+    x, y = rng.normal(size=shape), np.zeros(of_target, int)
+    for function, options in ((multi_margin_loss, {"p": p}), (multilabel_margin_loss, {})):
+        if function is multilabel_margin_loss and shape == (5,):
+            with pytest.raises(ValueError, match="target must have input's shape"):
+                function(x, y)
+            continue
+        theirs = getattr(torch.nn.functional, function.__name__)
+        for reduction in REDUCTIONS:
+            given = {**options, "reduction": reduction}
+            tx = torch.tensor(x, requires_grad=True)
+            wanted = theirs(tx, torch.tensor(y), **given)
+            wanted.sum().backward()
+            for _ in range(2):  # the second time it is prepared
+                value, gradient = function.value_and_grad(x, y, **given)
+                assert value.shape == wanted.shape and gradient.shape == shape
+                np.testing.assert_allclose(value, wanted.detach().numpy(), rtol=1e-13)
+                np.testing.assert_allclose(gradient, tx.grad.numpy(), rtol=1e-13)
+        with pytest.raises(IndexError, match=r"target(\[0\])? is 5, but input has"):
+            function(x, y + 5)
+
+
 COMMON = {
     "weights": {"sample_weight": np.arange(ROWS) / 4},
     "one weight": {"sample_weight": 0.5},

@@ -255,6 +255,8 @@ def test_signature_is_torchs(torch, name):
     deprecated = ("size_average", "reduce")
     want = [(p.name, p.kind, p.default) for p in theirs if p.name not in deprecated]
     keyword_only = inspect.Parameter.KEYWORD_ONLY
+    if name in ("cross_entropy", "linear_cross_entropy"):  # Liger-Kernel's
+        want += [("softcap", keyword_only, None), ("lse_square_scale", keyword_only, 0.0)]
     want += [("sample_weight", keyword_only, None), ("normalizer", keyword_only, None)]
     assert [(p.name, p.kind, p.default) for p in ours] == want
 

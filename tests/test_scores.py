@@ -8,7 +8,7 @@ import pytest
 from numbaloss import math as nlmath
 from numbaloss.kernels.cpu import launch, scores
 from numbaloss.kernels.lift import is_linear
-from numbaloss.kernels.spec import ScoreFunctions, Scores
+from numbaloss.kernels.spec import ScoreFunctions, Scores, Weighting
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -75,9 +75,9 @@ def reference(problem):
     m = x.max(-1, keepdims=True)
     lse = np.log(np.exp(x - m).sum(-1)) + m[..., 0]
     log_p = x - lse[..., None]
-    w = np.ones(classes) if p.class_weight is None else np.asarray(p.class_weight, np.float64)
+    w = np.ones(classes) if p.weight is None else np.asarray(p.weight, np.float64)
     eps = p.label_smoothing
-    if p.probabilities:
+    if p.has_probabilities:
         q, live = np.moveaxis(np.asarray(p.target, np.float64), 1, -1), True
         own = {}
     else:
@@ -88,7 +88,7 @@ def reference(problem):
         own = {"log_prob": log_y, "rest": -np.expm1(log_y), "class_weight": w[y]}
     t = w * ((1 - eps) * q + eps / classes)
     statistics = own | {"cross_entropy": -np.where(t == 0, 0, t * log_p).sum(-1), "logsumexp": lse}
-    options, numbers = [], list(p.options)
+    options, numbers = [], list(p.numbers)
     for o in p.functions.options:
         options.append(numbers.pop(0) if o is None else o)
     v = p.functions.value(*(statistics[n] for n in p.functions.statistics), *options)
@@ -97,9 +97,19 @@ def reference(problem):
 
 
 def weights_of_rows(problem, shape):
-    s = np.ones(shape) if problem.sample_weight is None else np.broadcast_to(problem.sample_weight, shape)
-    u = np.ones(shape) if problem.upstream is None else np.broadcast_to(problem.upstream, shape)
-    return np.asarray(s, np.float64), np.asarray(u, np.float64) * problem.factor
+    w = problem.weighting
+    s = np.ones(shape) if w.sample_weight is None else np.broadcast_to(w.sample_weight, shape)
+    u = np.ones(shape) if w.upstream is None else np.broadcast_to(w.upstream, shape)
+    return np.asarray(s, np.float64), np.asarray(u, np.float64) * w.factor
+
+
+def run(problem, outputs):
+    """The value in float64, and the driver's status."""
+    return launch.run(scores.pack(problem, outputs, ()))
+
+
+def weighted(problem, **changes):
+    return problem._replace(weighting=problem.weighting._replace(**changes))
 
 
 def numeric(f, x, step=1e-5):
@@ -125,9 +135,9 @@ def data(shape, probabilities, rng):
 
 SETTINGS = {
     "plain": {},
-    "weighted": {"class_weight": True},
-    "smoothed": {"class_weight": True, "label_smoothing": 0.2},
-    "rows": {"sample_weight": True, "upstream": True, "factor": 1.5},
+    "weighted": {"weight": True},
+    "smoothed": {"weight": True, "label_smoothing": 0.2},
+    "rows": {"rows": True},
     "capped": {"softcap": 3.0, "lse_square_scale": 0.05},
 }
 
@@ -141,19 +151,33 @@ CASES = [
 
 
 def problem_of(name, shape, setting, probabilities, rng, dtype=F64):
-    functions, options = DEFINITIONS[name]
+    functions, numbers = DEFINITIONS[name]
     x, target = data(shape, probabilities, rng)
     rows = shape[:1] + shape[2:]
-    given = dict(SETTINGS[setting])
-    if "class_weight" in given:
-        given["class_weight"] = rng.random(shape[1]).astype(dtype)
-    if "sample_weight" in given:
-        given["sample_weight"] = rng.random(rows).astype(dtype)
-        given["sample_weight"].flat[0] = 0
-        given["upstream"] = rng.random(rows).astype(dtype)
+    given = {"weight": None, "label_smoothing": 0.0, "softcap": None, "lse_square_scale": 0.0}
+    given |= SETTINGS[setting]
+    if given["weight"]:
+        given["weight"] = rng.random(shape[1]).astype(dtype)
+    weighting = Weighting(divisor=3.0)
+    if given.pop("rows", False):
+        sample_weight = rng.random(rows).astype(dtype)
+        sample_weight.flat[0] = 0
+        weighting = Weighting("sum", sample_weight, rng.random(rows).astype(dtype), 1.5, 3.0)
     if probabilities:
         target = target.astype(dtype)
-    return Scores(functions, options, x.astype(dtype), target, probabilities, dtype, divisor=3.0, **given)
+    return Scores(
+        name=name,
+        functions=functions,
+        numbers=numbers,
+        input=x.astype(dtype),
+        target=target,
+        has_probabilities=probabilities,
+        ignore_index=-100,
+        weighting=weighting,
+        dtype=dtype,
+        arithmetic=dtype,
+        **given,
+    )
 
 
 def outputs_of(p, curvature=True):
@@ -171,7 +195,7 @@ def outputs_of(p, curvature=True):
 def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
     p = problem_of(name, shape, setting, probabilities, rng)
     outs = outputs_of(p)
-    value, status, _ = scores.run(p, outs)
+    value, status = run(p, outs)
     assert status == launch.OK
     terms = reference(p)
     s, u = weights_of_rows(p, terms.shape)
@@ -185,7 +209,7 @@ def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
 
     def gradient(x):
         g = {"input": np.empty_like(x)}
-        scores.run(p._replace(input=x), g)
+        run(p._replace(input=x), g)
         return g["input"]
 
     h, step = np.empty(shape), 1e-5
@@ -202,15 +226,15 @@ def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
 def test_gradients_by_probabilities_and_class_weights(name, shape, rng):
     p = problem_of(name, shape, "smoothed", True, rng)
     outs = {"input": np.empty(shape), "target": np.empty(shape)}
-    scores.run(p, outs)
+    run(p, outs)
     alone = {"target": np.empty(shape)}
-    scores.run(p, alone)
+    run(p, alone)
     np.testing.assert_array_equal(outs["target"], alone["target"])
     by_target = numeric(lambda q: reference(p._replace(target=q)).sum() / 3, p.target)
     np.testing.assert_allclose(outs["target"], by_target, rtol=1e-6, atol=1e-8)
     by_input = numeric(lambda x: reference(p._replace(input=x)).sum() / 3, p.input)
     np.testing.assert_allclose(outs["input"], by_input, rtol=1e-6, atol=1e-8)
-    by_weight = numeric(lambda w: reference(p._replace(class_weight=w)).sum() / 3, p.class_weight)
+    by_weight = numeric(lambda w: reference(p._replace(weight=w)).sum() / 3, p.weight)
     np.testing.assert_allclose(scores.weight_gradient(p), by_weight, rtol=1e-6, atol=1e-8)
 
 
@@ -220,16 +244,16 @@ def test_any_layout_and_dtype_gives_the_bits_of_the_plain_call(rng, bfloat16):
         x = p.input.astype(dtype).astype(F32)
         p = p._replace(input=x)
         plain = outputs_of(p, curvature=False)
-        value, _, _ = scores.run(p, plain)
+        value, _ = run(p, plain)
         big = np.zeros(tuple(2 * n for n in shape), dtype)
         other = big[tuple(slice(None, None, 2) for _ in shape)]
         other[...] = x
         for given in (other, np.asfortranarray(other), other[::-1].copy()[::-1]):
             small = p.target.astype(np.int16)
-            weights = p.sample_weight.astype(F32)[..., None][..., 0]
+            weights = p.weighting.sample_weight.astype(F32)[..., None][..., 0]
             outs = {"input": np.zeros_like(big)[tuple(slice(None, None, 2) for _ in shape)]}
             outs["terms"] = np.empty(plain["terms"].shape[::-1], F32).T
-            again, status, _ = scores.run(p._replace(input=given, target=small, sample_weight=weights), outs)
+            again, status = run(weighted(p, sample_weight=weights)._replace(input=given, target=small), outs)
             assert status == launch.OK
             np.testing.assert_array_equal(outs["terms"], plain["terms"])
             np.testing.assert_array_equal(outs["input"], plain["input"].astype(dtype))
@@ -240,14 +264,14 @@ def test_any_layout_and_dtype_gives_the_bits_of_the_plain_call(rng, bfloat16):
 def test_threads_and_place_do_not_change_bits(shape, rng):
     import numba
 
-    p = problem_of("focal", shape, "plain", False, rng, F32)._replace(divisor=None)
+    p = weighted(problem_of("focal", shape, "plain", False, rng, F32), divisor=None)
     outs = {"input": np.empty(shape, F32)}
-    together = scores.run(p, outs)[0]
+    together = run(p, outs)[0]
     before = numba.get_num_threads()
     numba.set_num_threads(1)
     try:
         own = p.input.copy()
-        alone = scores.run(p._replace(input=own), {"input": own})[0]
+        alone = run(p._replace(input=own), {"input": own})[0]
     finally:
         numba.set_num_threads(before)
     assert alone == together
@@ -257,15 +281,15 @@ def test_threads_and_place_do_not_change_bits(shape, rng):
 @pytest.mark.parametrize("shape", [(6, 5), (4, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
 def test_rows_that_count_nothing_are_not_read(shape, rng):
     for name, bad in product(["cross_entropy", "focal", "z_loss"], [np.nan, np.inf, -np.inf]):
-        p = problem_of(name, shape, "rows", False, rng)._replace(divisor=None)
+        p = weighted(problem_of(name, shape, "rows", False, rng), divisor=None)
         clean = outputs_of(p)
-        value = scores.run(p, clean)[0]
+        value = run(p, clean)[0]
         x = np.moveaxis(p.input.copy(), 1, -1)
         rows = p.target == -100
-        rows |= p.sample_weight == 0
+        rows |= p.weighting.sample_weight == 0
         x[rows] = bad
         dirty = outputs_of(p)
-        again = scores.run(p._replace(input=np.ascontiguousarray(np.moveaxis(x, -1, 1))), dirty)[0]
+        again = run(p._replace(input=np.ascontiguousarray(np.moveaxis(x, -1, 1))), dirty)[0]
         assert again == value
         for n in clean:
             np.testing.assert_array_equal(dirty[n], clean[n])
@@ -279,21 +303,22 @@ def test_wrong_labels_are_found_and_nothing_is_written(rng):
         y[650] = np.array(wrong).astype(dtype)
         outs = {"input": np.full((700, 5), 7.0)}
         q = p._replace(target=y)
-        assert scores.run(q, outs)[1] == 650
-        assert scores.wrong_label(q) == (650,)
+        assert run(q, outs)[1] == 650
+        with pytest.raises(IndexError, match=r"target\[650\] is "):
+            scores.compute(q, outs)
         assert (outs["input"] == 7).all()
 
 
 def test_arrays_that_do_not_fit_are_refused(rng):
     p = problem_of("cross_entropy", (6, 5), "rows", False, rng)
-    for change in (
-        {"target": p.target[:5]},
-        {"sample_weight": np.ones(5)},
-        {"class_weight": np.ones(4)},
-        {"input": np.ones((6, 5, 2))},
+    for q in (
+        p._replace(target=p.target[:5]),
+        weighted(p, sample_weight=np.ones(5)),
+        p._replace(weight=np.ones(4)),
+        p._replace(input=np.ones((6, 5, 2))),
     ):
-        assert scores.run(p._replace(**change), {})[1] == launch.UNFIT
-    assert scores.run(p, {"input": np.ones((5, 6))})[1] == launch.UNFIT
+        assert run(q, {})[1] == launch.UNFIT
+    assert run(p, {"input": np.ones((5, 6))})[1] == launch.UNFIT
 
 
 def test_divisor(rng):
@@ -301,15 +326,15 @@ def test_divisor(rng):
     sample_weight = rng.random(50)
     terms = reference(p)
     live = p.target != -100
-    p = p._replace(divisor=None, sample_weight=sample_weight)
-    by = (p.class_weight[np.where(live, p.target, 0)] * sample_weight)[live].sum()
-    np.testing.assert_allclose(scores.run(p, {})[0], (terms * sample_weight).sum() / by, rtol=1e-12)
-    empty = p._replace(input=np.ones((0, 5)), target=np.ones(0, int), sample_weight=None)
-    assert np.isnan(scores.run(empty, {})[0])
-    assert scores.run(empty._replace(divisor=1.0), {})[:2] == (0.0, launch.OK)
+    p = weighted(p, divisor=None, sample_weight=sample_weight)
+    by = (p.weight[np.where(live, p.target, 0)] * sample_weight)[live].sum()
+    np.testing.assert_allclose(run(p, {})[0], (terms * sample_weight).sum() / by, rtol=1e-12)
+    empty = weighted(p, sample_weight=None)._replace(input=np.ones((0, 5)), target=np.ones(0, int))
+    assert np.isnan(run(empty, {})[0])
+    assert run(weighted(empty, divisor=1.0), {}) == (0.0, launch.OK)
     ignored = p._replace(target=np.full(50, -100))
     outs = {"input": np.ones((50, 5))}
-    assert np.isnan(scores.run(ignored, outs)[0])
+    assert np.isnan(run(ignored, outs)[0])
     assert (outs["input"] == 0).all()
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import numbaloss as nl
 from numbaloss import reference, testing
+from numbaloss.kernels.cpu import ctc, launch
+from numbaloss.kernels.spec import Sequences, Weighting
 
 FRAMES, BATCH, CLASSES, LABELS = 17, 6, 7, 5
 REDUCTIONS = ("none", "mean", "sum")
@@ -525,6 +527,72 @@ def test_errors(what):
     with pytest.raises(error, match=f"^ctc_loss: .*{re.escape(message)}"):
         nl.ctc_loss.value_and_grad(**call, out=out)
     np.testing.assert_array_equal(call["log_probs"], before)
+
+
+MISFITS = {
+    "frames": {"input_lengths": np.array([18, 1])},
+    "labels": {"target_lengths": np.array([-1, 5])},
+    "three lengths": {"input_lengths": np.ones(3, int)},
+    "one length": {"target_lengths": np.array(2)},
+    "narrow lengths": {"input_lengths": np.array([18, 1], np.int16)},
+    "three rows": {"targets": np.ones((3, 5), int)},
+    "joined": {"targets": np.ones(7, int)},
+    "blank": {"blank": 7},
+    "weights": {"weighting": Weighting("mean", np.ones(3), None, 1.0, None)},
+}
+
+
+@pytest.mark.parametrize("what", [*MISFITS, None])
+def test_the_driver_finds_what_does_not_fit(what):
+    """By itself, since a prepared call is not checked again; nothing is written then."""
+    x = sample(batch=2)[0]
+    p = Sequences(
+        *("ctc_loss", x, np.ones((2, 5), int), np.array([17, 9]), np.array([4, 2]), 0, False),
+        *(Weighting("mean", None, None, 1.0, None), (2,), x.dtype, x.dtype),
+    )
+    out = np.full_like(x, 7)
+
+    def status(problem):
+        return launch.run(ctc.pack(problem, {"log_probs": out}, ()))[1]
+
+    assert status(p._replace(**MISFITS.get(what, {}))) == (launch.OK if what is None else launch.UNFIT)
+    assert (out == 7).all() == (what is not None)
+    labels = p.targets.copy()
+    labels[1, 1] = 9
+    for targets in (labels, labels.astype(np.int8), np.asfortranarray(labels)):
+        assert status(p._replace(targets=targets)) == 6
+
+
+def wider(array, axis):
+    """The same elements, every second of an array along an axis."""
+    return np.moveaxis(np.moveaxis(np.repeat(array, 2, axis), axis, 0)[::2], 0, axis)
+
+
+def test_a_call_seen_before_takes_any_layout_and_extent():
+    """Arrays that are contiguous in no order have one signature, wherever their elements lie."""
+    x, targets, frames, labels = sample(batch=4)
+    layouts = [(x, targets)]
+    for axis in (0, 1, 2):
+        layouts.append((wider(x, axis), wider(targets, axis % 2)))
+        layouts.append((wider(x, axis)[:, :3], wider(targets, axis % 2)[:3]))
+    layouts += layouts[::-1]
+    for how in REDUCTIONS:
+        for y, t in layouts:
+            n = y.shape[1]
+            call = y.copy(), t.copy(), frames[:n].tolist(), labels[:n].tolist()
+            wanted = nl.ctc_loss.value_and_grad(*call, reduction=how)
+            for got in (
+                nl.ctc_loss.value_and_grad(y, t, frames[:n], labels[:n], reduction=how),
+                nl.ctc_loss.value_and_grad(y, t, frames[:n].astype(np.uint8), labels[:n], reduction=how),
+            ):
+                np.testing.assert_array_equal(got[0], wanted[0])
+                np.testing.assert_array_equal(got[1], wanted[1])
+            with pytest.raises(ValueError, match=r"target_lengths\[1\] must be in \[0, 5\]"):
+                nl.ctc_loss(y, t, frames[:n], labels[:n] + 6 * (np.arange(n) == 1), reduction=how)
+            with pytest.raises(IndexError, match=r"targets\[1, 0\] is 9, but log_probs has 7 classes"):
+                kept, t[1, 0] = t[1, 0], 9
+                nl.ctc_loss.value_and_grad(y, t, frames[:n], np.full(n, 1), reduction=how)
+            t[1, 0] = kept
 
 
 def test_nothing_is_read_or_written_out_of_bounds(python, tmp_path):

@@ -59,7 +59,8 @@ def lay(array, like, order_at, skip, broadcast, into):
     order_at : address
         The order of the axes of `like`.
     skip : int
-        An axis of `like` that `array` does not have; or -1.
+        An axis of `like` that `array` does not have; -1 for none; or ``-2 - axis`` for an axis that both have
+        and that is left out of the layout.
     broadcast : int
         Whether the array may have fewer axes, or axes of one element, and is then broadcast.
     into : address
@@ -69,8 +70,10 @@ def lay(array, like, order_at, skip, broadcast, into):
     wanted, shape = at_address(shape_of(like), 0), at_address(shape_of(array), 0)
     strides, order = at_address(strides_of(array), 0), at_address(order_at, 0)
     out = at_address(into, 0)
-    given = rank - (skip >= 0)
-    missing = given - own
+    has_all = skip < 0
+    if skip < -1:
+        skip = -2 - skip
+    missing = rank - own if has_all else rank - 1 - own
     if missing < 0 or (missing and not broadcast):
         return UNFIT
     axes = 0
@@ -79,7 +82,7 @@ def lay(array, like, order_at, skip, broadcast, into):
         if axis == skip:
             continue
         extent = wanted[axis]
-        at = axis - (skip >= 0 and axis > skip) - missing
+        at = axis - missing - (not has_all and axis > skip)
         stride = 0
         if at >= 0:
             if shape[at] == extent:

@@ -10,48 +10,136 @@ neither underflow nor lose digits as their logarithms would, and come without an
 state. Shares and posteriors are plain numbers. A state's index is padded to whole vectors, blank and label of
 one index are done together: label i follows blank i.
 
-A worker does its sequences one by one, in scratch memory of its own; the same bits for any number of threads.
+Four C functions, called by address:
+
+- `forward` and `backward` do one sequence, of any strides. They are compiled for a dtype of arithmetic and a
+  storage of the log-probabilities; `forward` also without the shares, where no gradient is asked for.
+- `read` checks and collects lengths, labels and weights; what a call does not need of it is not compiled.
+- `sequences` does one worker's sequences, in scratch memory of its own. It is compiled once, as is `drive`.
+
+A sequence's numbers depend on that sequence alone: the same bits for any number of threads.
 """
 
+import math as libm
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit, types
+from numba.extending import intrinsic
 
 from .. import math
 from ..bind import bind
-from ..layout import address_of
-from ..math import bits, exp, polynomial, select, unbits
-from ..spec import INT64, Sequences, bad_label, code_of
-from .drive import _gather, _load, _scatter, at_address
-from .packing import divisor_or_nan, flat, run_parallel, signed, workers
-from .target import LOOP, SCALAR, DistinctArrays, prefer_widest_vectors
+from ..math import bits, polynomial, select, unbits
+from ..spec import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    SINGLE,
+    Sequences,
+    bad_label,
+    code_of,
+    wrong_length,
+)
+from . import strided
+from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
+from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
+from .native import (
+    HEAD,
+    HELPER,
+    allocate,
+    at_address,
+    caller,
+    compile_entry,
+    compile_function,
+    data_of,
+    held,
+    item,
+    rank_of,
+    release,
+    shape_of,
+    stack,
+    store,
+    store_all,
+    strides_of,
+)
+from .parallel import TASK, run_fork, run_task
+from .strided import transfer
+from .target import DistinctArrays, prefer_widest_vectors
 
 LANES = 16  # states are padded to a multiple of this
 REBASED = 16  # frames after which exponents are moved back to where all of their digits are whole
 SHARES = 5  # of a state's index: see `advance`
 NUMBERS = 4  # of a state's index: m and k of the blank, m and k of the label
+PARALLEL_FROM = 8192  # log-probabilities from which two threads beat one
 
-KERNEL: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy")
-# Pointers that share no memory; nothing may be reassociated, as in SCALAR.
-APART: dict[str, Any] = dict(SCALAR, pipeline_class=DistinctArrays)
+# Of `arrays`.
+LOG_PROBS, TARGETS, INPUT_LENGTHS, TARGET_LENGTHS, GRADIENT, SAMPLE_WEIGHT, UPSTREAM, LOSSES = range(8)
+# Of a recipe: first the arrays' codes, in their order; of integers those of `strided`. Then the blank;
+# whether an infinite loss counts as 0, a loss is divided by its number of labels, and their sum by the number
+# of sequences or the sum of their weights; bytes of a number of the arithmetic; how many workers there are;
+# whether `backward` takes classes anywhere. Then addresses of functions, those of `strided` 0 where they are
+# not needed.
+BLANK, ZERO_INFINITY, PER_LABEL, BY_SEQUENCES, ITEM_SIZE, WORKERS, ANYWHERE = range(8, 15)
+FORWARD, BACKWARD, READ, GATHER, SCATTER, GATHER_INTEGERS = range(15, 21)
+RECIPE = 21
+DIVISOR, FACTOR = range(2)  # of `numbers`
+WORDS, ABSENT = strided.INTEGERS["q"], -1  # codes: of int64; of an array that is not given
+# What a recipe may miss, in the sum that a status tells: `backward` for classes anywhere, and `read` that
+# copies integers.
+MISSING_ANYWHERE, MISSING_COPIES = 1, 2
+NO_MEMORY = -3  # a status beside those of all drivers
 
-# Bound by `compile_ctc`; named here for readers and checkers.
+# The context of `sequences`, in int64. Three strides are in bytes: to the next frame, sequence and class.
+SOURCE, SOURCE_FRAME, SOURCE_SEQUENCE, SOURCE_CLASS = range(4)
+SINK, SINK_FRAME, SINK_SEQUENCE, SINK_CLASS = range(4, 8)
+LONGEST, BATCH, CLASSES, BLANK_CLASS, INFINITY_COUNTS_AS_0 = range(8, 13)
+# Addresses of a number for each sequence: its frames, its labels, the address of those; in float64 the
+# gradient's factor, and the loss's, which becomes that times the loss.
+FRAMES_AT, COUNTS_AT, LABELS_AT, FACTORS_AT, LOSSES_AT = range(13, 18)
+SCRATCH, ROOM, WORKER_COUNT = range(18, 21)  # memory, and bytes of it for a worker
+FORWARD_AT, BACKWARD_AT = range(21, 23)  # addresses; 0 where no gradient is asked for
+STORED_SIZE = (8, 4, 2, 2)  # bytes of an element, by its code
+RECORDS = 6  # numbers for each sequence: the five above, and room for halves
+run_read, run_forward, run_backward = caller(types.int64, 4), caller(types.float64, 3), caller(types.int64, 5)
+
+# Bound by `scope_of`; named here for readers and checkers.
+T: Any = np.float32
+ITEM: Any = 4
+STORED: Any = np.float32(0)  # of the type that a log-probability is stored as
+GRAD: Any = True
+CONTIGUOUS: Any = True  # of `backward`: classes are in one piece
+ZERO: Any = np.float32(0)
+ONE: Any = np.float32(1)
+INFINITY: Any = np.float32(np.inf)
+NAN: Any = np.float32(np.nan)
+LOWEST: Any = None
 split: Any = None
 power_of_2: Any = None
 normal: Any = None
+decode: Any = None
+encode: Any = None
+exp: Any = None
 advance: Any = None
 retreat: Any = None
-forward: Any = None
-backward: Any = None
-share_of_sequences: Any = None
-LEAST: Any = None
+widen: Any = None
+narrow: Any = None
+STORED_TYPE: Any = np.float32
+CODE: Any = FLOAT32
+# Bound by `reader`.
+COPIED: Any = False  # labels and lengths are gathered: they are not all int64, or labels not contiguous
+WEIGHTED: Any = False  # there may be weights or an upstream gradient
 
 LOG_2 = float(np.log(2.0))
 
 # Posteriors and shares below 2**LEAST count as 0: far below rounding, and no product of two is subnormal.
-NEGLIGIBLE = {np.float32: -60, np.float64: -500}
+LEAST = {np.float32: -60, np.float64: -500}
+
+# Pointers that share no memory; nothing may be reassociated.
+APART: dict[str, Any] = HELPER | {"pipeline_class": DistinctArrays}
+SUM: dict[str, Any] = HELPER | {"fastmath": {"reassoc", "contract", "nsz"}}
 
 
 def pairs_in(form):
@@ -65,9 +153,9 @@ def pairs_in(form):
     SHIFT = F(1.5 * 2.0**form.mantissa)  # adding it leaves a rounded number in the low bits
     FIELD = F(SHIFT + form.bias)  # the same, as an exponent field
     FAR = F(2.0 ** (form.mantissa - 1))  # beyond it SHIFT does not round, and hardly a fraction is left
-    LOWEST = F(NEGLIGIBLE[form.float])
+    NEGLIGIBLE = F(LEAST[form.float])
 
-    @njit(**SCALAR)
+    @njit(**HELPER)
     def split(x):
         """e**x."""
         t = x * LOG2_E
@@ -76,12 +164,12 @@ def pairs_in(form):
         r = select(near, x - n * HIGH - n * LOW, ZERO)
         return (polynomial(r, POLYNOMIAL) * r + ONE) * r + ONE, select(near, n, t)
 
-    @njit(**SCALAR)
+    @njit(**HELPER)
     def power_of_2(k):
         """2**k of k <= 0; where that is negligible, or k is the difference of two infinities, 0."""
-        return select(k > LOWEST, unbits(Z(bits(k + FIELD) << MANTISSA)), ZERO)
+        return select(k > NEGLIGIBLE, unbits(Z(bits(k + FIELD) << MANTISSA)), ZERO)
 
-    @njit(**SCALAR)
+    @njit(**HELPER)
     def normal(m, k):
         """The pair with m in [1, 2)."""
         b = bits(m)
@@ -90,394 +178,760 @@ def pairs_in(form):
     return {"split": split, "power_of_2": power_of_2, "normal": normal}
 
 
-@njit(**SCALAR)
-def at(address, T):
-    """A pointer: a slice would count references, which takes as long as a frame of short sequences."""
-    return at_address(address, T(0))
+@intrinsic(prefer_literal=True)
+def rows_at(typingctx, address, stride, like, count):
+    """Pointers to rows of the type of `like`, so many bytes apart; `count` is a literal."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    rows = types.UniTuple(types.CPointer(like), count.literal_value)
+
+    def codegen(context, builder, sig, args):
+        made = []
+        for _ in range(rows.count):
+            made.append(builder.inttoptr(args[0], context.get_value_type(rows.dtype)))
+            args = builder.add(args[0], args[1]), args[1]
+        return context.make_tuple(builder, sig.return_type, made)
+
+    return rows(types.int64, types.int64, like, count), codegen
 
 
-@njit(nogil=True)
-def places(a, b, c, d):
-    """Addresses of arrays, which their owner keeps alive."""
-    return a.ctypes.data, b.ctypes.data, c.ctypes.data, d.ctypes.data
-
-
-@njit(**SCALAR)
-def larger(a, b):
-    return select(a > b, a, b)
-
-
-def _advance(
-    bm, bk, lm, lk, lm_before, lk_before, x, gap, blank,
-    bm_new, bk_new, lm_new, lk_new, stay_blank, enter_blank, stay, enter, skip, width,
-):  # fmt: skip
+def _advance(old, before, new, shares, x, gap, blank, width):
     """One frame: blanks and labels from those of the frame before, and the shares of their predecessors.
 
     A blank comes from itself or the label before. A label comes from itself, the blank before, or, unless
-    `gap` is -inf because they are the same, the label before.
+    `gap` is -inf because they are the same, the label before. Without a gradient no share is stored.
     """
     prefer_widest_vectors()
-    zero, one = type(blank)(0), type(blank)(1)
+    bm, bk, lm, lk = old
+    lm_before, lk_before = before
+    bm_new, bk_new, lm_new, lk_new = new
+    stay_blank, enter_blank, stay, enter, skip = shares
     ym, yk = split(blank)
     for j in range(0, width, LANES):
         for i in range(j, j + LANES):
-            k = larger(bk[i], lk_before[i])
+            k = select(bk[i] > lk_before[i], bk[i], lk_before[i])
             a, b = bm[i] * power_of_2(bk[i] - k), lm_before[i] * power_of_2(lk_before[i] - k)
             total = a + b
-            inverse = one / select(total > zero, total, one)
-            stay_blank[i], enter_blank[i] = a * inverse, b * inverse
+            if GRAD:
+                inverse = ONE / select(total > ZERO, total, ONE)
+                stay_blank[i], enter_blank[i] = a * inverse, b * inverse
             bm_new[i], bk_new[i] = normal(total * ym, k + yk)
 
             over = lk_before[i] + gap[i]
-            k = larger(larger(lk[i], bk[i]), over)
+            k = select(lk[i] > bk[i], lk[i], bk[i])
+            k = select(k > over, k, over)
             a, b = lm[i] * power_of_2(lk[i] - k), bm[i] * power_of_2(bk[i] - k)
             c = lm_before[i] * power_of_2(over - k)
             total = a + b + c
-            inverse = one / select(total > zero, total, one)
-            stay[i], enter[i], skip[i] = a * inverse, b * inverse, c * inverse
+            if GRAD:
+                inverse = ONE / select(total > ZERO, total, ONE)
+                stay[i], enter[i], skip[i] = a * inverse, b * inverse, c * inverse
             zm, zk = split(x[i])
             lm_new[i], lk_new[i] = normal(total * zm, k + zk)
 
 
-def _retreat(
-    blank, label, blank_after, label_after, stay_blank, enter_blank_after, stay, enter, skip_after,
-    blank_new, label_new, width, lowest, whole,
-):  # fmt: skip
+def _retreat(now, after, other, shares, shares_after, width, whole):
     """The posteriors of the frame before; they add up to `whole`, but for rounding, and then again to 1."""
     prefer_widest_vectors()
-    zero, inverse = type(lowest)(0), type(lowest)(1) / whole
+    blank, label = now
+    blank_after, label_after = after
+    blank_new, label_new = other
+    stay_blank, _, stay, enter, _ = shares
+    _, enter_blank_after, _, _, skip_after = shares_after
+    inverse = ONE / whole
     for j in range(0, width, LANES):
         for i in range(j, j + LANES):
             p = blank[i] * stay_blank[i] + label[i] * enter[i]
             q = label[i] * stay[i] + blank_after[i] * enter_blank_after[i] + label_after[i] * skip_after[i]
-            blank_new[i] = select(p > lowest, p * inverse, zero)
-            label_new[i] = select(q > lowest, q * inverse, zero)
+            blank_new[i] = select(p > LOWEST, p * inverse, ZERO)
+            label_new[i] = select(q > LOWEST, q * inverse, ZERO)
 
 
-@njit(**(LOOP | {"forceinline": True}))
-def sum_of(x, size):
+@njit(**SUM)
+def sum_of(x, start, size):
     prefer_widest_vectors()
-    result = x[0] - x[0]
-    for i in range(size):
+    result = x[start] - x[start]
+    for i in range(start, start + size):
         result += x[i]
     return result
 
 
-@njit(**SCALAR)
-def multiply(x, size, factor):
-    prefer_widest_vectors()
-    for i in range(size):
-        x[i] *= factor
-
-
-@njit(**SCALAR)
-def exponentials(x, size):
-    prefer_widest_vectors()
-    for j in range(0, size, LANES):
-        for i in range(j, j + LANES):
-            x[i] = exp(x[i])
-
-
-class Sequence(NamedTuple):
-    """Where a sequence's log-probabilities lie, or their gradients."""
-
-    address: int
-    code: int  # of the elements
-    frame: int  # bytes to the next frame
-    step: int  # bytes to the next class
-
-
-@njit(nogil=True)
-def pick(source, t, labels, low, high, x):
-    """The labels' log-probabilities in a frame; whether those of `low` to `high` are NaN or infinite."""
-    T = type(x[0])
-    base = source.address + t * source.frame
-    wrong = False
-    for i in range(labels.size):
-        v = _load(source.code, base + labels[i] * source.step, x[0])
-        number = v < T(np.inf)
-        wrong |= not number and low <= i < high
-        x[i] = v if number else T(-np.inf)
-    return wrong
-
-
-@njit(nogil=True)
-def rebase(states, blanks, labels, count):
-    """Take the largest exponent from all, so that they stay small; it."""
-    top = states[blanks]
-    for i in range(count):
-        top = larger(top, larger(states[blanks + i], states[labels + i]))
-    if top > -np.inf:
-        for i in range(count):
-            states[blanks + i] -= top
-            states[labels + i] -= top
-    return top
-
-
-def _forward(source, labels, frames, blank, keep, table, states, x, gaps):
-    """The log-probability of the labels; the shares of all frames, or, if they are not kept, of the last."""
-    T = x.dtype.type
-    impossible = T(-np.inf)
-    width, pitch, count = x.size, x.size + 1, labels.size
-    # Rows m, k of blanks and m, k of labels, twice; before each row's first stands a label that cannot be.
-    for r in range(2 * NUMBERS):
-        states[r * pitch : (r + 1) * pitch] = T(1) if r % 2 == 0 else impossible
-    new, old = 1, 1 + NUMBERS * pitch
-    states[new + pitch] = T(0)  # as if a blank came before the first frame
-    x[:] = impossible
-    from_table, from_states, from_x, from_gaps = places(table, states, x, gaps)
-    size = x.itemsize
-    base = 0.0
-    for t in range(frames):
-        new, old = old, new
-        y = _load(source.code, source.address + t * source.frame + blank * source.step, impossible)
-        # Labels that the frames so far can reach, and that the frames to come can finish.
-        if pick(source, t, labels, count - (frames - t), t + 1, x) or not y < T(np.inf):
-            return np.nan
-        n, o = from_states + new * size, from_states + old * size
-        s = from_table + (t * SHARES * width * size if keep else 0)
-        row, share = pitch * size, width * size
-        advance(
-            at(o, T), at(o + row, T), at(o + 2 * row, T), at(o + 3 * row, T), at(o + 2 * row - size, T),
-            at(o + 3 * row - size, T), at(from_x, T), at(from_gaps, T), y,
-            at(n, T), at(n + row, T), at(n + 2 * row, T), at(n + 3 * row, T), at(s, T), at(s + share, T),
-            at(s + 2 * share, T), at(s + 3 * share, T), at(s + 4 * share, T), width,
-        )  # fmt: skip
-        if t % REBASED == REBASED - 1:
-            top = rebase(states, new + pitch, new + 3 * pitch, count + 1)
-            if top == impossible:
-                return -np.inf
-            base += top
-    bk, lk = states[new + pitch + count], states[new + 3 * pitch + count - 1]
-    k = larger(bk, lk)
-    if k == impossible:
-        return -np.inf
-    a = states[new + count] * power_of_2(bk - k)
-    b = states[new + 2 * pitch + count - 1] * power_of_2(lk - k)
-    # The posteriors of the last frame, where `backward` begins; behind each row stands a 0.
-    states[:] = T(0)
-    states[count], states[pitch + count - 1] = a / (a + b), b / (a + b)
-    return (base + float(k)) * LOG_2 + np.log(float(a) + float(b))
-
-
-def _backward(source, sink, labels, frames, blank, factor, table, states, row, classes, width):
-    """The gradient: probabilities less posteriors, times a factor. A frame is read before it is written."""
-    T = row.dtype.type
-    lowest = T(2.0**LEAST)
-    count, pitch = labels.size, width + 1
-    from_table, from_states, from_row, _ = places(table, states, row, row)
-    size = row.itemsize
-    share, after = width * size, pitch * size
-    table[frames * SHARES * width] = T(0)  # read as one state's share too many, and multiplied by 0
-    now, other = 0, 2 * pitch
-    for t in range(frames - 1, -1, -1):
-        n, o = from_states + now * size, from_states + other * size
-        _gather(source.code, source.address + t * source.frame, source.step, row[:classes])
-        exponentials(at(from_row, T), row.size)
-        blanks = sum_of(at(n, T), width)
-        whole = blanks + sum_of(at(n + after, T), width)
-        row[blank] -= blanks
-        for i in range(count):
-            row[labels[i]] -= states[now + pitch + i]
-        multiply(at(from_row, T), row.size, factor)
-        _scatter(sink.code, sink.address + t * sink.frame, sink.step, row[:classes])
-        if t:
-            s = from_table + t * SHARES * share
-            retreat(
-                at(n, T), at(n + after, T), at(n + size, T), at(n + after + size, T),
-                at(s, T), at(s + share + size, T), at(s + 2 * share, T), at(s + 3 * share, T),
-                at(s + 4 * share + size, T), at(o, T), at(o + after, T), width, lowest, whole,
-            )  # fmt: skip
-            now, other = other, now
-
-
-@njit(nogil=True)
-def fill(sink, start, frames, longest, row, value):
-    """The gradients that are one number a frame: `value`, and 0 beyond the sequence."""
-    T = row.dtype.type
-    for t in range(start, longest):
-        row[:] = value if t < frames else T(0)
-        _scatter(sink.code, sink.address + t * sink.frame, sink.step, row)
-
-
-def _share_of_sequences(
-    first, step, addresses, codes, strides, extents, blank, zero_infinity, labels, starts, label_counts,
-    frame_counts, factors, losses,
-):  # fmt: skip
-    """One worker's sequences: their losses, each times what stands in `losses`, and the gradients."""
-    T = factors.dtype.type
-    longest, batch, classes = extents
-    grad = codes.size > 1
-    most, rows = 0, 1
-    for n in range(first, batch, step):
-        most = max(most, label_counts[n])
-        rows = max(rows, frame_counts[n] if grad else 1)
-    width = padded(most + 1)
-    table = np.empty(rows * SHARES * width + 1, T)
-    states = np.empty(2 * NUMBERS * (width + 1), T)
-    x, gaps, row = np.empty(width, T), np.empty(width, T), np.zeros(padded(classes), T)
-    for n in range(first, batch, step):
-        source = Sequence(addresses[0] + n * strides[0, 1], codes[0], strides[0, 0], strides[0, 2])
-        own = labels[starts[n] : starts[n] + label_counts[n]]
-        width = padded(own.size + 1)
-        frames, loss = frame_counts[n], 0.0
-        if losses[n] == 0:
-            frames = 0  # the sequence is not even read
-        elif frames:
-            gaps[:] = T(0)
-            for i in range(1, own.size):
-                if own[i] == own[i - 1]:
-                    gaps[i] = T(-np.inf)
-            loss = -forward(source, own, frames, blank, grad, table, states, x[:width], gaps)
-        elif own.size:
-            loss = np.inf
-        found = loss < np.inf
-        if loss == np.inf and zero_infinity:
-            loss = 0.0
-        losses[n] *= loss
-        if grad:
-            k = strides[1]
-            sink = Sequence(addresses[1] + n * k[1], codes[1], k[0], k[2])
-            if found:
-                backward(source, sink, own, frames, blank, factors[n], table, states, row, classes, width)
-            value = T(0) if loss == 0 else T(np.nan)
-            fill(sink, frames if found else 0, frames, longest, row[:classes], value)
-
-
-@njit(**SCALAR)
+@njit(**HELPER)
 def padded(size):
     return (size + LANES - 1) // LANES * LANES
 
 
-@njit(**SCALAR)
-def read(array, i):
-    """An element of an optional array, 1 where it is not given (empty)."""
-    return array[i] if array.size else array.dtype.type(1)
+# A worker's memory, in numbers, for a sequence whose states have a width: `2 * NUMBERS` rows, m and k of
+# blanks and m and k of labels, twice; each row has `LANES` numbers before it, and the last of them stands for
+# a label that cannot be. A row of the labels' log-probabilities, and one of gaps. For the gradient, a row of
+# classes and the table of shares, `SHARES` rows a frame, and a number more. `backward` has its posteriors in
+# the first rows, of blanks and labels, twice, each with a 0 behind it.
 
 
-def ctc(
-    addresses, codes, strides, extents, labels, starts, label_counts, frame_counts, weights, upstream, losses,
-    settings, workers,
-):  # fmt: skip
-    """The losses of all sequences, and the gradient if it is asked for.
+def forward(context, n, memory):
+    """The negative log-probability of a sequence's labels; the memory then holds what `backward` takes."""
+    prefer_widest_vectors()
+    c = at_address(context, 0)
+    frames, count = at_address(c[FRAMES_AT], 0)[n], at_address(c[COUNTS_AT], 0)[n]
+    labels = at_address(at_address(c[LABELS_AT], 0)[n], 0)
+    source, step = c[SOURCE] + n * c[SOURCE_SEQUENCE], c[SOURCE_CLASS]
+    width = padded(count + 1)
+    row = width + LANES
+    m = at_address(memory, ZERO)
+    new, old = LANES, LANES + NUMBERS * row
+    x = 2 * NUMBERS * row
+    gaps = x + width
+    for r in range(0, 2 * NUMBERS, 2):
+        for i in range(row):
+            m[r * row + i] = ONE
+            m[(r + 1) * row + i] = -INFINITY
+    m[new + row] = ZERO  # as if a blank came before the first frame
+    for i in range(width):
+        m[x + i] = -INFINITY
+        m[gaps + i] = ZERO
+    for i in range(1, count):
+        if labels[i] == labels[i - 1]:
+            m[gaps + i] = -INFINITY
+    shares = memory + (gaps + width) * ITEM
+    if GRAD:
+        shares += padded(c[CLASSES]) * ITEM
+    base = 0.0
+    for t in range(frames):
+        new, old = old, new
+        blank = decode(at_address(source + c[BLANK_CLASS] * step, STORED)[0])
+        wrong = not blank < INFINITY
+        # Labels that the frames so far can reach, and that the frames to come can finish.
+        low = count - (frames - t)
+        for i in range(count):
+            v = decode(at_address(source + labels[i] * step, STORED)[0])
+            known = v < INFINITY
+            wrong |= not known and low <= i <= t
+            m[x + i] = v if known else -INFINITY
+        if wrong:
+            return np.nan
+        o = memory + old * ITEM
+        advance(
+            rows_at(o, row * ITEM, ZERO, 4), rows_at(o + (2 * row - 1) * ITEM, row * ITEM, ZERO, 2),
+            rows_at(memory + new * ITEM, row * ITEM, ZERO, 4), rows_at(shares, width * ITEM, ZERO, 5),
+            at_address(memory + x * ITEM, ZERO), at_address(memory + gaps * ITEM, ZERO), blank, width,
+        )  # fmt: skip
+        source += c[SOURCE_FRAME]
+        if GRAD:
+            shares += SHARES * width * ITEM
+        if t % REBASED == REBASED - 1:
+            # Take the largest exponent from all, so that they stay small.
+            top = -INFINITY
+            for i in range(new + row, new + row + count + 1):
+                top = select(m[i] > top, m[i], top)
+                top = select(m[i + 2 * row] > top, m[i + 2 * row], top)
+            if top == -INFINITY:
+                return np.inf
+            for i in range(new + row, new + row + count + 1):
+                m[i] -= top
+                m[i + 2 * row] -= top
+            base += top
+    # The last states are the last blank and the last label.
+    last = new + count
+    k = select(m[last + row] > m[last + 3 * row - 1], m[last + row], m[last + 3 * row - 1])
+    if k == -INFINITY:
+        return np.inf
+    a = m[last] * power_of_2(m[last + row] - k)
+    b = m[last + 2 * row - 1] * power_of_2(m[last + 3 * row - 1] - k)
+    if GRAD:
+        for i in range(LANES + NUMBERS * row):
+            m[i] = ZERO
+        m[LANES + count] = a / (a + b)
+        if count:
+            m[LANES + row + count - 1] = b / (a + b)
+    return -((base + float(k)) * LOG_2 + libm.log(float(a) + float(b)))
+
+
+def backward(context, n, memory, written, invalid):
+    """A sequence's gradient: probabilities less posteriors, times a factor.
+
+    It has as many frames as `written`. Others get NaN, up to frame `invalid`, and then 0. A frame is read
+    before it is written.
+    """
+    prefer_widest_vectors()
+    c = at_address(context, 0)
+    count, classes = at_address(c[COUNTS_AT], 0)[n], c[CLASSES]
+    labels = at_address(at_address(c[LABELS_AT], 0)[n], 0)
+    factor = T(at_address(c[FACTORS_AT], 0.0)[n])
+    source, sink = c[SOURCE] + n * c[SOURCE_SEQUENCE], c[SINK] + n * c[SINK_SEQUENCE]
+    step, into = c[SOURCE_CLASS], c[SINK_CLASS]
+    for t in range(written, c[LONGEST]):
+        there = sink + t * c[SINK_FRAME]
+        same = encode(NAN if t < invalid else ZERO)
+        for i in range(classes):
+            at_address(there + i * into, STORED)[0] = same
+    width, size = padded(count + 1), padded(classes)
+    row, share = width + LANES, width * ITEM
+    m = at_address(memory, ZERO)
+    p_at = memory + (2 * NUMBERS * row + 2 * width) * ITEM
+    p = at_address(p_at, ZERO)
+    for i in range(classes, size):
+        p[i] = ZERO
+    shares = p_at + size * ITEM + written * SHARES * share
+    at_address(shares, ZERO)[0] = ZERO  # read as one state's share too many, and multiplied by 0
+    now, other = LANES, LANES + 2 * row
+    for back in range(written):
+        t = written - 1 - back
+        here, there = source + t * c[SOURCE_FRAME], sink + t * c[SINK_FRAME]
+        if CONTIGUOUS:
+            for i in range(classes):
+                p[i] = decode(at_address(here, STORED)[i])
+        else:
+            for i in range(classes):
+                p[i] = decode(at_address(here + i * step, STORED)[0])
+        for j in range(0, size, LANES):
+            for i in range(j, j + LANES):
+                p[i] = exp(p[i])
+        blanks = sum_of(m, now, width)
+        whole = blanks + sum_of(m, now + row, width)
+        p[c[BLANK_CLASS]] -= blanks
+        for i in range(count):
+            p[labels[i]] -= m[now + row + i]
+        if CONTIGUOUS:
+            for i in range(classes):
+                at_address(there, STORED)[i] = encode(p[i] * factor)
+        else:
+            for i in range(classes):
+                at_address(there + i * into, STORED)[0] = encode(p[i] * factor)
+        shares -= SHARES * share
+        if t:
+            a = memory + now * ITEM
+            retreat(
+                rows_at(a, row * ITEM, ZERO, 2), rows_at(a + ITEM, row * ITEM, ZERO, 2),
+                rows_at(memory + other * ITEM, row * ITEM, ZERO, 2), rows_at(shares, share, ZERO, 5),
+                rows_at(shares + ITEM, share, ZERO, 5), width, whole,
+            )  # fmt: skip
+            now, other = other, now
+    return 0
+
+
+def sequences(context, worker):
+    """The task: one worker's sequences, their losses and, if it is asked for, the gradient."""
+    c = at_address(context, 0)
+    losses = at_address(c[LOSSES_AT], 0.0)
+    memory = c[SCRATCH] + worker * c[ROOM]
+    for n in range(worker, c[BATCH], c[WORKER_COUNT]):
+        frames, loss = at_address(c[FRAMES_AT], 0)[n], 0.0
+        if losses[n] == 0:
+            frames = 0  # the sequence is not even read
+        elif frames:
+            loss = run_forward(c[FORWARD_AT], (context, n, memory))
+        elif at_address(c[COUNTS_AT], 0)[n]:
+            loss = np.inf
+        found = loss < np.inf
+        if loss == np.inf and c[INFINITY_COUNTS_AS_0]:
+            loss = 0.0
+        losses[n] *= loss
+        if c[BACKWARD_AT]:
+            written, invalid = frames if found else 0, 0 if loss == 0 else frames
+            run_backward(c[BACKWARD_AT], (context, n, memory, written, invalid))
+    return 0
+
+
+def read(recipe, objects, call, records):
+    """Read and check lengths, labels and weights; `OK`, `UNFIT`, or where a label is that is no class.
 
     Parameters
     ----------
-    addresses, codes : arrays of int64
-        Of the log-probabilities and, if it is asked for, their gradient: the address, and the element code.
-    strides : array of int64, three columns
-        In bytes: to the next frame, sequence and class.
-    extents : (int, int, int)
-        Frames, sequences and classes.
-    labels : array of int64
-        Of all sequences.
-    starts, label_counts, frame_counts : arrays of int64
-        A sequence's first label, how many it has, and how many frames.
-    weights, upstream : arrays
-        Of sequences, and of their gradients; each may be empty, for ones.
-    losses : array of float64
-        Receives the sequences' losses.
-    settings : (int, bool, bool, float, float)
-        The blank; whether an infinite loss counts as 0; whether a loss is divided by its number of labels;
-        the gradient's scale; what that and the value are divided by: NaN for what the sequences count for.
-    workers : int
-        Into how many shares the sequences are cut.
-
-    Returns
-    -------
-    value : float
-        The divided sum.
-    wrong, place : int, int
-        The first sequence with a label that is no class, or -1, and which of its labels that is.
+    recipe, objects : address
+        Of the recipe's numbers, and of the arrays' addresses.
+    call : address
+        Of frames, sequences and classes; how many labels a sequence has at most, or all have if they are
+        joined; whether they are joined, and whether it is a single sequence.
+    records : address
+        Of as many rows of a number for each sequence as `RECORDS` says, and then of room for copied labels.
     """
-    _, batch, classes = extents
-    blank, zero_infinity, mean, scale, divisor = settings
-    for n in range(batch):
-        for i in range(label_counts[n]):
-            if not 0 <= labels[starts[n] + i] < classes:
-                return 0.0, n, i
-    if divisor != divisor:
-        divisor = float(batch)
-        if weights.size:
-            divisor = 0.0
+    r, arrays, c = at_address(recipe, 0), at_address(objects, 0), at_address(call, 0)
+    longest, batch, classes, most, joined, single = c[0], c[1], c[2], c[3], c[4], c[5]
+    for k in range(2):
+        array, into = arrays[INPUT_LENGTHS + k], records + 8 * batch * k
+        rank, lengths = rank_of(array), at_address(into, 0)
+        if rank > 1 or (rank == 0 and not single) or (rank and at_address(shape_of(array), 0)[0] != batch):
+            return UNFIT
+        if COPIED:
+            if batch:
+                steps = strides_of(array) if rank else call
+                code = r[INPUT_LENGTHS + k]
+                transfer(r[GATHER_INTEGERS], (code, data_of(array), call + 8, steps, 1, 0, into, batch))
+        else:
+            step = at_address(strides_of(array), 0)[0] if rank else 0
             for n in range(batch):
-                divisor += float(weights[n])
-    factors = np.empty(batch, weights.dtype)
+                lengths[n] = at_address(data_of(array) + n * step, 0)[0]
+        limit = most if k else longest
+        for n in range(batch):
+            if not 0 <= lengths[n] <= limit:
+                return UNFIT
+    counts, places = at_address(records + 8 * batch, 0), at_address(records + 16 * batch, 0)
+    factors, losses = at_address(records + 24 * batch, 0.0), at_address(records + 32 * batch, 0.0)
+    if joined:
+        total = 0
+        for n in range(batch):
+            total += counts[n]
+        if total != most:
+            return UNFIT
     for n in range(batch):
-        losses[n] = read(weights, n)
-        if mean:
-            losses[n] /= max(label_counts[n], 1)
-        factors[n] = scale / divisor * losses[n] * read(upstream, n)
-    workers = min(batch, workers)
-    for worker in prange(workers):
-        share_of_sequences(
-            np.int64(worker), workers, addresses, codes, strides, extents, blank, zero_infinity, labels,
-            starts, label_counts, frame_counts, factors, losses,
-        )  # fmt: skip
-    total = 0.0
+        factors[n] = losses[n] = 1.0
+    if WEIGHTED:
+        for k in range(2):
+            code = r[SAMPLE_WEIGHT + k]
+            if code != ABSENT:
+                array = arrays[SAMPLE_WEIGHT + k]
+                address, rank, step = data_of(array), rank_of(array), 0
+                if rank:
+                    extent = at_address(shape_of(array), 0)[0]
+                    if rank > 1 or single or (extent != batch and extent != 1):
+                        return UNFIT
+                    if extent == batch:
+                        step = at_address(strides_of(array), 0)[0]
+                if code >= FLOAT16:
+                    row = records + 40 * batch
+                    if batch:
+                        # As many as there are; a number for all has a stride of 0.
+                        steps = stack(8)
+                        store(steps, step)
+                        transfer(r[GATHER], (code, address, call + 8, steps, 1, 0, row, batch))
+                    code, address, step = FLOAT32, row, 4
+                into = at_address(records + (24 if k else 32) * batch, 0.0)
+                for n in range(batch):
+                    if code == FLOAT32:
+                        into[n] = at_address(address + n * step, np.float32(0))[0]
+                    else:
+                        x = at_address(address + n * step, 0.0)[0]
+                        into[n] = np.float64(np.float32(x)) if r[ITEM_SIZE] == 4 else x
+    targets = arrays[TARGETS]
+    strides = at_address(strides_of(targets), 0)
+    start, copy = 0, records + 8 * RECORDS * batch
     for n in range(batch):
-        total += losses[n]
-    return total / divisor, -1, -1
+        first = start if joined else n * most
+        start += counts[n]
+        if COPIED:
+            place = copy + 8 * first
+            if counts[n]:
+                code, shape = r[TARGETS], shape_of(targets)
+                axes = rank_of(targets)
+                transfer(
+                    r[GATHER_INTEGERS],
+                    (code, data_of(targets), shape, strides_of(targets), axes, first, place, counts[n]),
+                )
+        else:
+            place = data_of(targets) + (8 * first if joined else n * strides[0])
+        places[n] = place
+        labels = at_address(place, 0)
+        for i in range(counts[n]):
+            if not 0 <= labels[i] < classes:
+                return first + i
+    return OK
+
+
+def drive(recipe, numbers, arrays, task, fork):
+    """The divided sum of the losses, and a status: `OK`, `UNFIT`, or where a label is that is no class.
+
+    A label's place is its index among the targets, in C order.
+    """
+    r = at_address(data_of(recipe), 0)
+    objects, call = stack(8 * 8), stack(8 * 6)
+    for k in range(8):
+        store(objects + 8 * k, item(arrays, k))
+    log_probs, gradient, targets = item(arrays, LOG_PROBS), item(arrays, GRADIENT), item(arrays, TARGETS)
+    rank, axes, grad = rank_of(log_probs), rank_of(targets), r[GRADIENT] != ABSENT
+    if rank < 2 or rank > 3 or axes < 1 or axes > 2:
+        return 0.0, UNFIT
+    shape, of_targets = at_address(shape_of(log_probs), 0), at_address(shape_of(targets), 0)
+    longest, batch, classes = shape[0], shape[1], shape[rank - 1]
+    if rank == 2:
+        batch = 1
+    if not 0 <= r[BLANK] < classes or (axes == 2 and of_targets[0] != batch):
+        return 0.0, UNFIT
+    most, missing = of_targets[axes - 1], 0
+    if grad:
+        if rank_of(gradient) != rank:
+            return 0.0, UNFIT
+        for axis in range(rank):
+            if at_address(shape_of(gradient), 0)[axis] != shape[axis]:
+                return 0.0, UNFIT
+        if not r[ANYWHERE]:
+            for k in range(2):
+                step = at_address(strides_of(gradient if k else log_probs), 0)[rank - 1]
+                if step != STORED_SIZE[r[LOG_PROBS]] and classes > 1:
+                    missing = MISSING_ANYWHERE
+    if not r[GATHER_INTEGERS] and at_address(strides_of(targets), 0)[axes - 1] != 8 and most > 1:
+        missing |= MISSING_COPIES
+    if missing:
+        return 0.0, INCOMPLETE - missing
+    store_all(call, (longest, batch, classes, most, axes == 1 and rank == 3, rank == 2))
+    size = 8 * RECORDS * batch + 8
+    if r[GATHER_INTEGERS]:
+        size += 8 * most * (batch if axes == 2 else 1)
+    records = allocate(size)
+    status = run_read(r[READ], (data_of(recipe), objects, call, records))
+    if status != OK:
+        release(records)
+        return 0.0, status
+
+    frames, counts = at_address(records, 0), at_address(records + 8 * batch, 0)
+    factors, losses = at_address(records + 24 * batch, 0.0), at_address(records + 32 * batch, 0.0)
+    f = at_address(data_of(numbers), 0.0)
+    divisor = f[DIVISOR]
+    if r[BY_SEQUENCES]:
+        divisor = 0.0
+        for n in range(batch):
+            divisor += losses[n]
+    # A worker's scratch memory, for the widest states of its sequences and the largest table of shares.
+    widest = table = 0
+    for n in range(batch):
+        if r[PER_LABEL] and counts[n]:
+            losses[n] /= counts[n]
+        factors[n] = f[FACTOR] / divisor * losses[n] * factors[n]
+        width = padded(counts[n] + 1)
+        widest = width if width > widest else widest
+        table = frames[n] * width if frames[n] * width > table else table
+    room = 2 * NUMBERS * (widest + LANES) + 2 * widest
+    if grad:
+        room += padded(classes) + SHARES * table + LANES
+    room *= r[ITEM_SIZE]
+    workers = 1
+    if fork and batch:
+        workers = batch if batch < r[WORKERS] else r[WORKERS]
+    scratch = allocate(workers * room + 64)
+
+    if not scratch:
+        release(records)
+        return 0.0, NO_MEMORY
+    context, source = stack(8 * 23), at_address(strides_of(log_probs), 0)
+    store_all(context, (data_of(log_probs), source[0], source[1], source[rank - 1]))
+    if grad:
+        sink = at_address(strides_of(gradient), 0)
+        store_all(context + 8 * SINK, (data_of(gradient), sink[0], sink[1], sink[rank - 1]))
+    store_all(context + 8 * LONGEST, (longest, batch, classes, r[BLANK], r[ZERO_INFINITY]))
+    for k in range(5):
+        store(context + 8 * (FRAMES_AT + k), records + 8 * batch * k)
+    at = (scratch + 63) // 64 * 64
+    store_all(context + 8 * SCRATCH, (at, room, workers, r[FORWARD], r[BACKWARD]))
+    if workers > 1:
+        run_fork(fork, (task, context, workers))
+    else:
+        run_task(task, (context, 0))
+    value = 0.0
+    for n in range(batch):
+        value += losses[n]
+    if r[LOSSES] != ABSENT:
+        terms = item(arrays, LOSSES)
+        address = data_of(terms)
+        if r[LOSSES] == FLOAT64:
+            for n in range(batch):
+                at_address(address, 0.0)[n] = losses[n]
+        else:
+            row = address if r[LOSSES] == FLOAT32 else records + 40 * batch
+            for n in range(batch):
+                at_address(row, np.float32(0))[n] = np.float32(losses[n])
+            if r[SCATTER] and batch:
+                store_all(call, (batch, STORED_SIZE[r[LOSSES]]))
+                transfer(r[SCATTER], (r[LOSSES], address, call, call + 8, 1, 0, row, batch))
+    release(scratch)
+    release(records)
+    return value / divisor, OK
+
+
+ENTRY = types.Tuple((types.float64, types.int64))(held, held, held, types.int64, types.int64)
 
 
 @cache
-def compile_ctc(dtype: np.dtype, parallel: bool) -> Any:
-    """`ctc` with arithmetic in one dtype."""
+def entry() -> Any:
+    """`drive`, compiled."""
+    return compile_entry(drive, {}, "sequences", "sequences", ENTRY)
 
-    def bound(template: Any, scope: dict[str, Any], options: dict[str, Any], name: str = dtype.name) -> Any:
+
+# ---- compiling ---------------------------------------------------------------------------------------------
+
+
+def wide(x):
+    return T(x)
+
+
+def from_bits(x):
+    return T(widen(x))
+
+
+def as_stored(x):
+    return STORED_TYPE(x)
+
+
+def to_bits(x):
+    return narrow(np.float32(x))
+
+
+HALVES = {FLOAT16: (from_float16, to_float16), BFLOAT16: (from_bfloat16, to_bfloat16)}
+
+
+def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], str]:
+    """What `sequences` is bound to, and a name for it."""
+    single = dtype == np.float32
+    form, real = (math.SINGLE, types.float32) if single else (math.DOUBLE, types.float64)
+    name = f"{dtype.name}_{code}_{'gradient' if grad else 'value'}"
+
+    def bound(template: Any, scope: dict[str, Any], options: dict[str, Any] = HELPER) -> Any:
         return bind(template, scope, name, name, njit(**options))
 
-    form = math.SINGLE if dtype == np.float32 else math.DOUBLE
-    scalars = pairs_in(form) | {"LEAST": NEGLIGIBLE[dtype.type]}
-    forwards = bound(_forward, scalars | {"advance": bound(_advance, scalars, APART)}, KERNEL)
-    backwards = bound(_backward, scalars | {"retreat": bound(_retreat, scalars, APART)}, KERNEL)
-    shares = bound(_share_of_sequences, {"forward": forwards, "backward": backwards}, KERNEL)
-    name = f"{dtype.name}_{'parallel' if parallel else 'serial'}"
-    return bound(ctc, {"share_of_sequences": shares}, KERNEL | {"parallel": parallel}, name)
+    T = dtype.type
+    number = dict(T=T, GRAD=grad, ZERO=T(0), ONE=T(1), INFINITY=T(np.inf), NAN=T(np.nan))
+    scope = number | pairs_in(form) | dict(LOWEST=dtype.type(2.0 ** LEAST[dtype.type]))
+    advancing, retreating = bound(_advance, scope, APART), bound(_retreat, scope, APART) if grad else None
+    if code in HALVES:
+        widen, narrow = HALVES[code]
+        stored: Any = np.uint16
+        decode, encode = bound(from_bits, number | dict(widen=widen)), bound(to_bits, dict(narrow=narrow))
+    else:
+        stored = np.float64 if code == FLOAT64 else np.float32
+        decode, encode = bound(wide, number), bound(as_stored, dict(STORED_TYPE=stored))
+    scope |= dict(
+        ITEM=dtype.itemsize,
+        STORED=stored(0),
+        decode=decode,
+        encode=encode,
+        exp=math.CPU[real]["exp"],
+        advance=advancing,
+        retreat=retreating,
+    )
+    return scope, name
+
+
+# Helpers have flags of their own; outside of them no product and sum are contracted.
+UNCONTRACTED: dict[str, Any] = dict(fastmath=False)
+
+
+@cache
+def forward_address(dtype: np.dtype, code: int, grad: bool) -> int:
+    """The address of `forward` for arithmetic in a dtype and a code of storage, with shares or without."""
+    scope, name = scope_of(dtype, code, grad)
+    return compile_function(forward, scope, name, name, types.float64(*[types.int64] * 3), **UNCONTRACTED)
+
+
+@cache
+def backward_address(dtype: np.dtype, code: int, anywhere: bool) -> int:
+    """The address of `backward`; a frame's classes are in one piece, or anywhere."""
+    scope, name = scope_of(dtype, code, True)
+    name = f"{name}_strided" if anywhere else name
+    scope["CONTIGUOUS"] = not anywhere
+    return compile_function(backward, scope, name, name, types.int64(*[types.int64] * 5), **UNCONTRACTED)
+
+
+@cache
+def task_address() -> int:
+    """The address of `sequences`."""
+    return compile_function(sequences, {}, "sequences", "sequences", TASK)
+
+
+@cache
+def reader(copied: bool, weighted: bool) -> int:
+    """The address of `read`."""
+    name = f"{'copied' if copied else 'direct'}_{'weighted' if weighted else 'plain'}"
+    signature = types.int64(*[types.int64] * 4)
+    return compile_function(read, dict(COPIED=copied, WEIGHTED=weighted), name, name, signature)
 
 
 # ---- launching ----------------------------------------------------------------------------------------
 
-PARALLEL_FROM = 8192  # log-probabilities from which two threads beat one
+INTEGER_CODES = {(np.dtype(c).kind, np.dtype(c).itemsize): k for c, k in strided.INTEGERS.items()}
 
 
-def run(p: Sequences, outputs: dict[str, np.ndarray]) -> Any:
-    """Write the gradient by ``"log_probs"``; return the value."""
-    w = p.weighting
-    arrays = [p.log_probs, *outputs.values()]
-    if not p.shape:  # a single sequence is a batch of one
-        arrays = [a[:, np.newaxis] for a in arrays]
-    longest, batch, classes = arrays[0].shape
-    starts = np.arange(batch) * p.targets.shape[-1]
-    if not p.padded:
-        starts = np.cumsum(p.target_lengths) - p.target_lengths
-    losses = np.empty(batch)
-    arguments = (
-        np.array([address_of(a) for a in arrays], np.int64),
-        np.array([code_of(a.dtype) for a in arrays], np.int64),
-        np.array([a.strides for a in arrays], np.int64),
-        (longest, batch, classes),
-        flat(signed(p.targets), p.targets.shape, INT64),
-        starts,
-        p.target_lengths,
-        p.input_lengths,
-        flat(w.sample_weight, (batch,), p.arithmetic),
-        flat(w.upstream, (batch,), p.arithmetic),
-        losses,
-        (p.blank, p.zero_infinity, w.reduction == "mean", w.factor, divisor_or_nan(w.divisor)),
-        workers(),
+def readable(array: np.ndarray) -> np.ndarray:
+    """Return an array of native byte order, aligned."""
+    kept = array.dtype.isnative and array.flags.aligned
+    return array if kept else array.astype(array.dtype.newbyteorder("="))
+
+
+def new_terms(p: Sequences) -> Any:
+    """Return an array for the terms; None where they are reduced."""
+    return np.empty(p.shape, p.dtype) if p.weighting.reduction == "none" else None
+
+
+def terms_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the terms' shape, from that of the log-probabilities."""
+    return shape[1:-1]
+
+
+NEW = {
+    "log_probs": New(GRADIENT, LOG_PROBS),
+    TERMS: New(LOSSES, LOG_PROBS, terms_shape),
+}
+
+
+def pack(p: Sequences, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch:
+    """Return a launch of `drive`."""
+    w, dtype, code = p.weighting, p.arithmetic, code_of(p.log_probs.dtype)
+    grad, terms = outputs.get("log_probs"), outputs.get(TERMS)
+    integers = [readable(a) for a in (p.targets, p.input_lengths, p.target_lengths)]
+    weights = [
+        a.astype(dtype) if a is not None and code_of(a.dtype) is None else a
+        for a in (w.sample_weight, w.upstream)
+    ]
+    kinds = [INTEGER_CODES[a.dtype.kind, a.dtype.itemsize] for a in integers]
+    floats = [ABSENT if a is None else code_of(a.dtype) for a in (*weights, terms)]
+    copied = kinds != [WORDS] * 3 or integers[0].strides[-1] != 8
+    anywhere = any(a is not None and a.strides[-1] != a.itemsize for a in (p.log_probs, grad))
+    mean, weighted = w.reduction == "mean", floats[:2] != [ABSENT] * 2
+    recipe = (
+        *(code, *kinds, ABSENT if grad is None else code, *floats),
+        *(p.blank, p.zero_infinity, mean, mean and w.divisor is None, dtype.itemsize),
+        *(numba.config.NUMBA_NUM_THREADS, anywhere),
+        forward_address(dtype, code, grad is not None),
+        0 if grad is None else backward_address(dtype, code, anywhere),
+        reader(copied, weighted),
+        strided.gatherer(SINGLE) if HALVES.keys() & set(floats[:2]) else 0,
+        strided.scatterer(SINGLE) if floats[2] in HALVES else 0,
+        strided.integer_gatherer() if copied else 0,
     )
-    size = p.log_probs.size if batch > 1 else 0
-    value, sequence, place = run_parallel(
-        lambda parallel: compile_ctc(p.arithmetic, parallel), size, PARALLEL_FROM, arguments
+    numbers = np.array((1.0 if w.divisor is None else w.divisor, w.factor))
+    arrays = (p.log_probs, *integers, grad, *weights, terms)
+    new = tuple(NEW[n] for n in made)
+    return Launch(
+        entry(), np.array(recipe, np.int64), numbers, arrays, task_address(), PARALLEL_FROM, new,
+        complete(dtype, code, weighted),
+    )  # fmt: skip
+
+
+@cache
+def complete(dtype: np.dtype, code: int, weighted: bool) -> Any:
+    """Return a function that compiles what a recipe misses."""
+
+    def with_missing(recipe: np.ndarray, status: int) -> None:
+        missing = INCOMPLETE - status
+        if missing & MISSING_ANYWHERE:
+            recipe[BACKWARD], recipe[ANYWHERE] = backward_address(dtype, code, True), 1
+        if missing & MISSING_COPIES:
+            recipe[READ], recipe[GATHER_INTEGERS] = reader(True, weighted), strided.integer_gatherer()
+
+    return with_missing
+
+
+def refuse(p: Sequences, status: int) -> Exception:
+    """Return the error for a call that the driver refused; a status that is not negative tells a label."""
+    if status == UNFIT:
+        shapes = f"{p.log_probs.shape} and {p.targets.shape}"
+        return wrong_length(p) or ValueError(f"{p.name}: arrays of shapes {shapes} do not fit together")
+    if status == NO_MEMORY:
+        return MemoryError(f"{p.name}: no memory for the alignments of sequences as long as these")
+    label, classes = p.targets.reshape(-1)[status], p.log_probs.shape[-1]
+    if not p.shape:
+        return bad_label(p.name, 0, label, classes, (status,))
+    if p.targets.ndim == 2:
+        sequence, place = divmod(status, p.targets.shape[1])
+        return bad_label(p.name, sequence, label, classes, (sequence, place))
+    ends = np.cumsum(p.target_lengths)
+    sequence = int(np.searchsorted(ends, status, "right"))
+    place = status - int(ends[sequence] - p.target_lengths[sequence])
+    return bad_label(p.name, sequence, label, classes, (status,), place)
+
+
+# ---- inside compiled code ----------------------------------------------------------------------------------
+
+# Bound by `compile_inside`, to functions that are linked rather than called by address.
+read_linked: Any = None
+sequences_linked: Any = None
+forward_value: Any = None
+forward_gradient: Any = None
+backward_linked: Any = None
+drive_linked: Any = None
+
+DESCRIPTION = 10  # int64 that `describe` takes
+
+
+@njit(**HELPER)
+def item_at(objects, k):
+    """As `native.item`, of addresses in memory."""
+    return at_address(objects, 0)[k]
+
+
+@njit(**HELPER)
+def describe(memory, data, rank, first, second, third, item):
+    """Lay out what drivers read of a contiguous array's object; its address."""
+    store_all(memory, (data, rank, memory + 32, memory + 56))
+    store_all(memory + 32, (first, second, third, second * third * item, third * item, item))
+    return memory - HEAD
+
+
+def call_read(address, arguments):
+    return read_linked(*arguments)
+
+
+def call_sequences(task, arguments):
+    return sequences_linked(*arguments)
+
+
+def call_forward(address, arguments):
+    return forward_gradient(*arguments) if address else forward_value(*arguments)
+
+
+def call_backward(address, arguments):
+    return backward_linked(*arguments)
+
+
+def call_nothing(fork, arguments):
+    return 0
+
+
+def inside(x, labels, label_counts, frame_counts, g, width, extents, settings):
+    """`drive` of contiguous arrays; a sequence has `width` places for labels, 0 of joined ones."""
+    longest, batch, classes = extents
+    blank, zero_infinity, mean, scale, divisor = settings
+    objects, memory = stack(8 * 8), stack(8 * 70)
+    recipe, numbers = stack(8 * 21), stack(8 * 2)
+    if batch == 1 and width == 0:
+        width = labels.size
+    store(objects, describe(memory, x.ctypes.data, 3, longest, batch, classes, x.itemsize))
+    if width:
+        store(objects + 8, describe(memory + 80, labels.ctypes.data, 2, batch, width, 1, 8))
+    else:
+        store(objects + 8, describe(memory + 80, labels.ctypes.data, 1, labels.size, 1, 1, 8))
+    store(objects + 16, describe(memory + 160, frame_counts.ctypes.data, 1, batch, 1, 1, 8))
+    store(objects + 24, describe(memory + 240, label_counts.ctypes.data, 1, batch, 1, 1, 8))
+    store(objects + 32, describe(memory + 320, g.ctypes.data, 3, longest, batch, classes, x.itemsize))
+    r = at_address(recipe, 0)
+    for k in range(RECIPE):
+        r[k] = ABSENT if k < BLANK else 0
+    for k in range(TARGETS, GRADIENT):
+        r[k] = WORDS
+    r[LOG_PROBS], r[GRADIENT] = CODE, CODE if g.size else ABSENT
+    r[BLANK], r[ZERO_INFINITY], r[PER_LABEL], r[BY_SEQUENCES] = blank, zero_infinity, mean, divisor != divisor
+    r[ITEM_SIZE], r[FORWARD], r[BACKWARD] = x.itemsize, g.size > 0, g.size > 0
+    store(numbers + 8 * DIVISOR, divisor)
+    store(numbers + 8 * FACTOR, scale)
+    of_recipe = describe(memory + 400, recipe, 1, RECIPE, 1, 1, 8)
+    of_numbers = describe(memory + 480, numbers, 1, 2, 1, 1, 8)
+    return drive_linked(of_recipe, of_numbers, objects, 0, 0)
+
+
+@cache
+def compile_inside(dtype: np.dtype) -> Any:
+    """`inside` for a dtype: ``inside(...) -> (value, status)``."""
+    code = code_of(dtype)
+    name = f"{dtype.name}_inside"
+    linked: dict[str, Any] = dict(
+        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
     )
-    if sequence >= 0:
-        position = int(starts[sequence] + place)
-        index = (sequence, place) if p.padded else (position,)
-        label = p.targets.reshape(-1)[position]
-        raise bad_label(
-            p.name, sequence, label, classes, index if p.shape else (place,), None if p.padded else place
-        )
-    if w.reduction == "none":
-        return losses.reshape(p.shape).astype(p.dtype)
-    return p.dtype.type(value)
+
+    def bound(template: Any, scope: dict[str, Any], name: str = name) -> Any:
+        return bind(template, scope, name, name, njit(**linked))
+
+    of_value, _ = scope_of(dtype, code, False)
+    of_gradient, _ = scope_of(dtype, code, True)
+    forwards = dict(
+        forward_value=bound(forward, of_value, f"{name}_value"),
+        forward_gradient=bound(forward, of_gradient, f"{name}_gradient"),
+    )
+    runs = dict(
+        run_forward=bound(call_forward, forwards),
+        run_backward=bound(call_backward, dict(backward_linked=bound(backward, of_gradient))),
+    )
+    drives = dict(
+        item=item_at,
+        run_read=bound(call_read, dict(read_linked=bound(read, {}))),
+        run_task=bound(call_sequences, dict(sequences_linked=bound(sequences, runs))),
+        run_fork=bound(call_nothing, {}),
+    )
+    scope = dict(drive_linked=bound(drive, drives), CODE=code)
+    return bind(inside, scope, name, name, njit(nogil=True, cache=True, error_model="numpy"))

@@ -21,18 +21,13 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from ..bind import bind
-from ..spec import FLOAT32, FLOAT64, Scalars
-from . import ctc, margins, pick, softmax, vectors
+from ..chunks import chunk_rows, product_columns
+from ..spec import MarginFunctions, NllFunctions, Scalars
+from . import ctc, margins, nll, softmax
 from .inside import compile_runs, flat_or_none
+from .native import HELPER
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
-
-COSINE_EPS = 1e-12  # under each squared norm
-DISTANCE_EPS = 1e-6  # added to each coordinate's difference
-
-# A chunk of the scores of `linear_cross_entropy`: so many bytes, but rows enough that products are quick.
-CHUNK_BYTES, CHUNK_ROWS = 24_000_000, 64
-SCRATCH_BYTES = 2 << 20  # that products are made in to be added up: they stay in cache
 
 
 # ---- arguments -------------------------------------------------------------------------------------
@@ -113,7 +108,7 @@ def outputs_for(count: int) -> Any:
     return outputs
 
 
-pair, triple = outputs_for(2), outputs_for(3)
+pair = outputs_for(2)
 
 
 def is_float(array: Any) -> bool:
@@ -179,6 +174,15 @@ def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
     return call
 
 
+rows_of: Any = None  # bound by `of_definitions`
+
+
+def of_definitions(template: Any, compile_kernel: Callable[[np.dtype], Any], identity: Any) -> Any:
+    """Return an interface that calls, as `rows_of`, the kernel that is made of definitions."""
+    scope = dict(rows_of=by_dtype(compile_kernel))
+    return bind(template, scope, "inside", identity, njit(**ENTRY))
+
+
 @njit(**ENTRY)
 def one():
     """How many share a kernel's work; a literal would have it compiled for that."""
@@ -187,9 +191,9 @@ def one():
 
 # Bound by `compile_template`.
 whole: Any = None
-loss: Any = None
-slope: Any = None
 add: Any = None
+rows_of_chunk: Any = None
+columns_of_product: Any = None
 
 
 def compile_template(template: Any, dtype: np.dtype, name: str = "", **scope: Any) -> Any:
@@ -344,37 +348,6 @@ def cross_entropy(
     return T(value)
 
 
-def pick_rows(x, labels, g, weight, extents, settings):
-    """`pick.plain`, with weights of the classes."""
-    if weight.size == 0:
-        return whole(x, labels, g, extents, settings, one())
-    batch, classes, inner = extents
-    ignore, _, scale, divisor = settings
-    none, terms = np.empty(0, x.dtype), np.empty(labels.size, x.dtype)
-    code, step = FLOAT32 if x.itemsize == 4 else FLOAT64, inner * x.itemsize
-    shape, strides = np.array([batch, inner]), np.array([classes * step, x.itemsize])
-    value, divisor, wrong = loss(
-        x.ctypes.data, code, shape, strides, step, classes, labels, weight, none, terms, ignore, divisor
-    )
-    if g.size and wrong < 0:
-        g[:] = 0
-        scale /= divisor
-        slope(g.ctypes.data, code, shape, strides, step, labels, weight, none, none, ignore, scale)
-    return value, wrong
-
-
-@cache
-def compile_pick_rows(dtype: np.dtype) -> Any:
-    kernels = dict(
-        whole=pick.compile_plain(dtype), loss=pick.compile_pick(dtype), slope=pick.compile_put(dtype)
-    )
-    return compile_template(pick_rows, dtype, **kernels)
-
-
-pick_of = by_dtype(compile_pick_rows)
-
-
-@njit(**ENTRY)
 def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     extents = extents_of(input)
@@ -392,34 +365,18 @@ def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", ou
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
         raise ValueError("nll_loss: out overlaps an argument; it may be input itself")
-    value, wrong = pick_of(x, (labels, g, w, extents, (np.int64(ignore_index), 0.0, 1.0, divisor)))
+    value, wrong = rows_of(x, (labels, g, w, extents, (np.int64(ignore_index), divisor)))
     if wrong >= 0:
         raise IndexError("nll_loss: target holds a class index that is out of range")
     return T(value)
 
 
-def margin_rows(x, labels, g, weight, extents, settings):
-    """`margins.plain`, with weights of the classes."""
-    places, codes = np.zeros(3, np.int64), np.full(3, -1)
-    code = FLOAT32 if x.itemsize == 4 else FLOAT64
-    places[margins.INPUT], codes[margins.INPUT] = x.ctypes.data, code
-    if g.size:
-        places[margins.GRAD], codes[margins.GRAD] = g.ctypes.data, code
-    none = np.empty(0, x.dtype)
-    shape, strides = np.full(1, x.size), np.full((3, 1), x.itemsize)
-    return whole(places, codes, shape, strides, extents, labels, weight, none, none, none, settings, one())
-
-
 @cache
-def compile_margin_rows(many: bool, dtype: np.dtype) -> Any:
-    kernel = margins.compile_margins(many, dtype, False)
-    return compile_template(margin_rows, dtype, f"{many}_", whole=kernel)
+def compile_nll_loss(functions: NllFunctions) -> Any:
+    """`nll_loss` of its definition."""
+    return of_definitions(nll_loss, partial(nll.compile_inside, functions), nll.identity_of(functions))
 
 
-one_margin_of, many_margins_of = (by_dtype(partial(compile_margin_rows, many)) for many in (False, True))
-
-
-@njit(**ENTRY)
 def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
@@ -441,14 +398,20 @@ def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="me
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
         raise ValueError("multi_margin_loss: out overlaps an argument; it may be input itself")
-    settings = np.int64(p), float(margin), 1.0, divisor
-    value, wrong = one_margin_of(x, (labels, g, w, (batch, classes), settings))
+    value, wrong = rows_of(x, (labels, g, w, (batch, classes), (np.int64(p == 2), float(margin), divisor)))
     if wrong >= 0:
         raise IndexError("multi_margin_loss: target holds a class index that is out of range")
     return T(value)
 
 
-@njit(**ENTRY)
+@cache
+def compile_multi_margin_loss(linear: MarginFunctions, squared: MarginFunctions) -> Any:
+    """`multi_margin_loss` of its definitions with p = 1 and 2."""
+    definitions = linear, squared
+    identity = [margins.identity_of(f) for f in definitions]
+    return of_definitions(multi_margin_loss, partial(margins.compile_inside, definitions), identity)
+
+
 def multilabel_margin_loss(input, target, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
@@ -464,11 +427,17 @@ def multilabel_margin_loss(input, target, reduction="mean", out=None):
     x, g, labels = flat(input, T), gradient(out, input), flat(target, np.int64)
     if not (may_write((g,), (x,)) and apart(g, labels)):
         raise ValueError("multilabel_margin_loss: out overlaps an argument; it may be input itself")
-    settings = np.int64(1), 1.0, 1.0, divisor
-    value, wrong = many_margins_of(x, (labels, g, x[:0], (batch, classes), settings))
+    value, wrong = rows_of(x, (labels, g, x[:0], (batch, classes), (np.int64(0), 0.0, divisor)))
     if wrong >= 0:
         raise IndexError("multilabel_margin_loss: target holds a class index that is out of range")
     return T(value)
+
+
+@cache
+def compile_multilabel_margin_loss(functions: MarginFunctions) -> Any:
+    """`multilabel_margin_loss` of its definition."""
+    kernel = partial(margins.compile_inside, (functions,))
+    return of_definitions(multilabel_margin_loss, kernel, margins.identity_of(functions))
 
 
 def lists_fit(target, x):
@@ -556,171 +525,6 @@ def compile_multilabel_soft_margin(scalars: Scalars) -> Any:
     return multilabel_soft_margin_loss
 
 
-# ---- vectors ---------------------------------------------------------------------------------------
-def same_vectors(x, y):
-    """Whether two arrays of vectors have one shape."""
-
-
-@overload(same_vectors)
-def same_vectors_of(x, y):
-    for a in (x, y):
-        if not is_float(a) or not a.ndim or a.dtype != x.dtype:
-            raise TypingError(f"vectors must be arrays of one dtype, float32 or float64, got {x} and {y}")
-    return lambda x, y: same_shape(x, y)
-
-
-def one_a_vector(target, x):
-    """Whether there is a number for each vector."""
-
-
-@overload(one_a_vector)
-def one_a_vector_of(target, x):
-    if not isinstance(getattr(target, "dtype", target), types.Number):
-        raise TypingError(f"target must hold numbers, got {target}")
-    if getattr(target, "ndim", 0) != x.ndim - 1:
-        return lambda target, x: False
-    if x.ndim == 1:
-        return lambda target, x: True
-    return lambda target, x: target.shape == x.shape[:-1]
-
-
-pairs_of, triplets_of = (
-    by_dtype(partial(vectors.compile_plain, three, parallel=False)) for three in (False, True)
-)
-
-
-@njit(**ENTRY)
-def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean", out=None):
-    divisor = divisor_of(reduction)
-    by_1, by_2 = pair(out)
-    if not same_vectors(input1, input2):
-        raise ValueError("cosine_embedding_loss: input2 must have input1's shape")
-    size = input1.shape[input1.ndim - 1]
-    if size == 0 or input1.ndim > 2:
-        raise ValueError("cosine_embedding_loss: input1 must have shape (N, D) or (D), D at least 1")
-    if not one_a_vector(target, input1):
-        raise ValueError("cosine_embedding_loss: target must have one element for each vector")
-    if margin != margin:
-        raise ValueError("cosine_embedding_loss: margin must be a number")
-    if not (same_shape(by_1, input1) and same_shape(by_2, input2)):
-        raise ValueError("cosine_embedding_loss: out must have the inputs' shape")
-    T = input1.dtype.type
-    if input1.size == 0:
-        return T(0 * divisor)
-    x, y, labels = flat(input1, T), flat(input2, T), flat(target, T)
-    gx, gy = gradient(by_1, input1), gradient(by_2, input2)
-    if not may_write((gx, gy), (x, y, labels)):
-        raise ValueError("cosine_embedding_loss: out overlaps an argument; it may be the inputs themselves")
-    settings = np.int64(vectors.COSINE), 2.0, COSINE_EPS, float(margin), False, 1.0, divisor
-    none = x[:0]
-    extents = x.size // size, size
-    return T(pairs_of(x, (y, none, gx, gy, none, labels, extents, settings, one())))
-
-
-@njit(**ENTRY)
-def triplet_margin_loss(
-    anchor, positive, negative, margin=1.0, p=2.0, eps=DISTANCE_EPS, swap=False, reduction="mean", out=None
-):
-    divisor = divisor_of(reduction)
-    by_a, by_p, by_n = triple(out)
-    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
-        raise ValueError("triplet_margin_loss: positive and negative must have anchor's shape")
-    size = anchor.shape[anchor.ndim - 1]
-    if size == 0:
-        raise ValueError("triplet_margin_loss: anchor must have shape (..., D), D at least 1")
-    if not margin > 0:
-        raise ValueError("triplet_margin_loss: margin must be > 0")
-    if not p >= 1:
-        raise ValueError("triplet_margin_loss: p must be >= 1")
-    if not eps >= 0:
-        raise ValueError("triplet_margin_loss: eps must be >= 0")
-    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
-        raise ValueError("triplet_margin_loss: out must have anchor's shape")
-    T = anchor.dtype.type
-    if anchor.size == 0:
-        return T(0 * divisor)
-    kind = vectors.POWER
-    if p == 1:
-        kind = vectors.SUM
-    elif p == 2:
-        kind = vectors.ROOT_OF_SQUARES
-    elif p == np.inf:
-        kind = vectors.LARGEST
-    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
-    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
-    if not may_write((gx, gy, gz), (x, y, z)):
-        raise ValueError("triplet_margin_loss: out overlaps an argument; it may be the vectors themselves")
-    settings = kind, float(p), float(eps), float(margin), bool(swap), 1.0, divisor
-    extents = x.size // size, size
-    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
-
-
-def metric(distance):
-    """A distance's kind, and what it adds; the kind is -1 for a name that is none."""
-
-
-@overload(metric)
-def metric_of(distance):
-    if isinstance(distance, types.NoneType):
-        return lambda distance: (vectors.ROOT_OF_SQUARES, DISTANCE_EPS)
-    if not isinstance(distance, types.UnicodeType | types.StringLiteral):
-        raise TypingError(
-            f"distance_function must be None or a name in compiled code, not a function; got {distance}"
-        )
-
-    def impl(distance):
-        if distance == "euclidean":
-            return vectors.ROOT_OF_SQUARES, DISTANCE_EPS
-        if distance == "sqeuclidean":
-            return vectors.SQUARES, 0.0
-        if distance == "cosine":
-            return vectors.COSINE, COSINE_EPS
-        if distance == "manhattan":
-            return vectors.SUM, 0.0
-        return -1, 0.0
-
-    return impl
-
-
-@njit(**ENTRY)
-def triplet_margin_with_distance_loss(
-    anchor,
-    positive,
-    negative,
-    distance_function=None,
-    margin=1.0,
-    swap=False,
-    reduction="mean",
-    out=None,
-):
-    divisor = divisor_of(reduction)
-    by_a, by_p, by_n = triple(out)
-    if not (same_vectors(anchor, positive) and same_vectors(anchor, negative)):
-        raise ValueError("triplet_margin_with_distance_loss: positive and negative must have anchor's shape")
-    size = anchor.shape[anchor.ndim - 1]
-    if size == 0:
-        raise ValueError("triplet_margin_with_distance_loss: anchor must have shape (..., D), D at least 1")
-    if not margin > 0:
-        raise ValueError("triplet_margin_with_distance_loss: margin must be > 0")
-    kind, eps = metric(distance_function)
-    if kind < 0:
-        raise ValueError("triplet_margin_with_distance_loss: distance_function has none of the names it may")
-    if not (same_shape(by_a, anchor) and same_shape(by_p, anchor) and same_shape(by_n, anchor)):
-        raise ValueError("triplet_margin_with_distance_loss: out must have anchor's shape")
-    T = anchor.dtype.type
-    if anchor.size == 0:
-        return T(0 * divisor)
-    x, y, z = flat(anchor, T), flat(positive, T), flat(negative, T)
-    gx, gy, gz = gradient(by_a, anchor), gradient(by_p, anchor), gradient(by_n, anchor)
-    if not may_write((gx, gy, gz), (x, y, z)):
-        raise ValueError(
-            "triplet_margin_with_distance_loss: out overlaps an argument; it may be the vectors themselves"
-        )
-    settings = kind, 2.0, eps, float(margin), bool(swap), 1.0, divisor
-    extents = x.size // size, size
-    return T(triplets_of(x, (y, z, gx, gy, gz, x[:0], extents, settings, one())))
-
-
 # ---- scores that are a matrix product --------------------------------------------------------------
 def linear_fits(target, x, w, options):
     """Whether there is one label for each row of the input, and the features are as many as the weight's."""
@@ -791,11 +595,11 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
             live[rows] = i
             rows += 1
     gathers = rows < labels.size
-    height = max(1, min(rows, max(CHUNK_ROWS, CHUNK_BYTES // (classes * x.itemsize))))
+    height, scratch = rows_of_chunk(rows, classes * x.itemsize)
     scores = np.empty(height * classes, x.dtype)
     chosen = np.empty((height if gathers else 0, features), x.dtype)
     sum_ = gw if apart(gw.reshape(gw.size), w.reshape(w.size)) else np.empty_like(gw)
-    step = max(1, min(classes, SCRATCH_BYTES // (features * x.itemsize)))
+    step = columns_of_product(classes, features * x.itemsize, scratch)
     adds = gw.size and rows > height
     pieces, products = np.empty(height * step * adds, x.dtype), np.empty(step * features * adds, x.dtype)
     if gathers and gx.size:
@@ -846,7 +650,12 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
 
 @cache
 def compile_linear_rows(dtype: np.dtype) -> Any:
-    kernels = dict(whole=compile_softmax_rows(dtype), add=njit(nogil=True)(add_product))
+    kernels = dict(
+        whole=compile_softmax_rows(dtype),
+        add=njit(nogil=True)(add_product),
+        rows_of_chunk=njit(**HELPER)(chunk_rows),
+        columns_of_product=njit(**HELPER)(product_columns),
+    )
     return compile_template(linear_rows, dtype, **kernels)
 
 
@@ -956,33 +765,7 @@ def width_of_targets(targets, log_probs):
     return lambda targets, log_probs: 0
 
 
-def ctc_sequences(x, labels, label_counts, frame_counts, g, width, extents, settings):
-    """`ctc` of contiguous log-probabilities; a sequence has `width` places for labels, 0 of joined ones."""
-    _, batch, classes = extents
-    addresses, codes = np.empty(2, np.int64), np.full(2, FLOAT32 if x.itemsize == 4 else FLOAT64)
-    addresses[0], addresses[1] = x.ctypes.data, g.ctypes.data
-    step = np.array([batch * classes, classes, 1]) * x.itemsize
-    strides = np.empty((2, 3), np.int64)
-    strides[:] = step
-    starts = np.empty(batch, np.int64)
-    start = 0
-    for n in range(batch):
-        starts[n] = start
-        start += width if width else label_counts[n]
-    count = 2 if g.size else 1
-    none = np.empty(0, x.dtype)
-    return whole(
-        addresses[:count], codes[:count], strides[:count], extents, labels, starts, label_counts,
-        frame_counts, none, none, np.empty(batch), settings, one(),
-    )  # fmt: skip
-
-
-@cache
-def compile_ctc_sequences(dtype: np.dtype) -> Any:
-    return compile_template(ctc_sequences, dtype, whole=ctc.compile_ctc(dtype, False))
-
-
-ctc_of = by_dtype(compile_ctc_sequences)
+ctc_of = by_dtype(ctc.compile_inside)
 
 
 @njit(**ENTRY)
@@ -1019,9 +802,13 @@ def ctc_loss(
     if not (may_write((g,), (x,)) and apart(g, labels) and apart(g, frame_counts) and apart(g, label_counts)):
         raise ValueError("ctc_loss: out overlaps an argument; it may be log_probs itself")
     settings = np.int64(blank), bool(zero_infinity), reduction == "mean", 1.0, divisor
-    value, wrong, _ = ctc_of(
+    value, status = ctc_of(
         x, (labels, label_counts, frame_counts, g, width, (longest, batch, classes), settings)
     )
-    if wrong >= 0:
+    if status >= 0:
         raise IndexError("ctc_loss: targets holds a class index that is out of range")
+    if status == ctc.NO_MEMORY:
+        raise MemoryError("ctc_loss: no memory for the alignments of sequences as long as these")
+    if status != ctc.OK:
+        raise ValueError("ctc_loss: arrays do not fit together")
     return T(value)

@@ -1,15 +1,17 @@
-"""Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `softmax`."""
+"""Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `scores`."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..chunks import Index, chunk_rows, chunks, pieces
+from ..chunks import chunk_rows, product_columns
 from ..lift import scales_with_masses
 from ..spec import DOUBLE, Linear, Scores, Weighting, bad_index
 from . import scores as scores_of
+
+Index = slice | np.ndarray
 
 
 class Part(NamedTuple):
@@ -89,6 +91,27 @@ def _check_indices(p: Linear, classes: int) -> None:
         raise bad_index(p.name, index, p.target[index], classes, "linear_weight")
 
 
+# ---- chunks -------------------------------------------------------------------------------------------
+
+
+def chunks(rows: np.ndarray, total: int, height: int) -> Iterator[Index]:
+    """Yield the rows that count, `height` at a time."""
+    for k in range(0, len(rows), height):
+        yield slice(k, min(k + height, total)) if len(rows) == total else rows[k : k + height]
+
+
+def pieces(live: np.ndarray) -> Iterator[tuple[Index, slice]]:
+    """Yield rows and positions of each product: all at once; by position, where some do not count."""
+    positions = live.shape[1]
+    if live.all():
+        yield slice(None), slice(0, positions)
+        return
+    for k in range(positions):
+        rows = np.flatnonzero(live[:, k])
+        if rows.size:
+            yield rows, slice(k, k + 1)
+
+
 # ---- products -----------------------------------------------------------------------------------------
 
 
@@ -112,7 +135,7 @@ class ProductSum:
         self.sum = out.reshape(weight.shape) if direct else np.empty(weight.shape, weight.dtype)
         self.fresh = True
         self.order: Any = "C" if self.sum.flags.c_contiguous else "F"
-        self.step = max(1, min(classes * positions, scratch // max(1, features * weight.itemsize)))
+        self.step = product_columns(classes * positions, features * weight.itemsize, scratch)
         self.scratch = np.empty(self.step * features, weight.dtype)
 
     def add(self, g: np.ndarray, x: np.ndarray, positions: slice) -> None:
@@ -166,7 +189,7 @@ def _run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
     # weights (some of them float64), and the probabilities that are gathered.
     gathered = p.has_probabilities and len(rows) < len(counted)
     arrays = 1 + 2 * ("target" in outputs) + 6 * ("weight" in outputs) + gathered
-    height, scratch = chunk_rows(p.chunking, len(rows), arrays * classes * positions * dtype.itemsize)
+    height, scratch = chunk_rows(len(rows), arrays * classes * positions * dtype.itemsize, *p.chunking)
     memory = np.empty(min(height, len(rows)) * classes * positions, dtype)
 
     by_row: dict[str, np.ndarray] = {
@@ -253,4 +276,4 @@ def run_part(
         DOUBLE if weighting.reduction == "sum" else p.arithmetic,
         p.arithmetic,
     )
-    return scores_of.run(scores, gradients), logits, gradients
+    return scores_of.compute(scores, gradients), logits, gradients

@@ -1,351 +1,616 @@
-"""Margin losses of class scores: each row's own classes against all its others.
+"""Margin losses of class scores: each of a row's own classes against all that are not.
 
-Rows are worked on a tile at a time, in scratch memory that stays in cache: a tile of scores is gathered,
-from any strides and any floating dtype, each row is overwritten by its gradient, and the tile is scattered to
-where the gradient goes. So the gradient may overwrite its input, and no other layout needs a thought. Tiles
-depend on the shape alone and their sums are added in order: the same bits for any number of threads.
+A definition says what one other class adds, and what a row makes of the sum (`spec.MarginFunctions`).
+`one_label` and `many_labels` are the blocks: some rows of contiguous scores, and their gradients. `margins`
+is the driver, compiled once for all of them. It works where the arrays lie, or else gathers a tile of rows
+into scratch memory that stays in cache and scatters the gradient from there. Tiles depend on the shape alone
+and their sums are added in order: the same bits for any number of threads.
 """
 
+from collections.abc import Sequence
 from functools import cache
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
+import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit, types
+from numba.extending import intrinsic
 
-from ..bind import bind
+from ..bind import adopted, bind, fingerprint
 from ..math import select
-from ..spec import FLOAT32, FLOAT64, INT64, MANY, Margins, Quick, bad_index
-from .drive import _transfer
-from .packing import divisor_or_nan, flat, locations, quick_rows, run_parallel, signed, workers
-from .target import BLOCK, LOOP, SCALAR
-
-# The arrays of one call, in the order of `places`, `codes` and `strides`.
-INPUT, GRAD, CURVATURE = range(3)
+from ..spec import MANY, MarginFunctions, Margins, bad_index
+from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay
+from .blocks import ENTRY
+from .labels import (
+    ABSENT,
+    ARRAYS,
+    BY_ROWS,
+    CLASS_WEIGHT,
+    CODE_OF_OWN,
+    CODES,
+    CURVATURE,
+    DIVIDE,
+    DIVISOR,
+    FACTOR,
+    FURTHER,
+    GATHER,
+    GATHER_INTEGERS,
+    GRADIENT,
+    INPUT,
+    INT64,
+    INTEGERS,
+    ITEM_SIZE,
+    LAY,
+    LAYOUT_BYTES,
+    LAYOUTS,
+    MEMORY,
+    NUMBERS_AT,
+    OPTIONS,
+    READING,
+    SAMPLE_WEIGHT,
+    SCATTER,
+    TARGET,
+    TERMS,
+    UPSTREAM,
+    WRITING,
+    arrays_of,
+    begin_recipe,
+    bind_calls,
+    bind_linked,
+    complete,
+    describe_call,
+    first_wrong,
+    is_contiguous,
+    lacks,
+    make_contiguous,
+    move_elements,
+    new_outputs,
+    number,
+    numbers_of,
+    rounded,
+)
+from .launch import CURVATURE as OUT_CURVATURE
+from .launch import INCOMPLETE, OK, UNFIT, Launch, New
+from .native import (
+    HELPER,
+    allocate,
+    at_address,
+    caller,
+    compile_entry,
+    compile_function,
+    data_of,
+    item,
+    rank_of,
+    release,
+    shape_of,
+    stack,
+    store,
+)
+from .parallel import TASK, run_fork, run_task
+from .target import derivatives, prefer_widest_vectors
 
 TILE = 4096  # elements of a tile: with its copies it stays in the first-level cache, nearly
 RUN = 4096  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
+PARALLEL_FROM = 32768  # scores: starting two threads costs about 6 us
+
+# Of a recipe, further than what all families of class scores have.
+BLOCK = FURTHER  # the address of a block
+HAS_LISTS = FURTHER + 1  # whether a row has a list of labels
+WORKERS = FURTHER + 2  # shares into which parallel calls cut the tiles
+RECIPE = FURTHER + 3
+
+# A task's context, in int64.
+RECIPE_AT = 0  # addresses: of the recipe, the options, the arrays' layouts, the tiles' sums
+OPTIONS_AT = 1
+LAYOUTS_AT = 2
+SUMS_AT = 3
+SCALE_AT = 4  # of the gradient's scale, a float64
+ROWS = 5
+CLASSES = 6
+HEIGHT = 7  # rows of a tile
+SHARES = 8
+
+# A block's places, in int64: addresses of the tile's contiguous rows, unless said otherwise.
+X = 0  # scores
+G = 1  # gradients; may be `X`, and is anything where none is asked for
+H = 2  # curvatures
+LABELS = 3  # int64
+WEIGHT = 4  # a row's weight, in float64
+SCALE = 5  # of a row's gradient, in float64
+TERM = 6  # a row's loss
+SPARE = 7  # two rows of scratch, for lists of labels
+NUMBERS = 8  # the options
+COUNT = 9  # a number: the classes
+
+# Bound by `compile_block`.
+T: Any = np.float32
+ITEM: Any = 4
+WITH_GRADIENT: Any = True
+WITH_CURVATURE: Any = False
+options: Any = None
+value: Any = None  # `terms`: its value; with derivatives by the score
+by_score: Any = None
+finish: Any = None  # its value and slope
 
 
-class Numbers(NamedTuple):
-    """What all rows share, the reals in the arithmetic dtype."""
-
-    squared: bool  # p is 2
-    margin: float
-    scale: float  # of the gradient
-    grad: bool
-    curvature: bool
+@intrinsic
+def plus(typingctx, a, b):
+    """Add numbers of a sum, in any order: so that the sum vectorises."""
+    return a(a, a), lambda c, builder, s, args: builder.fadd(*args, flags=("reassoc", "contract", "nsz"))
 
 
-@njit(**(LOOP | {"forceinline": True}))
-def _hinges(x, shift, factor, squared, grad):
-    T = type(shift)
-    zero, one = T(0), T(1)
-    loss = slopes = zero
-    for i in range(x.size):
-        z = x[i] + shift
-        h = select(z <= zero, zero, z)  # a NaN stays, in the slope too
-        d = h + h if squared else select(z > zero, one, h)
-        loss += h * h if squared else h
-        slopes += d
-        if grad:
-            x[i] = factor * d
-    return loss, slopes
+# ---- blocks ----------------------------------------------------------------------------------------------
 
 
-@njit(**SCALAR)
-def hinges(x, shift, factor, squared, grad):
-    """Sums of ``max(0, x + shift) ** p`` and of its slopes; the slopes times `factor` overwrite `x`."""
-    loss = slopes = 0.0
-    for start in range(0, x.size, RUN):
-        run = x[start : min(start + RUN, x.size)]
-        if squared:
-            a, b = _hinges(run, shift, factor, True, grad)
-        else:
-            a, b = _hinges(run, shift, factor, False, grad)
-        loss += a
-        slopes += b
-    return loss, slopes
+def one_label(places_at, rows):
+    """Compute rows with one class each; their losses' sum."""
+    prefer_widest_vectors()
+    places = at_address(places_at, 0)
+    zero, classes = T(0), places[COUNT]
+    o = options(at_address(places[NUMBERS], 0.0), zero)
+    labels, terms = at_address(places[LABELS], 0), at_address(places[TERM], zero)
+    weights, scales = at_address(places[WEIGHT], 0.0), at_address(places[SCALE], 0.0)
+    sum_of_rows = 0.0
+    for row in range(rows):
+        there = row * classes * ITEM
+        x_at, g_at, h_at = places[X] + there, places[G] + there, places[H] + there
+        weight, label = T(weights[row]), labels[row]
+        if weight == zero:  # whatever the scores are
+            if WITH_GRADIENT:
+                for i in range(classes):
+                    at_address(g_at, zero)[i] = zero
+            if WITH_CURVATURE:
+                for i in range(classes):
+                    at_address(h_at, zero)[i] = zero
+            terms[row] = zero
+            continue
+        own = at_address(x_at, zero)[label]
+        factor = T(scales[row]) * finish(zero, T(classes), weight)[1]
+        total = slope = curvature = 0.0  # of all other classes
+        for part in range(2):  # the classes below the own one, and those above
+            start = label + 1 if part else 0
+            stop = classes if part else label
+            part_total = part_slope = part_curvature = 0.0
+            while start < stop:
+                left = stop - start
+                n = left if left < RUN else RUN
+                x, g = at_address(x_at + start * ITEM, zero), at_address(g_at + start * ITEM, zero)
+                run_total = run_slope = run_curvature = zero
+                if WITH_GRADIENT:
+                    if x_at != g_at:
+                        for i in range(n):
+                            g[i] = x[i]
+                    if WITH_CURVATURE:
+                        h = at_address(h_at + start * ITEM, zero)
+                        for i in range(n):
+                            h[i] = g[i]
+                        for i in range(n):
+                            c = by_score(h[i], own, o)[2]
+                            run_curvature = plus(run_curvature, c)
+                            h[i] = factor * c
+                    for i in range(n):
+                        v, d, _ = by_score(g[i], own, o)
+                        run_total = plus(run_total, v)
+                        run_slope = plus(run_slope, d)
+                        g[i] = factor * d
+                else:
+                    for i in range(n):
+                        run_total = plus(run_total, value(x[i], own, o))
+                part_total += run_total
+                part_slope += run_slope
+                part_curvature += run_curvature
+                start += n
+            total += part_total
+            slope += part_slope
+            curvature += part_curvature
+        if WITH_GRADIENT:
+            at_address(g_at, zero)[label] = -factor * T(slope)
+        if WITH_CURVATURE:
+            at_address(h_at, zero)[label] = factor * T(curvature)
+        term = finish(T(total), T(classes), weight)[0]
+        terms[row] = term
+        sum_of_rows += term
+    return sum_of_rows
 
 
-@njit(**SCALAR)
-def curvatures(x, h, shift, factor):
-    """Second derivatives of the squared hinges, and their sum before `factor`."""
-    T = type(shift)
-    total = T(0)
-    for i in range(x.size):
-        z = x[i] + shift
-        c = select(z > T(0), T(2), select(z <= T(0), T(0), z))
-        total += c
-        h[i] = factor * c
-    return total
-
-
-@njit(**BLOCK)
-def one_label(x, h, labels, scratch, weight, share, upstream, n):
-    """The term of a row with one class; gradient and curvature overwrite `x` and `h`."""
-    T = type(n.margin)
-    zero = T(0)
-    own = labels[0]
-    share = (share * weight[own] if weight.size else share) / T(x.size)
-    if share == zero:
-        x[:] = zero
-        h[:] = zero
-        return zero
-    shift = n.margin - x[own]
-    factor = n.scale * upstream * share
-    below, above = x[:own], x[own + 1 :]
-    if n.curvature:
-        total = curvatures(below, h[:own], shift, factor) + curvatures(above, h[own + 1 :], shift, factor)
-        h[own] = factor * total
-    loss, slopes = hinges(below, shift, factor, n.squared, n.grad)
-    more_loss, more_slopes = hinges(above, shift, factor, n.squared, n.grad)
-    if n.grad:
-        x[own] = -factor * T(slopes + more_slopes)
-    return share * T(loss + more_loss)
-
-
-@njit(**(LOOP | {"forceinline": True}))
-def _against(scores, other, slope, shift, grad):
-    T = type(shift)
-    zero, one = T(0), T(1)
-    loss = slopes = zero
-    for i in range(scores.size):
-        z = select(other[i] == zero, -one, scores[i] + shift)
-        h = select(z <= zero, zero, z)
-        d = select(z > zero, one, h)
-        loss += h
-        slopes += d
-        if grad:
-            slope[i] += d
-    return loss, slopes
-
-
-@njit(**BLOCK)
-def many_labels(x, h, labels, scratch, weight, share, upstream, n):
-    """The term of a row whose classes end at the first -1; the gradient overwrites `x`."""
-    T = type(n.margin)
-    zero = T(0)
-    share = share / T(x.size)
-    count = 0
-    while count < labels.size and labels[count] >= 0:
-        count += 1
-    if share == zero or count == 0:
-        x[:] = zero
-        return zero
-    scores, other = scratch[0], scratch[1]
-    scores[:] = x
-    other[:] = T(1)
-    for k in range(count):
-        other[labels[k]] = zero
-    x[:] = zero
-    total = 0.0
-    for k in range(count):
-        own = labels[k]
-        shift = n.margin - scores[own]
-        slopes = 0.0
-        for start in range(0, x.size, RUN):
-            stop = min(start + RUN, x.size)
-            a, b = _against(scores[start:stop], other[start:stop], x[start:stop], shift, n.grad)
-            total += a
-            slopes += b
-        x[own] -= T(slopes)
-    factor = n.scale * upstream * share
-    for i in range(x.size):
-        x[i] *= factor
-    return share * T(total)
-
-
-# Bound by `compile_margins` and `compile_plain`.
-row: Any = one_label
-LOWEST: Any = 0  # the lowest label that is right
-whole: Any = None
-
-
-@njit(nogil=True)
-def survey(labels, lowest, classes):
-    """The position of the first label outside of [lowest, classes), or -1."""
-    wrong = 0
-    for i in range(labels.size):
-        wrong += (labels[i] < lowest) | (labels[i] >= classes)
-    if wrong:
-        for i in range(labels.size):
-            if labels[i] < lowest or labels[i] >= classes:
-                return i
-    return -1
-
-
-def margins(
-    places,
-    codes,
-    shape,
-    strides,
-    extents,
-    labels,
-    weight,
-    weights,
-    upstream,
-    terms,
-    settings,
-    workers,
-):
-    """The losses of all rows, and what else is asked for.
-
-    Parameters
-    ----------
-    places, codes : arrays of int64
-        Per array (`INPUT`, `GRAD`, `CURVATURE`): its address, and element code (-1: absent).
-    shape, strides : arrays of int64
-        The common shape, and each array's strides in bytes.
-    extents : (int, int)
-        Rows and classes.
-    labels : array of int64
-        The same number for each row.
-    weight, weights, upstream : arrays
-        Of classes, of rows, and of rows' gradients; each may be empty, for ones.
-    terms : array
-        Receives the rows' losses; may be empty.
-    settings : (int, float, float, float)
-        p, the margin, the gradient's scale, and what that and the value are divided by: NaN for what the rows
-        count for.
-    workers : int
-        Into how many shares the tiles are cut.
-
-    Returns
-    -------
-    value, wrong : float, int
-        The divided sum, and the position of the first bad label or -1; then nothing was written.
-    """
-    rows, classes = extents
-    p, margin, scale, divisor = settings
-    wrong = survey(labels, LOWEST, classes)
-    if wrong >= 0:
-        return 0.0, wrong
-    T = terms.dtype.type
-    if divisor != divisor:
-        divisor = float(rows)
-        if weights.size:
-            divisor = 0.0
-            for i in range(rows):
-                divisor += float(weights[i])
-    grad, curvature = codes[GRAD] >= 0, codes[CURVATURE] >= 0
-    n = Numbers(p == 2, T(margin), T(scale / divisor), grad, curvature)
-    each = labels.size // max(rows, 1)
-    height = max(1, min(rows, TILE // classes))
-    tiles = (rows + height - 1) // height
-    sums = np.empty(tiles, np.float64)
-    workers = min(tiles, workers)
-    for worker in prange(workers):
-        scores = np.empty(height * classes, terms.dtype)
-        second = np.empty(height * classes if curvature else 0, terms.dtype)
-        scratch = np.empty((2, classes), terms.dtype)
-        for tile in range(worker * tiles // workers, (worker + 1) * tiles // workers):
-            first = tile * height
-            count = min(height, rows - first)
-            start, x, h = first * classes, scores[: count * classes], second[: count * classes]
-            _transfer(codes[INPUT], places[INPUT], shape, strides[INPUT], start, x, False)
-            total = 0.0
-            for r in range(count):
-                i = first + r
-                term = row(
-                    x[r * classes : (r + 1) * classes],
-                    h[r * classes : (r + 1) * classes] if curvature else h,
-                    labels[i * each : (i + 1) * each],
-                    scratch,
-                    weight,
-                    weights[i] if weights.size else T(1),
-                    upstream[i] if upstream.size else T(1),
-                    n,
+def many_labels(places_at, rows):
+    """Compute rows with lists of classes that end at the first -1; their losses' sum."""
+    prefer_widest_vectors()
+    places = at_address(places_at, 0)
+    zero, classes = T(0), places[COUNT]
+    o = options(at_address(places[NUMBERS], 0.0), zero)
+    terms = at_address(places[TERM], zero)
+    weights, scales = at_address(places[WEIGHT], 0.0), at_address(places[SCALE], 0.0)
+    scores_at, other_at = places[SPARE], places[SPARE] + classes * ITEM
+    scores, other = at_address(scores_at, zero), at_address(other_at, zero)
+    sum_of_rows = 0.0
+    for row in range(rows):
+        there = row * classes * ITEM
+        x, g_at = at_address(places[X] + there, zero), places[G] + there
+        g, labels = at_address(g_at, zero), at_address(places[LABELS] + row * classes * 8, 0)
+        weight = T(weights[row])
+        count = 0
+        while count < classes and labels[count] >= 0:
+            count += 1
+        if weight == zero or count == 0:
+            if WITH_GRADIENT:
+                for i in range(classes):
+                    g[i] = zero
+            terms[row] = zero
+            continue
+        for i in range(classes):
+            scores[i] = x[i]
+        for i in range(classes):
+            other[i] = T(1)
+        for k in range(count):
+            other[labels[k]] = zero
+        if WITH_GRADIENT:
+            for i in range(classes):
+                g[i] = zero
+        total = 0.0
+        for k in range(count):
+            own = scores[labels[k]]
+            own_slope = 0.0
+            for start in range(0, classes, RUN):
+                left = classes - start
+                n = left if left < RUN else RUN
+                s, mask = (
+                    at_address(scores_at + start * ITEM, zero),
+                    at_address(other_at + start * ITEM, zero),
                 )
-                total += term
-                if terms.size:
-                    terms[i] = term
-            sums[tile] = total
-            if grad:
-                _transfer(codes[GRAD], places[GRAD], shape, strides[GRAD], start, x, True)
-            if curvature:
-                _transfer(codes[CURVATURE], places[CURVATURE], shape, strides[CURVATURE], start, h, True)
+                slopes = at_address(g_at + start * ITEM, zero)
+                run_total = run_slope = zero
+                if WITH_GRADIENT:
+                    for i in range(n):
+                        v, d, _ = by_score(s[i], own, o)
+                        run_total = plus(run_total, select(mask[i] == zero, zero, v))
+                        d = select(mask[i] == zero, zero, d)
+                        run_slope = plus(run_slope, d)
+                        slopes[i] += d
+                else:
+                    for i in range(n):
+                        v = value(s[i], own, o)
+                        run_total = plus(run_total, select(mask[i] == zero, zero, v))
+                total += run_total
+                own_slope += run_slope
+            if WITH_GRADIENT:
+                g[labels[k]] -= T(own_slope)
+        term, slope, _ = finish(T(total), T(classes), weight)
+        if WITH_GRADIENT:
+            factor = T(scales[row]) * slope
+            for i in range(classes):
+                g[i] *= factor
+        terms[row] = term
+        sum_of_rows += term
+    return sum_of_rows
+
+
+def lift(functions: MarginFunctions) -> dict[str, Any]:
+    """A definition's compiled functions, by the blocks' names for them.
+
+    Terms depend on the scores' difference: the slope by the own score is the opposite, the curvature the
+    same. Where the difference is NaN so is the slope; jets would give that of the branch that is taken. (To
+    look at the term instead would keep its square from being added in one instruction.)
+    """
+    jets = derivatives()
+    parts = jets.parts
+    terms, last = (njit(**HELPER)(adopted(f)) for f in (functions.terms, functions.finish))
+    constant, seed_score = jets.seed(2, None), jets.seed(2, 0)
+    seed_total = jets.seed(3, 0)
+
+    @njit(**HELPER)
+    def value(score, own, o):
+        return parts(terms(*(constant(score, own, own) + o)), score)[0]
+
+    @njit(**HELPER)
+    def by_score(score, own, o):
+        v, d, h = parts(terms(*(seed_score(score, own, own) + o)), score)
+        z = score - own
+        return v, select(z == z, d, z), select(z == z, h, z)
+
+    @njit(**HELPER)
+    def finish(total, classes, weight):
+        return parts(last(*seed_total(total, classes, weight)), total)
+
+    return dict(value=value, by_score=by_score, finish=finish)
+
+
+def identity_of(functions: MarginFunctions) -> tuple[Any, ...]:
+    """Return all that a definition's blocks depend on."""
+    of_code = fingerprint(functions.terms), fingerprint(functions.finish)
+    return (functions.name, *of_code, functions.options)
+
+
+def scope_of(functions: MarginFunctions, gradient: bool, curvature: bool, dtype: np.dtype) -> dict[str, Any]:
+    """Return the names that are bound in a definition's block."""
+    return lift(functions) | dict(
+        T=dtype.type,
+        ITEM=dtype.itemsize,
+        WITH_GRADIENT=gradient or curvature,
+        WITH_CURVATURE=curvature,
+        options=derivatives().options(functions.options),
+    )
+
+
+@cache
+def compile_block(functions: MarginFunctions, gradient: bool, curvature: bool, dtype: np.dtype) -> int:
+    """Return the address of a definition's block."""
+    if functions.many and curvature:
+        raise NotImplementedError("the curvature of rows with many labels")
+    template = many_labels if functions.many else one_label
+    scope = scope_of(functions, gradient, curvature, dtype)
+    identity = identity_of(functions), gradient, curvature, dtype.name
+    signature = types.float64(types.int64, types.int64)
+    return compile_function(template, scope, functions.name, identity, signature)
+
+
+# ---- the driver ------------------------------------------------------------------------------------------
+
+run_block = caller(types.float64, 2)
+
+
+def share_of_tiles(context, share):
+    """The driver's task: one share of the tiles, through scratch memory of its own."""
+    c = at_address(context, 0)
+    r = at_address(c[RECIPE_AT], 0)
+    rows, classes, size = c[ROWS], c[CLASSES], r[ITEM_SIZE]
+    height, single = c[HEIGHT], r[ITEM_SIZE] == 4
+    each = classes if r[HAS_LISTS] else 1
+    layouts, scale = c[LAYOUTS_AT], at_address(c[SCALE_AT], 0.0)[0]
+    x, g, h = layouts, layouts + GRADIENT * LAYOUT_BYTES, layouts + CURVATURE * LAYOUT_BYTES
+    terms = layouts + TERMS * LAYOUT_BYTES
+    wants_g, wants_h = r[CODES + GRADIENT] != ABSENT, r[CODES + CURVATURE] != ABSENT
+    wants_terms = r[CODES + TERMS] != ABSENT
+    own_x = is_contiguous(x, r[CODE_OF_OWN], size)
+    own_g = wants_g and is_contiguous(g, r[CODE_OF_OWN], size)
+    own_h = wants_h and is_contiguous(h, r[CODE_OF_OWN], size)
+    own_terms = wants_terms and is_contiguous(terms, r[CODE_OF_OWN], size)
+    # Scratch: scores, which gradients overwrite; curvatures; rows' weights, scales and losses; two rows.
+    span = height * classes * size
+    scratch = allocate(2 * span + 3 * 8 * height + 2 * classes * size)
+    weights = scratch + 2 * span
+    scales = weights + 8 * height
+    losses = scales + 8 * height
+    places_at = stack(80)
+    places = at_address(places_at, 0)
+    places[WEIGHT] = weights
+    places[SCALE] = scales
+    places[SPARE] = losses + 8 * height
+    places[NUMBERS] = c[OPTIONS_AT]
+    places[COUNT] = classes
+    labels = at_address(layouts + TARGET * LAYOUT_BYTES, 0)[ADDRESS]
+    tiles = (rows + height - 1) // height
+    for tile in range(share * tiles // c[SHARES], (share + 1) * tiles // c[SHARES]):
+        first = tile * height
+        left = rows - first
+        count = left if left < height else height
+        start = first * classes
+        for i in range(count):
+            w, s = 1.0, scale
+            if r[CODES + SAMPLE_WEIGHT] != ABSENT:
+                a = at_address(layouts + SAMPLE_WEIGHT * LAYOUT_BYTES, 0)
+                w = rounded(number(a[ADDRESS] + (first + i) * a[STRIDES], single), single)
+            if r[CODES + CLASS_WEIGHT] != ABSENT:
+                a = at_address(layouts + CLASS_WEIGHT * LAYOUT_BYTES, 0)
+                label = at_address(labels, 0)[first + i]
+                w = rounded(w * number(a[ADDRESS] + label * a[STRIDES], single), single)
+            if r[CODES + UPSTREAM] != ABSENT:
+                a = at_address(layouts + UPSTREAM * LAYOUT_BYTES, 0)
+                s = rounded(s * number(a[ADDRESS] + (first + i) * a[STRIDES], single), single)
+            at_address(weights, 0.0)[i] = w
+            at_address(scales, 0.0)[i] = s
+        places[X] = places[G] = scratch
+        if own_x:
+            places[X] = at_address(x, 0)[ADDRESS] + start * size
+        else:
+            move_elements(r[GATHER], x, start, scratch, count * classes)
+        if own_g:
+            places[G] = at_address(g, 0)[ADDRESS] + start * size
+        places[H] = at_address(h, 0)[ADDRESS] + start * size if own_h else scratch + span
+        places[LABELS] = labels + 8 * each * first
+        places[TERM] = at_address(terms, 0)[ADDRESS] + first * size if own_terms else losses
+        store(c[SUMS_AT] + 8 * tile, run_block(r[BLOCK], (places_at, count)))
+        if wants_terms and not own_terms:
+            move_elements(r[SCATTER], terms, first, losses, count)
+        if wants_g and not own_g:
+            move_elements(r[SCATTER], g, start, scratch, count * classes)
+        if wants_h and not own_h:
+            move_elements(r[SCATTER], h, start, scratch + span, count * classes)
+    release(scratch)
+    return 0
+
+
+def margins(recipe, numbers, arrays, task, fork):
+    """The divided sum, and `OK`, `UNFIT` or the position of the first wrong label in C order.
+
+    `task` is the address of `share_of_tiles`, `fork` that of `parallel.fork`, or 0 to stay on this thread.
+    """
+    r, n = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
+    x, target = item(arrays, INPUT), item(arrays, TARGET)
+    rank, target_rank = rank_of(x), rank_of(target)
+    if rank > 2:
+        return 0.0, UNFIT
+    shape = at_address(shape_of(x), 0)
+    classes = shape[rank - 1] if rank else 1
+    rows = shape[0] if rank == 2 else 1
+    single, size = r[ITEM_SIZE] == 4, r[ITEM_SIZE]
+    if classes == 0:
+        return 0.0, UNFIT
+    # Layouts. A single row may have its label, or a single score its list of one, in an array of an axis more
+    # or less; what has a number for each row is then of the label's shape.
+    layouts, order = stack(LAYOUTS), stack(16)
+    store(order, 0)
+    store(order + 8, 1)
+    lone = rank < 2 and target_rank < 2 and (classes == 1 or not r[HAS_LISTS])
+    if lone and target_rank:
+        lone = at_address(shape_of(target), 0)[0] == 1
+    needed = 0
+    for k in range(ARRAYS):
+        if r[CODES + k] == ABSENT:
+            continue
+        array, like, skip = item(arrays, k), x, -1
+        if k == CLASS_WEIGHT or (k == TARGET and lone):
+            like = array
+        elif k == TARGET:
+            skip = -1 if r[HAS_LISTS] else rank - 1
+        elif k in (SAMPLE_WEIGHT, UPSTREAM, TERMS):
+            if r[HAS_LISTS]:
+                skip = rank - 1
+            else:
+                like = target
+        at = layouts + k * LAYOUT_BYTES
+        if call_lay(r[LAY], (array, like, order, skip, 1 if k == SAMPLE_WEIGHT else 0, at)):
+            return 0.0, UNFIT
+        at_address(at, 0)[CODE] = r[CODES + k]
+        if k == CLASS_WEIGHT and (rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes):
+            return 0.0, UNFIT
+        if k == TARGET:
+            needed |= 0 if is_contiguous(at, INT64, 8) else INTEGERS
+        elif k != INPUT and k < TERMS:  # weights of the arithmetic dtype are read at any stride
+            needed |= 0 if r[CODES + k] == r[CODE_OF_OWN] else READING
+        elif not is_contiguous(at, r[CODE_OF_OWN], size):
+            needed |= READING if k == INPUT else WRITING
+    lacking = lacks(r, needed)
+    if lacking:
+        return 0.0, INCOMPLETE - lacking
+    # Labels that are not contiguous int64 are copied, and weights of another dtype.
+    count = rows * classes if r[HAS_LISTS] else rows
+    height = TILE // classes if classes < TILE else 1
+    height = height if height < rows or not rows else rows
+    tiles = (rows + height - 1) // height
+    room = allocate(8 * ((count if needed & INTEGERS else 0) + classes + 2 * rows + tiles) + 8)
+    sums = room
+    free = sums + 8 * tiles
+    if needed & INTEGERS:
+        make_contiguous(r[GATHER_INTEGERS], layouts + TARGET * LAYOUT_BYTES, free, count, INT64, 8)
+        free += 8 * count
+    labels = at_address(layouts + TARGET * LAYOUT_BYTES, 0)[ADDRESS]
+    lowest = -1 if r[HAS_LISTS] else 0
+    wrong = first_wrong(labels, count, lowest, classes, lowest)
+    if wrong >= 0:
+        release(room)
+        return 0.0, wrong
+    for k in range(CLASS_WEIGHT, TERMS):
+        if r[CODES + k] != ABSENT and r[CODES + k] != r[CODE_OF_OWN]:
+            many = classes if k == CLASS_WEIGHT else rows
+            if many:
+                make_contiguous(r[GATHER], layouts + k * LAYOUT_BYTES, free, many, r[CODE_OF_OWN], size)
+            free += 8 * many
+    divisor = n[DIVISOR]
+    if r[DIVIDE] == BY_ROWS:
+        divisor = float(rows)
+        if r[CODES + SAMPLE_WEIGHT] != ABSENT:
+            divisor = 0.0
+            a = at_address(layouts + SAMPLE_WEIGHT * LAYOUT_BYTES, 0)
+            for i in range(rows):
+                divisor += number(a[ADDRESS] + i * a[STRIDES], single)
+    scale, context = stack(8), stack(80)
+    at_address(scale, 0.0)[0] = rounded(n[FACTOR] / divisor, single)
+    c = at_address(context, 0)
+    c[RECIPE_AT] = data_of(recipe)
+    c[OPTIONS_AT] = data_of(numbers) + 8 * OPTIONS
+    c[LAYOUTS_AT] = layouts
+    c[SUMS_AT] = sums
+    c[SCALE_AT] = scale
+    c[ROWS] = rows
+    c[CLASSES] = classes
+    c[HEIGHT] = height
+    if fork:
+        c[SHARES] = tiles if tiles < r[WORKERS] else r[WORKERS]
+        run_fork(fork, (task, context, c[SHARES]))
+    elif rows:
+        c[SHARES] = 1
+        run_task(task, (context, 0))
     total = 0.0
     for tile in range(tiles):
-        total += sums[tile]
-    return total / divisor, -1
-
-
-def plain(x, labels, g, extents, settings, workers):
-    """`margins` for the commonest call: contiguous arrays of the arithmetic dtype, and no weights."""
-    places, codes = np.zeros(3, np.int64), np.full(3, -1)
-    code = FLOAT32 if x.itemsize == 4 else FLOAT64
-    places[INPUT], codes[INPUT] = x.ctypes.data, code
-    if g.size:
-        places[GRAD], codes[GRAD] = g.ctypes.data, code
-    none = np.empty(0, x.dtype)
-    shape, strides = np.full(1, x.size), np.full((3, 1), x.itemsize)
-    return whole(places, codes, shape, strides, extents, labels, none, none, none, none, settings, workers)
+        total += at_address(sums, 0.0)[tile]
+    release(room)
+    return total / divisor, OK
 
 
 @cache
-def compile_margins(many: bool, dtype: np.dtype, parallel: bool) -> Any:
-    """`margins` of rows with one label or many, with arithmetic in one dtype."""
-    function = many_labels if many else one_label
-    name = f"{function.__name__}_{dtype.name}_{'parallel' if parallel else 'serial'}"
-    decorate = njit(nogil=True, parallel=parallel, cache=True, error_model="numpy")
-    return bind(margins, {"row": function, "LOWEST": -1 if many else 0}, name, name, decorate)
+def task_address() -> int:
+    """The address of `share_of_tiles`."""
+    return compile_function(share_of_tiles, {}, "rows", "rows", TASK)
 
 
 @cache
-def compile_plain(many: bool, dtype: np.dtype, parallel: bool) -> Any:
-    name = f"{many}_{dtype.name}_{'parallel' if parallel else 'serial'}"
-    return bind(
-        plain, {"whole": compile_margins(many, dtype, parallel)}, name, name, njit(nogil=True, cache=True)
-    )
+def entry() -> Any:
+    """`margins`, compiled."""
+    return compile_entry(margins, {}, "rows", "rows", ENTRY)
 
 
 # ---- launching ----------------------------------------------------------------------------------------
 
-PARALLEL_FROM = 32768  # hinges from which two threads beat one: starting them costs about 6 us
+
+def new_terms(p: Margins) -> np.ndarray | None:
+    """Return a new array for the terms, if they are asked for."""
+    if p.weighting.reduction != "none":
+        return None
+    return np.empty(p.input.shape[:-1] if p.kind == MANY else p.target.shape, p.dtype)
 
 
-def run(p: Margins, outputs: dict[str, np.ndarray]) -> Any:
-    """Write the gradient by ``"input"`` and the curvature; return the value. Of ONE or MANY labels a row."""
-    w, shape, numbers = p.weighting, p.input.shape, p.arithmetic
-    rows, classes = shape[:-1], shape[-1]
-    reduced = w.reduction != "none"
-    terms = np.empty(0 if reduced else prod(rows), numbers)
-    arguments = (
-        *locations([p.input, outputs.get("input"), outputs.get("curvature")]),
-        (prod(rows), classes),
-        flat(signed(p.target), p.target.shape, INT64),
-        flat(p.weight, (classes,), numbers),
-        flat(w.sample_weight, rows, numbers),
-        flat(w.upstream, rows, numbers),
-        terms,
-        (p.p, p.margin, w.factor, divisor_or_nan(w.divisor)),
-        workers(),
+def pack(p: Margins, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> Launch:
+    """Pack a problem of ONE or MANY labels a row for the driver."""
+    assert p.functions is not None
+    arrays = arrays_of(p, outputs)
+    recipe = begin_recipe(p, arrays, RECIPE)
+    recipe[BLOCK] = compile_block(p.functions, "input" in outputs, OUT_CURVATURE in outputs, p.arithmetic)
+    recipe[HAS_LISTS], recipe[WORKERS] = p.kind == MANY, 4 * numba.config.NUMBA_NUM_THREADS
+    terms = New(TERMS, INPUT, lambda shape: shape[:-1]) if p.kind == MANY else New(TERMS, TARGET)
+    return Launch(
+        entry(), recipe, numbers_of(p, p.numbers), arrays, task_address(), PARALLEL_FROM,
+        new_outputs(made, terms), complete(p.arithmetic),
+    )  # fmt: skip
+
+
+def refuse(p: Margins, status: int) -> Exception:
+    """Return the error for a call that the driver refused."""
+    target = p.target
+    if status == UNFIT:
+        shapes = f"{p.input.shape} and {target.shape}"
+        return ValueError(f"{p.name}: arrays of shapes {shapes} do not fit together")
+    index = tuple(map(int, np.unravel_index(status, target.shape)))
+    return bad_index(p.name, index, target[index], p.input.shape[-1] if p.input.ndim else 1)
+
+
+# ---- inside compiled code -----------------------------------------------------------------------------
+
+# Bound by `compile_inside`.
+drive: Any = None
+OF_LISTS: Any = False
+
+
+def inside(x, labels, g, weight, extents, settings):
+    """The value and the status of contiguous arrays.
+
+    `settings` are which of the definitions, its number at run time, and the divisor (NaN for the rows).
+    """
+    variant, option, divisor = settings
+    memory = stack(MEMORY)
+    rows = extents if OF_LISTS else extents[:1]
+    recipe, numbers, arrays = describe_call(memory, x, labels, weight, g, extents, rows, divisor)
+    r = at_address(memory, 0)
+    r[BLOCK], r[HAS_LISTS], r[WORKERS] = 2 * variant + (g.size > 0), OF_LISTS, 1
+    store(memory + NUMBERS_AT + 8 * OPTIONS, option)
+    return drive(recipe, numbers, arrays, 0, 0)
+
+
+@cache
+def compile_inside(definitions: Sequence[MarginFunctions], dtype: np.dtype) -> Any:
+    """`inside` for definitions and a dtype: ``inside(...) -> (value, status)``."""
+    blocks, name = [], definitions[0].name
+    identity = [(identity_of(f), dtype.name) for f in definitions]
+    for functions in definitions:
+        template = many_labels if functions.many else one_label
+        for gradient in (False, True):
+            scope = scope_of(functions, gradient, False, dtype)
+            key = identity_of(functions), gradient, dtype.name
+            blocks.append(bind_linked(template, scope, name, key))
+    tasks = dict(run_block=bind_calls(blocks, name, identity))
+    scope = dict(
+        call_lay=bind_calls((bind_linked(lay, {}, name, "lay"),), name, "lay"),
+        run_task=bind_calls((bind_linked(share_of_tiles, tasks, name, identity),), name, (identity, "task")),
     )
-    value, wrong = run_parallel(
-        lambda parallel: compile_margins(p.kind == MANY, numbers, parallel),
-        p.input.size,
-        PARALLEL_FROM,
-        arguments,
-    )
-    if wrong >= 0:
-        index = tuple(map(int, np.unravel_index(wrong, p.target.shape)))
-        raise bad_index(p.name, index, p.target[index], classes)
-    if reduced:
-        return p.dtype.type(value)
-    return terms.reshape(rows).astype(p.dtype, copy=False)
-
-
-def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
-    """Serve contiguous scores, int64 labels, no weights, a reduced value."""
-    p = prepared.problem
-    many = p.kind == MANY
-
-    def extents(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
-        return shape if len(shape) == 2 and target == (shape if many else shape[:1]) else None
-
-    def kernel(dtype: np.dtype, parallel: bool) -> Any:
-        return compile_plain(many, dtype, parallel)
-
-    settings = p.p, p.margin, p.weighting.factor, divisor_or_nan(p.weighting.divisor)
-    return quick_rows(prepared, arrays, out, extents, settings, kernel, PARALLEL_FROM)
+    whole = dict(drive=bind_linked(margins, scope, name, identity), OF_LISTS=definitions[0].many)
+    return bind(inside, whole, name, identity, njit(nogil=True, cache=True, error_model="numpy"))

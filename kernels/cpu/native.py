@@ -71,6 +71,22 @@ def store(typingctx, address, x):
     return types.void(types.int64, x), codegen
 
 
+@intrinsic
+def store_all(typingctx, address, numbers):
+    """Store a tuple of integers from an address on, as int64: much quicker to compile than one by one."""
+    if not isinstance(numbers, types.BaseTuple):
+        return None
+
+    def codegen(context, builder, sig, args):
+        for k, kind in enumerate(sig.args[1]):
+            x = context.cast(builder, builder.extract_value(args[1], k), kind, types.int64)
+            at = builder.add(args[0], ir.Constant(I64, 8 * k))
+            builder.store(x, builder.inttoptr(at, I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, numbers), codegen
+
+
 @intrinsic(prefer_literal=True)
 def stack(typingctx, size):
     """The address of `size` bytes, a literal, that live until the calling function returns."""
@@ -108,6 +124,26 @@ def release(typingctx, address):
     return types.void(types.int64), codegen
 
 
+@intrinsic
+def smaller(typingctx, a, b):
+    """The smaller integer. (Numba compiles a function for ``min``.)"""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.icmp_signed("<", *args), *args)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def larger(typingctx, a, b):
+    """The larger integer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.icmp_signed(">", *args), *args)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
 # ---- objects ---------------------------------------------------------------------------------------------
 
 HEAD = object.__basicsize__
@@ -140,14 +176,38 @@ flags_of = _reader(ARRAY_FLAGS, 32)  # bit 0: contiguous in C order
 
 @intrinsic
 def item(typingctx, objects, k):
-    """The address of a held tuple's k-th object."""
+    """The address of a tuple's k-th object; the tuple is held, or an address."""
 
     def codegen(context, builder, sig, args):
         at = builder.add(args[0], ir.Constant(I64, ITEMS))
         at = builder.add(at, builder.mul(args[1], ir.Constant(I64, 8)))
         return builder.load(builder.inttoptr(at, I64.as_pointer()))
 
-    return types.int64(held, types.int64), codegen
+    return types.int64(objects, types.int64), codegen
+
+
+DESCRIPTION = 80  # bytes that `describe` takes
+
+
+@njit(**HELPER)
+def describe(memory, data, shape, itemsize):
+    """Lay out what drivers read of a C-contiguous array's object, of at most three axes; its address."""
+    store(memory, data)
+    store(memory + 8, len(shape))
+    store(memory + 16, memory + 32)
+    store(memory + 24, memory + 56)
+    step = itemsize
+    for k in range(len(shape) - 1, -1, -1):
+        store(memory + 32 + 8 * k, shape[k])
+        store(memory + 56 + 8 * k, step)
+        step *= shape[k]
+    return memory - HEAD
+
+
+@njit(**HELPER)
+def tuple_at(addresses):
+    """Addresses of objects in memory, as `item` reads them."""
+    return addresses - ITEMS
 
 
 # ---- calls by address ------------------------------------------------------------------------------------

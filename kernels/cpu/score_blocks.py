@@ -28,7 +28,7 @@ from ..bind import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import CPU, bits, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
-from .native import at_address, compile_function
+from .native import at_address, compile_function, smaller
 from .target import derivatives, prefer_widest_vectors
 
 # Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64,
@@ -232,7 +232,7 @@ def rows_of_labels(record):
         # The maximum, as integers, because one of floats does not vectorise; a NaN may be it.
         top = ordered(bits(x[0]))
         for start in range(0, classes, 4 * RUN):
-            stop = min(start + 4 * RUN, classes)
+            stop = smaller(start + 4 * RUN, classes)
             part_at = at_address(x_at + start * ITEM, zero)
             for i in range(stop - start):
                 key = ordered(bits(part_at[i]))
@@ -248,7 +248,7 @@ def rows_of_labels(record):
                     at_address(x_at + start * ITEM, zero),
                     at_address(a[CLASS_WEIGHT] + start * ITEM, zero),
                 )
-                for i in range(min(RUN, classes - start)):
+                for i in range(smaller(RUN, classes - start)):
                     part = plus(part, select(ws[i] == zero, zero, ws[i] * (m - xs[i])))
                 distances += part
             far = zero if spread == zero else T(distances)
@@ -338,7 +338,7 @@ def rows_of_labels(record):
                 h[label] = h_own
             for start in range(0, classes, RUN):
                 run = at_address(g_at + start * ITEM, zero)
-                count = min(RUN, classes - start)
+                count = smaller(RUN, classes - start)
                 if SMOOTHED and HAS_MIXED:
                     asked = up * d[2] * spread  # by label smoothing, of each class
                     ws = at_address(a[CLASS_WEIGHT] + start * ITEM, zero)
@@ -424,7 +424,7 @@ def rows_of_probabilities(record):
             run, qs = at_address(g_at + start * ITEM, zero), at_address(q_at + start * ITEM, zero)
             ws = at_address(a[CLASS_WEIGHT] + start * ITEM, zero)
             part_e = part_t = part_far = zero
-            for i in range(min(RUN, classes - start)):
+            for i in range(smaller(RUN, classes - start)):
                 d = m - run[i]
                 e = exp(-d)
                 run[i] = d if HAS_TARGET_GRAD else e
@@ -567,7 +567,7 @@ def columns_of_labels(record):
     for start in range(0, classes, GROUP):
         for i in range(rows):
             part[i] = zero
-        for c in range(start, min(start + GROUP, classes)):
+        for c in range(start, smaller(start + GROUP, classes)):
             g, name = at_address(g_at + c * g_step, zero), np.int32(c)
             if x_at != g_at:
                 x = at_address(x_at + c * x_step, zero)
@@ -753,7 +753,7 @@ def columns_of_probabilities(record):
     for start in range(0, classes, GROUP):
         for i in range(rows):
             part[i] = zero
-        for c in range(start, min(start + GROUP, classes)):
+        for c in range(start, smaller(start + GROUP, classes)):
             w, g, q = weight[c], at_address(g_at + c * g_step, zero), at_address(q_at + c * q_step, zero)
             if x_at != g_at:
                 x = at_address(x_at + c * x_step, zero)

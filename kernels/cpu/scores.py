@@ -13,8 +13,8 @@ number of threads.
 
 The driver and its task are compiled once for all losses and dtypes. Which of the blocks a call needs, and
 whether it gathers, turns on extents and strides, that only the driver sees: an address in the recipe may be
-0, and then the driver's status says what is missing before anything is written. `run` compiles that, and
-calls again.
+0, and then the driver's status says what is missing before anything is written. `launch.run` compiles that,
+and calls again.
 """
 
 import sys
@@ -57,9 +57,11 @@ from .native import (
     data_of,
     flags_of,
     item,
+    larger,
     rank_of,
     release,
     shape_of,
+    smaller,
     stack,
     store,
     strides_of,
@@ -245,7 +247,7 @@ def weigh(context, counted):
     divisor, labels = 0.0, at_address(c[LABELS], 0)
     room, row_weight, rows = stack(8 * 512), c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
     for start in range(0, rows, CHUNK):
-        n, w = min(CHUNK, rows - start), 0
+        n, w = smaller(CHUNK, rows - start), 0
         if by_row:
             w = rows_at(r[GATHER], row_weight, own, size, start, n, room)
         for i in range(n):
@@ -344,8 +346,8 @@ def worker_tiles(context, worker):
     classes, inner, height, pitch, size = c[CLASSES_], c[INNER], c[HEIGHT], c[PITCH_], r[ITEM]
     turned, in_columns, own = c[KIND] == TURNED, c[KIND] == IN_COLUMNS, r[OWN_CODE]
     brings = c[NEEDED] >> BRING & 1
-    tile_bytes = (classes * max(height, pitch) * size + 127) // 64 * 64
-    line_bytes = (max(height, PAD) * 8 + 127) // 64 * 64
+    tile_bytes = (classes * larger(height, pitch) * size + 127) // 64 * 64
+    line_bytes = (larger(height, PAD) * 8 + 127) // 64 * 64
     lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
     record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
     a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
@@ -377,11 +379,11 @@ def worker_tiles(context, worker):
     for tile in range(worker * c[TILES] // c[SHARES], (worker + 1) * c[TILES] // c[SHARES]):
         if in_columns:
             n, s = tile // c[ACROSS], tile % c[ACROSS] * height
-            rows = min(height, inner - s)
+            rows = smaller(height, inner - s)
             start, first = n * classes * inner + s, n * inner + s
         else:
             first = tile * height
-            rows = min(height, c[BATCH] - first)
+            rows = smaller(height, c[BATCH] - first)
             start = first * classes
         a[ROWS] = rows
         for k in range(OF_SCORES):
@@ -430,8 +432,8 @@ def drive(recipe, numbers, arrays, task, fork):
     Returns
     -------
     value, status : float, int
-        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row, in
-        the order of memory, whose label is none. But for `OK`, nothing was written.
+        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row,
+        in the order of memory, whose label is none. But for `OK`, nothing was written.
     """
     r, given = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
     scores = item(arrays, INPUT)
@@ -490,10 +492,10 @@ def drive(recipe, numbers, arrays, task, fork):
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
     # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
-    height = max(1, min(TILE // size // classes, across))
+    height = larger(1, smaller(TILE // size // classes, across))
     c[KIND], c[PITCH_] = IN_ROWS, 1
     if inner > 1 or classes <= SHORT:
-        height = max(NARROW, height // 16 * 16)
+        height = larger(NARROW, height // 16 * 16)
         c[KIND], c[PITCH_] = TURNED if inner == 1 else IN_COLUMNS, (height // 16 | 1) * 16
         c[NEEDED] |= TURNING if inner == 1 else 0
     across = (across + height - 1) // height
@@ -531,7 +533,7 @@ def drive(recipe, numbers, arrays, task, fork):
         c[SUMS] = allocate(8 * tiles)
         sums = at_address(c[SUMS], 0.0)
         if fork and tiles > 1:
-            c[SHARES] = min(tiles, r[WORKERS])
+            c[SHARES] = smaller(tiles, r[WORKERS])
             run_fork(fork, (task, context, c[SHARES]))
         else:
             run_task(task, (context, 0))
@@ -554,8 +556,8 @@ def driver() -> tuple[Any, int]:
 # ---- a call ------------------------------------------------------------------------------------------------
 
 PARALLEL_FROM = 8192  # scores from which two threads beat one
-# An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the cross
-# entropy and all that multiplies the row's gradient.
+# An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the
+# cross entropy and all that multiplies the row's gradient.
 DISTANCES = "distances"
 
 # What was compiled already, by all that it depends on: later recipes have it from the start.
@@ -633,10 +635,10 @@ SLOTS = {
 
 
 def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | None:
-    """Pack a problem for the driver; None where it is not one run: see `run`.
+    """Pack a problem for the driver; None where it is not one run: see `compute`.
 
-    `outputs` are gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in place
-    of the target's gradient, `DISTANCES`: see `weight_gradient`.
+    `outputs` are gradients by ``"input"`` and ``"target"``, ``"curvature"``, the rows' ``"terms"``; or, in
+    place of the target's gradient, `DISTANCES`: see `weight_gradient`.
     """
     if "weight" in outputs:
         return None
@@ -648,14 +650,16 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
         return array.astype(own)
 
     arrays: list[Any] = [None] * ARRAYS
-    arrays[INPUT], arrays[TARGET] = p.input, p.target
+    # Labels in the other order of bytes are converted here, as class weights of other dtypes are.
+    native = p.has_probabilities or p.target.dtype.isnative
+    arrays[INPUT], arrays[TARGET] = p.input, p.target if native else p.target.astype(np.int64)
     arrays[CLASS_WEIGHT], arrays[ROW_WEIGHT] = as_floats(p.weight), as_floats(w.sample_weight)
     arrays[UPSTREAM] = as_floats(w.upstream)
     for name, array in outputs.items():
         arrays[SLOTS[name]] = array
     codes = [ABSENT if a is None else FLOAT_CODES.get(a.dtype.name, ABSENT) for a in arrays]
     if not p.has_probabilities:
-        codes[TARGET] = INTEGERS[p.target.dtype.char.replace("l", "q").replace("L", "Q")]
+        codes[TARGET] = INTEGERS[arrays[TARGET].dtype.char.replace("l", "q").replace("L", "Q")]
     request = request_of(p, outputs)
     make = makers(p.functions, request, own)
     divide = BY_COUNT if w.divisor is None else BY_ONE if w.divisor == 1 else BY_NUMBER
@@ -676,8 +680,8 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
     like = {"target": TARGET, DISTANCES: TARGET}
     new = tuple(New(SLOTS[n], like.get(n, INPUT), class_rows if n == TERMS else None) for n in made)
     return Launch(
-        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, new,
-        completer(make),
+        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM,
+        new, completer(make),
     )  # fmt: skip
 
 
@@ -689,7 +693,7 @@ def new_terms(p: Scores) -> np.ndarray | None:
 
 
 def refuse(p: Scores, status: int) -> Exception:
-    """Return the error for a call that the driver refused: of the first label, in C order, that is no class."""
+    """Return the error for a call that was refused: of the first label, in C order, that is no class."""
     if status == UNFIT:
         return ValueError(
             f"{p.name}: arrays of shapes {p.input.shape} and {p.target.shape} do not fit together"
@@ -700,7 +704,7 @@ def refuse(p: Scores, status: int) -> Exception:
     return bad_index(p.name, index, p.target[index], classes)
 
 
-def run(p: Scores, outputs: dict[str, Any]) -> Any:
+def compute(p: Scores, outputs: dict[str, Any]) -> Any:
     """Write the outputs, the gradient by ``"weight"`` among them, and return the value."""
     this = sys.modules[__name__]
     if "weight" not in outputs:

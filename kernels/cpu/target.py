@@ -11,7 +11,7 @@ from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, overload, register_model
 
-from .. import jets
+from .. import jets, math
 
 # Nobody calls a helper from Python: without these two flags Numba compiles two more functions for each.
 INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -69,5 +69,6 @@ def derivatives() -> SimpleNamespace:
             lower_cast=lower_cast,
             overload=partial(overload, jit_options=SCALAR),
             jit=njit(**SCALAR),
+            powers=math.powers,
         )
     )

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..layout import InOrder
 from ..math import exp, log
-from ..spec import INT64, Sequences, bad_label, bad_length
+from ..spec import INT64, Sequences, bad_label, bad_length, wrong_length
 from . import faults, rows
 from .arrays import DeviceArray, aligned, flat
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, quotient, warp_max, whole
@@ -482,6 +482,9 @@ def compile_starts(cc: tuple[int, int]) -> Binary:
 
 def run(p: Sequences, outputs: dict[str, Any]) -> Any:
     """Write the gradient by ``"log_probs"``; return the value."""
+    wrong = wrong_length(p)
+    if wrong is not None:
+        raise wrong
     gradient = outputs.get("log_probs")
     arrays = [a for a in (p.log_probs, gradient) if a is not None]
     these = rows.Rows(p, arrays, p.shape, InOrder(p.log_probs.ndim, len(p.shape)))
@@ -490,16 +493,19 @@ def run(p: Sequences, outputs: dict[str, Any]) -> Any:
         return these.finish(None, 1.0, None) if terms is None else terms
     frames, batch, classes = p.log_probs.shape[0], these.count, p.log_probs.shape[-1]
     columns, size = p.targets.shape[-1], p.targets.size
-    known = not isinstance(p.target_lengths, DeviceArray)
-    most = int(p.target_lengths.max()) if known else columns
-    of_input, of_labels = (
-        flat(a, a.shape, INT64, queue) if isinstance(a, DeviceArray) else queue.array(a)
+    spans, counts = (
+        a if isinstance(a, DeviceArray) else a.reshape(-1).astype(INT64)
         for a in (p.input_lengths, p.target_lengths)
     )
-    if p.padded:
+    of_input, of_labels = (
+        flat(a, a.shape, INT64, queue) if isinstance(a, DeviceArray) else queue.array(a)
+        for a in (spans, counts)
+    )
+    most = columns if isinstance(counts, DeviceArray) else int(counts.max())
+    if p.targets.ndim == 2 or not p.shape:
         begins = queue.array(np.arange(batch) * columns)
-    elif known:
-        begins = queue.array(np.cumsum(p.target_lengths) - p.target_lengths)
+    elif not isinstance(counts, DeviceArray):
+        begins = queue.array(np.cumsum(counts) - counts)
     else:
         begins = queue.empty((batch,), INT64)
         queue.launch(starts_launch(batch), compile_starts, (of_labels, batch, columns, begins))

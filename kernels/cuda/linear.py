@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import class_weights
-from ..chunks import chunk_rows
+from ..chunks import CUDA_ROWS, chunk_rows
 from ..lift import scales_with_masses
 from ..spec import INT64, Linear, Request, Scores, bad_index, code_of
 from . import arithmetic, copy, elementwise, faults, rows, softmax
@@ -68,10 +68,6 @@ def compile_settle(
 
 
 # ---- launching ----------------------------------------------------------------------------------------
-
-# Rows of a chunk, at most: with so many even the product with the fewest columns, the features, makes enough
-# tiles for all of a GPU.
-ROWS = 2048
 
 INSTALL = (
     "on a CUDA device its matrix products need CuPy and cuBLAS: pip install 'cupy-cuda12x[ctk]' or "
@@ -302,7 +298,7 @@ class Work:
         )
         arrays = 1 + sum(copies) + 2 * ("weight" in outputs)
         row_bytes = arrays * self.classes * self.dtype.itemsize
-        height = min(chunk_rows(p.chunking, self.batch, row_bytes, ROWS, 0)[0], self.batch)
+        height, _ = chunk_rows(self.batch, row_bytes, *p.chunking, CUDA_ROWS, 0)
         self.scores, self.x = self.empty(height * self.classes), self.empty(height * self.features)
         self.by_weight: Any = None
         self.by_input = self.batched(outputs.get("input"))

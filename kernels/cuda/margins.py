@@ -457,19 +457,20 @@ def run(p: Margins, outputs: dict[str, Any]) -> Any:
 
 
 def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
-    shape = p.input.shape
-    outs = [outputs.get("input"), outputs.get("curvature")]
-    arrays = [a for a in (p.input, *outs) if a is not None]
-    these = rows.Rows(p, arrays, shape[:-1], InOrder(len(shape)))
+    many = p.kind == MANY
+    scores, *outs = (_in_batch(a) for a in (p.input, outputs.get("input"), outputs.get("curvature")))
+    arrays = [a for a in (scores, *outs) if a is not None]
+    of_terms = p.input.shape[:-1] if many else p.target.shape
+    these = rows.Rows(p, arrays, of_terms, InOrder(2, len(of_terms)))
     terms, queue = these.terms(), these.queue
     if not these.count:
         return these.finish(None, 1.0, None) if terms is None else terms
-    classes, many = shape[-1], p.kind == MANY
+    classes = scores.shape[-1]
     weight = None if p.weight is None else flat(p.weight, (classes,), p.arithmetic, queue)
     labels = flat(p.target, p.target.shape, INT64, queue)
     divisor, by = these.divisors()
     gradients_by = these.gradients_by(by) if outputs else None
-    x, written = these.as_kernel_input(p.input), [these.output_buffer(a) for a in outs]
+    x, written = these.as_kernel_input(scores), [these.output_buffer(a) for a in outs]
     vectors = rows.whole_vectors(classes, 1, these.storage) and aligned([x, weight, *written])
     launch = plan(p.kind, these.count, classes, these.code, vectors)
     request = Request(
@@ -483,7 +484,7 @@ def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
         curvature=outs[1] is not None,
     )
     partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
-    slot = faults.faults(queue.device).slot(*_fault(p.name, shape, many))
+    slot = faults.faults(queue.device).slot(*_fault(p.name, p.target.shape, classes))
     given = these.sample_weight, these.upstream, terms, written[0]
     ends = these.factor / divisor, gradients_by, partials, slot
     arguments: tuple[Any, ...]
@@ -560,15 +561,19 @@ def _run_soft(p: Margins, outputs: dict[str, Any]) -> Any:
     return these.finish(partials, divisor, by) if terms is None else terms
 
 
-def _fault(name: str, shape: tuple[int, ...], many: bool) -> tuple[Any, Any]:
-    """Return a kind of call, and the error for a class index; of many a row the position is in the target."""
-    indices = shape if many else shape[:-1]
+def _in_batch(array: Any) -> Any:
+    """Return scores of shape (), (C) or (N, C), or None, as (N, C)."""
+    return array if array is None or array.ndim == 2 else array[(np.newaxis,) * (2 - array.ndim)]
+
+
+def _fault(name: str, shape: tuple[int, ...], classes: int) -> tuple[Any, Any]:
+    """Return a kind of call, and the error for a class index, whose position is in a target of a shape."""
 
     def error(position: int, label: int) -> IndexError:
-        index = index_at(position, indices, tuple(range(len(indices))))
-        return bad_index(name, index, label, shape[-1], most=FAULT_MOST)
+        index = index_at(position, shape, tuple(range(len(shape))))
+        return bad_index(name, index, label, classes, most=FAULT_MOST)
 
-    return (name, shape), error
+    return (name, shape, classes), error
 
 
 def quick(*_: Any) -> Any:

@@ -28,7 +28,6 @@ from ..spec import (
     COSINE,
     FLOAT64,
     LARGEST,
-    MISSING,
     POWER,
     ROOT_OF_SQUARES,
     SQUARES,
@@ -643,6 +642,8 @@ def compile_kernel(
 
 def run(p: Vectors, outputs: dict[str, Any]) -> Any:
     """Write the gradients by the vectors' names; return the value."""
+    distance, margin = p.distance, p.numbers[0]
+    assert distance is not None and p.functions.options == ("margin",), "the family refuses all others"
     shape = p.vectors[0].shape
     outs = [outputs.get(n) for n in p.names]
     arrays = [*p.vectors, *(a for a in outs if a is not None)]
@@ -656,9 +657,9 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
     vectors = rows.whole_vectors(shape[-1], 1, these.storage) and aligned([*given, *written])
     launch = plan(these.count, shape[-1], these.code, vectors)
     request = Request(
-        kind_of(p.metric.kind, p.metric.p, these.code),
+        kind_of(distance.kind, distance.p, these.code),
         three=len(given) == 3,
-        swap=p.swap,
+        swap=distance.swap,
         weighted=these.sample_weight is not None,
         upstream=these.upstream is not None,
         terms=terms is not None,
@@ -666,13 +667,13 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
     )
     partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
     absent = [None] * (3 - len(given))
-    labels = these.over_rows(p.labels, p.arithmetic)
+    labels = these.over_rows(p.row_arrays[0] if p.row_arrays else None, p.arithmetic)
     queue.launch(
         (launch.blocks, launch.threads),
         compile_kernel,
         (
             *(*given, *absent, labels, these.sample_weight, these.upstream, terms, *written, *absent),
-            *(these.count, shape[-1], launch.deal, p.metric.p, p.metric.eps, p.margin),
+            *(these.count, shape[-1], launch.deal, distance.p, distance.eps, margin),
             *(these.factor / divisor, gradients_by, partials),
         ),
         request=request,
@@ -685,8 +686,3 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
     for output, w in zip(outs, written, strict=True):
         these.copy_back(output, w)
     return these.finish(partials, divisor, by) if terms is None else terms
-
-
-def quick(*_: Any) -> Any:
-    """Leave all calls to the general one."""
-    return MISSING

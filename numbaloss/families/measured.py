@@ -80,7 +80,7 @@ class Measured:
         return array.astype(self.dtype, copy=False)
 
 
-def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backend: Any) -> Any:
+def run(p: Vectors, function: Callable[..., Any], swap: bool, outputs: dict[str, Any], backend: Any) -> Any:
     """Write the gradients by the vectors' names; return the value."""
     weighting, rows, numbers = p.weighting, p.vectors[0].shape[:-1], backend.sum_dtype(p.arithmetic)
     measured = Measured(p.name, function, bool(outputs), backend, numbers)
@@ -94,17 +94,17 @@ def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backe
     given = [backend.given_to_caller(v, p.arithmetic) for v in p.vectors]
     near, (near_a, near_b) = measured(given[0], given[1])
     far, (far_a, far_c) = measured(given[0], given[2])
-    swapped, (swapped_b, swapped_c) = measured(given[1], given[2]) if p.swap else (far, (far_a, far_c))
+    swapped, (swapped_b, swapped_c) = measured(given[1], given[2]) if swap else (far, (far_a, far_c))
 
     # The terms, and a factor of each row for each distance's derivative.
     factor, left = backend.over(weighting.factor, divisor)
     weighed = weighting._replace(reduction="none", sample_weight=weights, factor=factor, divisor=left)
     hinges = Elements(
         p.name,
-        HINGES[p.swap],
+        HINGES[swap],
         (near, far, swapped),
         NAMES,
-        (p.margin,),
+        p.numbers,
         weighed,
         BY_TERMS,
         True,
@@ -118,8 +118,8 @@ def run(p: Vectors, function: Callable[..., Any], outputs: dict[str, Any], backe
         by_near, by_far, by_swapped = (factors[n][..., np.newaxis] for n in NAMES)
         parts = {
             "anchor": [(by_near, near_a), (by_far, far_a)],
-            "positive": [(by_near, near_b), *([(by_swapped, swapped_b)] if p.swap else [])],
-            "negative": [(by_far, far_c), *([(by_swapped, swapped_c)] if p.swap else [])],
+            "positive": [(by_near, near_b), *([(by_swapped, swapped_b)] if swap else [])],
+            "negative": [(by_far, far_c), *([(by_swapped, swapped_c)] if swap else [])],
         }
         # All before the first is stored: a derivative may be a view of the other vector.
         found = {n: backend.sum_of_products(parts[n], numbers) for n in outputs}

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -9,8 +10,21 @@ import numpy as np
 from ..arguments import between, class_indices, integer, reduction, scores, weights
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, dtypes_of
+from ..kernels import inside
 from ..kernels.layout import class_axis, class_rows
-from ..kernels.spec import MANY, STATISTICS, Margins, Quick, ScoreFunctions, Scores, Weighting
+from ..kernels.spec import (
+    MANY,
+    ONE,
+    STATISTICS,
+    MarginFunctions,
+    Margins,
+    NllFunctions,
+    Picks,
+    Quick,
+    ScoreFunctions,
+    Scores,
+    Weighting,
+)
 from ..loss import plain_function
 
 
@@ -34,6 +48,7 @@ class ClassLoss(RowLoss):
 
     takes_probabilities: ClassVar[bool] = False
     differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((4,), (1, 4), (2, 3, 4), (0, 3))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Any:
@@ -185,24 +200,89 @@ class ScoreLoss(ClassLoss):
             rows.weight,
             options["ignore_index"],
             options["label_smoothing"],
-            options.get("softcap"),
-            options.get("lse_square_scale", 0.0),
+            None if "softcap" in cls._option_names else options.get("softcap"),
+            0.0 if "lse_square_scale" in cls._option_names else options.get("lse_square_scale", 0.0),
             rows.weighting,
             rows.dtype,
             rows.arithmetic,
         )
 
 
-class MarginLoss(ClassLoss):
-    """A loss of each row's own classes against all its others: scores are (C) or (N, C)."""
+class PickLoss(ClassLoss):
+    """A loss of the score of each row's class alone: subclass it and define ``value``.
 
-    kind: ClassVar[str]  # ONE class a row, or MANY, ended by -1
+    ``value(score, class_weight)`` gives a row's term, linear in the score.
+    """
+
+    value: ClassVar[Callable[..., Any]]
+
+    @classmethod
+    def _functions(cls) -> NllFunctions:
+        return NllFunctions(cls.function.__name__, plain_function(cls, "value"))
+
+    @classmethod
+    def _record(cls, options: dict[str, Any], rows: Rows) -> Picks:
+        return Picks(
+            cls.function.__name__,
+            cls._functions(),
+            rows.input,
+            rows.target,
+            rows.weight,
+            options["ignore_index"],
+            rows.weighting,
+            rows.dtype,
+            rows.arithmetic,
+        )
+
+    @classmethod
+    def _jit(cls) -> Any:
+        return inside.of_rows(cls.function.__name__, cls._functions())
+
+
+class MarginLoss(ClassLoss):
+    """A loss of each row's own classes against all its others: subclass it, define ``terms`` and ``finish``.
+
+    ``terms(score, own, <options>)`` is what another class's score adds to that of an own one; it depends on
+    their difference alone. ``finish(total, classes, weight)`` is the row's term, linear in the sum. Scores
+    are (), (C) or (N, C).
+    """
+
+    terms: ClassVar[Callable[..., Any]]
+    finish: ClassVar[Callable[..., Any]]
+    _shapes = ((4,), (1, 4), (0, 3))
+    classes_of_a_row: ClassVar[str] = ONE  # or MANY: a list as long as the scores, or ended by -1
+
+    @classmethod
+    def _functions(cls, options: dict[str, Any]) -> tuple[MarginFunctions, tuple[float, ...]]:
+        """Return the definition for options, and those that kernels are given at run time."""
+        terms, finish = plain_function(cls, "terms"), plain_function(cls, "finish")
+        names, choices = list(inspect.signature(terms).parameters)[2:], cls._choices()
+        compiled = tuple(options[n] if n in choices else None for n in names)
+        many = cls.classes_of_a_row == MANY
+        functions = MarginFunctions(cls.function.__name__, terms, finish, compiled, many)
+        return functions, tuple(options[n] for n in names if n not in choices)
+
+    @classmethod
+    def _choices(cls) -> dict[str, tuple[Any, ...]]:
+        """Return the values of the options that kernels are compiled for: those with a few."""
+        return {
+            n: f.domain
+            for n, f in cls.fields.items()
+            if n != "reduction" and not f.array and isinstance(f.domain, tuple)
+        }
+
+    @classmethod
+    def _jit(cls) -> Any:
+        defaults, choices = {n: f.default for n, f in cls.fields.items()}, cls._choices()
+        chosen = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+        return inside.of_rows(cls.function.__name__, *(cls._functions(defaults | c)[0] for c in chosen))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Margins:
         return Margins(
             cls.function.__name__,
-            cls.kind,
+            cls.classes_of_a_row,
+            *cls._functions(options),
             rows.input,
             rows.target,
             rows.weight,
@@ -215,15 +295,21 @@ class MarginLoss(ClassLoss):
 
     @classmethod
     def _check(cls, settings: Settings, call: dict[str, Any]) -> Rows:
-        name, shape = cls.function.__name__, np.shape(call["input"])
-        if cls.kind == MANY:
-            x = as_array(name, "input", call["input"])
-            target = as_array(name, "target", call["target"])
-            if target.shape != x.shape:
-                raise ValueError(f"{name}: target must have input's shape {x.shape}, got {target.shape}")
-            # All but the target is as with one label a row.
-            call = {**call, "target": np.zeros(x.shape[:-1], target.dtype)}
-        if len(shape) not in (1, 2):
-            raise ValueError(f"{name}: input must have shape (C) or (N, C), got {shape}")
-        rows = super()._check(settings, call)
-        return rows._replace(target=target) if cls.kind == MANY else rows
+        name, many = cls.function.__name__, cls.classes_of_a_row == MANY
+        x = floating(name, "input", as_array(name, "input", call["input"]))
+        target = as_array(name, "target", call["target"])
+        alone = x.ndim < 2 and target.ndim < 2 and target.size == 1
+        if many and target.shape != x.shape and not (alone and x.size == 1):
+            raise ValueError(f"{name}: target must have input's shape {x.shape}, got {target.shape}")
+        if x.ndim > 2:
+            raise ValueError(f"{name}: input must have shape (), (C) or (N, C), got {x.shape}")
+        # Further it is checked as a batch of one where its terms are: as in PyTorch, a lone row's label and a
+        # lone score's list may have an axis more or less.
+        given = x if x.ndim else x[np.newaxis]
+        if many:
+            labels = np.zeros(given.shape[:-1], target.dtype)
+        else:
+            labels = target
+            given = given[np.newaxis] if alone and target.ndim else given
+        rows = super()._check(settings, {**call, "input": given, "target": labels})
+        return rows._replace(input=x, target=target)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, dtypes_of
-from ..kernels.spec import INT64, Sequences, bad_length, is_described
+from ..kernels.spec import INT64, Sequences
 
 LENGTHS = "input_lengths", "target_lengths"
 
@@ -27,21 +27,14 @@ class SequenceLoss(RowLoss):
         return array
 
     @classmethod
-    def _lengths(cls, argument: str, call: dict[str, Any], rows: tuple[int, ...], most: int) -> Any:
-        """Return a length for each sequence, none above `most`."""
+    def _lengths(cls, argument: str, call: dict[str, Any], rows: tuple[int, ...]) -> Any:
+        """Return a length for each sequence; kernels find those that cannot be."""
         name = cls.function.__name__
         array = cls._integers(argument, call[argument])
         if array.shape != rows and (rows or array.shape != (1,)):
             wanted = f"{rows}, one for each sequence" if rows else "() or (1,)"
             raise ValueError(f"{name}: {argument} must have shape {wanted}, got {array.shape}")
-        if is_described(array):
-            return array  # its elements are checked there
-        lengths = array.reshape(-1)
-        wrong = (lengths < 0) | (lengths > most)
-        if wrong.any():
-            k = int(wrong.argmax())
-            raise bad_length(name, argument, (k,) if array.ndim else (), most, lengths[k])
-        return lengths.astype(INT64)
+        return array
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Sequences:
@@ -55,16 +48,11 @@ class SequenceLoss(RowLoss):
         if not 0 <= blank < classes:
             raise ValueError(f"{name}: blank must be a class, in [0, {classes}), got {blank}")
         targets = cls._integers("targets", call["targets"])
-        batch, padded = math.prod(rows), targets.ndim == 2 or not rows
+        batch = math.prod(rows)
         if targets.ndim not in (1, 2) or (targets.ndim == 2 and targets.shape[0] != batch):
             wanted = f"({batch}, S), or one axis with all sequences' labels" if rows else "(S) or (1, S)"
             raise ValueError(f"{name}: targets must have shape {wanted}, got {targets.shape}")
-        frames = cls._lengths("input_lengths", call, rows, x.shape[0])
-        labels = cls._lengths("target_lengths", call, rows, targets.shape[-1])
-        if not padded and not is_described(labels) and labels.sum() != targets.size:
-            raise ValueError(
-                f"{name}: target_lengths must sum to the {targets.size} labels of targets, got {labels.sum()}"
-            )
+        frames, labels = (cls._lengths(n, call, rows) for n in LENGTHS)
         floats = {"log_probs": x}
         weighting = cls._weighting(settings, call, rows, floats)
         return Sequences(
@@ -73,7 +61,6 @@ class SequenceLoss(RowLoss):
             targets,
             frames,
             labels,
-            padded,
             blank,
             settings.options["zero_infinity"],
             weighting,

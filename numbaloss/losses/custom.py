@@ -7,6 +7,7 @@ from typing import Any
 from .. import arguments
 from ..families.elementwise import ElementwiseLoss
 from ..families.scores import ScoreLoss
+from ..families.vectors import VectorLoss
 from ..loss import LossFunction
 
 
@@ -82,27 +83,94 @@ def score_loss(value: Callable[..., Any]) -> LossFunction:
     return _from_function("score_loss", ScoreLoss, value, {})
 
 
+def vector_loss(
+    terms: Callable[..., Any], finish: Callable[..., Any], name: str | None = None
+) -> LossFunction:
+    """Make a loss of vectors of two functions: the terms of a coordinate, and the value of their sums.
+
+    Parameters
+    ----------
+    terms : function
+        ``terms(anchor, positive, negative, <options>)``: two or three arguments without defaults, which stand
+        for one coordinate of each vector, then options with defaults. It gives the numbers that are added up
+        over a row: a tuple, or one number.
+    finish : function
+        ``finish(<sums>, <row arrays>, <options>)``: a row's value. Its arguments without defaults beyond the
+        sums are arrays of one number for each row. An option that both functions take has a default in one of
+        them, or the same in both.
+    name : str, optional
+        The loss's; that of `finish` if it is not given. To be pickled, the loss has to be a global of this
+        name in the module of `finish`.
+
+    Returns
+    -------
+    LossFunction
+        With all that a built-in loss has: ``value_and_grad``, ``grad``, ``value_grad_hess``, ``wrt``,
+        ``out``, weights, reductions, every dtype, ``jit``, the disk cache, and its class as ``Class``.
+
+    Raises
+    ------
+    TypeError
+        If the parameters are not of this form; at the first call, with the line, if a function cannot be
+        compiled or differentiated.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> def squares(x, y):
+    ...     return (x - y) ** 2
+    >>> def spring(total, same, margin=1.0):
+    ...     apart = nl.math.maximum(margin - nl.math.sqrt(total), 0.0)
+    ...     return nl.math.where(same == 1, total, apart**2)
+    >>> contrastive = nl.vector_loss(squares, spring, name="contrastive")
+    >>> x, y = np.zeros((2, 2)), np.array([[3.0, 4.0], [0.3, 0.4]])
+    >>> contrastive(x, y, np.array([1, 0]), reduction="none")
+    array([25.  ,  0.25])
+    """
+    for function in (terms, finish):
+        if not inspect.isfunction(function):
+            raise TypeError(f"vector_loss wants two functions, got {function!r}")
+    name = finish.__name__ if name is None else name
+    fields = _options(terms)
+    for n, default in _options(finish).items():
+        if fields.setdefault(n, default) is not default and fields[n] != default:
+            raise TypeError(f"{name}: {n} has two defaults, {fields[n]!r} and {default!r}")
+    stated = {"terms": terms, "finish": finish}
+    return _definition(VectorLoss, name, finish, stated, {**fields, "reduction": arguments.reduction()})
+
+
 def _from_function(
     decorator: str, family: type, value: Callable[..., Any], more: dict[str, Any]
 ) -> LossFunction:
     """Return the loss that a family makes of a function, whose parameters with defaults are its options."""
     if not inspect.isfunction(value):
         raise TypeError(f"{decorator} wants a function, got {value!r}")
+    return _definition(family, value.__name__, value, {"value": value}, {**_options(value), **more})
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the parameters with defaults."""
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(value).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            raise TypeError(f"{value.__name__}: {name} must be an ordinary parameter, not {parameter}")
+            raise TypeError(f"{function.__name__}: {name} must be an ordinary parameter, not {parameter}")
         if parameter.default is not parameter.empty:
             fields[name] = parameter.default
+    return fields
+
+
+def _definition(
+    family: type, name: str, main: Callable[..., Any], stated: dict[str, Any], fields: dict[str, Any]
+) -> LossFunction:
+    """Return the loss that a class statement would make; docs and module are those of its main function."""
     body = {
-        "__doc__": value.__doc__,
-        "__module__": value.__module__,
-        "__qualname__": f"{value.__qualname__}.Class",
-        "__annotations__": dict.fromkeys((*fields, *more), Any),
-        "value": value,
+        "__doc__": main.__doc__,
+        "__module__": main.__module__,
+        "__qualname__": f"{main.__qualname__.removesuffix(main.__name__)}{name}.Class",
+        "__annotations__": dict.fromkeys(fields, Any),
+        **stated,
         **fields,
-        **more,
     }
-    name = "".join(part.capitalize() for part in value.__name__.split("_"))
-    definition: Any = type(name, (family,), body, function=value.__name__)
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    definition: Any = type(class_name, (family,), body, function=name)
     return definition.function

@@ -1,23 +1,14 @@
 """Losses of embeddings: how far vectors are apart."""
 
-import math
+from math import inf
 from typing import Any
 
-from ..arguments import (
-    Operand,
-    distance,
-    flag,
-    non_negative,
-    order,
-    positive,
-    real,
-    reduction,
-    scores,
-    signs,
-)
+from ..arguments import Operand, flag, non_negative, order, positive, real, reduction, signs
+from ..arguments import distance as distance_option
 from ..call import Settings
 from ..families import measured
 from ..families.vectors import VectorLoss
+from ..kernels.math import maximum, where
 from ..kernels.spec import (
     COSINE,
     COSINE_EPS,
@@ -27,11 +18,11 @@ from ..kernels.spec import (
     ROOT_OF_SQUARES,
     SQUARES,
     SUM,
-    Metric,
-    Quick,
+    Distance,
     Vectors,
-    Weighting,
 )
+
+# In ``maximum(x, 0.0)`` the gradient passes at exactly the clamp, as PyTorch's does.
 
 
 class CosineEmbeddingLoss(VectorLoss, function="cosine_embedding_loss"):
@@ -72,22 +63,67 @@ class CosineEmbeddingLoss(VectorLoss, function="cosine_embedding_loss"):
     margin: float = real(0.0, (0.0, 0.5, -0.3))
     reduction: str = reduction()
 
-    operands = {
-        "input1": scores(),
-        "input2": scores(),
-        "target": Operand(draw=lambda rng, shape: signs().draw(rng, shape[:-1])),
-    }
-    labelled = True
+    vectors = "input1", "input2"
+    domains = {"target": Operand(draw=lambda rng, shape: signs().draw(rng, shape[:-1]))}
+    labels = ("target",)
+    most_axes = 2
+    on_devices = True
 
-    @classmethod
-    def _metric(cls, options: dict[str, Any]) -> Metric:
-        return Metric(COSINE, eps=COSINE_EPS)
+    distance = Distance(COSINE, eps=COSINE_EPS)
 
-    @classmethod
-    def _check_shape(cls, shape: tuple[int, ...]) -> None:
-        super()._check_shape(shape)
-        if len(shape) > 2:
-            raise ValueError(f"{cls.function.__name__}: input1 must have shape (N, D) or (D), got {shape}")
+    def finish(distance, target, margin):
+        apart = maximum(1 - distance - margin, 0.0)
+        return where(target == 1, distance, where(target == -1, apart, 0.0))
+
+
+class ContrastiveLoss(VectorLoss, function="contrastive_loss"):
+    r"""Draws similar vectors together, and pushes others apart until their distance is the margin.
+
+    .. math:: \ell = \tfrac{1}{2} \left( y d^2 + (1 - y) \max(0, \text{margin} - d)^2 \right),
+        \quad d = \|x_1 - x_2\|_2
+
+    The paper's labels are the other way round: there 0 is similar. A target between 0 and 1 weighs both
+    parts. Where a square overflows or underflows the differences are scaled first; equal vectors that are
+    not similar have the gradient zero.
+
+    Parameters
+    ----------
+    input1, input2 : array, shape (..., D)
+    target : array, shape (...)
+        1 of similar vectors, 0 of others; of any integer, floating or boolean dtype.
+    margin : float, default 1.0
+        Above 0.
+    reduction : {'none', 'mean', 'sum'}, default 'mean'
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or an option is out of its domain.
+
+    References
+    ----------
+    R. Hadsell, S. Chopra, Y. LeCun, Dimensionality reduction by learning an invariant mapping, CVPR 2006,
+    equation 4. sentence-transformers, ``losses.ContrastiveLoss``, has these labels and halves.
+
+    Examples
+    --------
+    >>> import numpy as np, numbaloss as nl
+    >>> x, y = np.zeros((2, 2)), np.array([[3.0, 4.0], [0.3, 0.4]])
+    >>> nl.contrastive_loss(x, y, np.array([1, 0]), reduction="none")
+    array([12.5  ,  0.125])
+    """
+
+    margin: float = positive(1.0)
+    reduction: str = reduction()
+
+    vectors = "input1", "input2"
+    domains = {"target": Operand(draw=lambda rng, shape: rng.integers(0, 2, shape[:-1]).astype(float))}
+    labels = ("target",)
+
+    distance = Distance(ROOT_OF_SQUARES)
+
+    def finish(distance, target, margin):
+        return 0.5 * (target * distance**2 + (1 - target) * maximum(margin - distance, 0.0) ** 2)
 
 
 class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):
@@ -136,13 +172,23 @@ class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):
     swap: bool = flag(False)
     reduction: str = reduction()
 
-    operands = {n: scores() for n in ("anchor", "positive", "negative")}
+    vectors = "anchor", "positive", "negative"
+    on_devices = True
 
-    @classmethod
-    def _metric(cls, options: dict[str, Any]) -> Metric:
-        p = options["p"]
-        kinds = {1.0: SUM, 2.0: ROOT_OF_SQUARES, math.inf: LARGEST}
-        return Metric(kinds.get(p, POWER), p, options["eps"])
+    def distance(p, eps, swap):
+        kind = {1.0: SUM, 2.0: ROOT_OF_SQUARES, inf: LARGEST}.get(p, POWER)
+        return Distance(kind, p, eps, swap)
+
+    def finish(near, far, margin):
+        return maximum(margin + near - far, 0.0)
+
+
+DISTANCES = {
+    "euclidean": Distance(ROOT_OF_SQUARES, eps=DISTANCE_EPS),
+    "sqeuclidean": Distance(SQUARES),
+    "cosine": Distance(COSINE, eps=COSINE_EPS),
+    "manhattan": Distance(SUM),
+}
 
 
 class TripletMarginWithDistanceLoss(
@@ -194,43 +240,40 @@ class TripletMarginWithDistanceLoss(
     0.5
     """
 
-    distance_function: object = distance()
+    distance_function: object = distance_option()
     margin: float = positive(1.0)
     swap: bool = flag(False)
     reduction: str = reduction()
 
-    operands = {n: scores() for n in ("anchor", "positive", "negative")}
+    vectors = "anchor", "positive", "negative"
+    named_distances = DISTANCES
+    on_devices = True
 
     _function_keyword_only = True
 
-    @classmethod
-    def _metric(cls, options: dict[str, Any]) -> Metric:
-        name = options["distance_function"]
-        return DISTANCES["euclidean" if callable(name) else name or "euclidean"]
+    def distance(distance_function, swap):
+        if callable(distance_function):
+            return None  # it is measured by the caller's function
+        return DISTANCES[distance_function or "euclidean"]._replace(swap=swap)
 
-    @classmethod
-    def _quick(cls, settings: Settings, weighting: Weighting) -> Quick | None:
-        return (
-            None if callable(settings.options["distance_function"]) else super()._quick(settings, weighting)
-        )
+    def finish(near, far, margin):
+        return maximum(margin + near - far, 0.0)
 
     @classmethod
     def _run_problem(
         cls, settings: Settings, problem: Vectors, outputs: dict[str, Any], call: dict[str, Any], backend: Any
     ) -> Any:
-        function = settings.options["distance_function"]
+        function, swap = settings.options["distance_function"], settings.options["swap"]
         if callable(function):
-            return measured.run(problem, function, outputs, backend)
+            return measured.run(problem, function, swap, outputs, backend)
         return backend.run(problem, outputs)
 
+    @classmethod
+    def _runs_once(cls, problem: Vectors, outputs: dict[str, Any]) -> bool:
+        return problem.distance is not None
 
-DISTANCES = {
-    "euclidean": Metric(ROOT_OF_SQUARES, eps=DISTANCE_EPS),
-    "sqeuclidean": Metric(SQUARES),
-    "cosine": Metric(COSINE, eps=COSINE_EPS),
-    "manhattan": Metric(SUM),
-}
 
 cosine_embedding_loss = CosineEmbeddingLoss.function
+contrastive_loss = ContrastiveLoss.function
 triplet_margin_loss = TripletMarginLoss.function
 triplet_margin_with_distance_loss = TripletMarginWithDistanceLoss.function

@@ -54,7 +54,7 @@ class LinearCrossEntropyOptions:
     @property
     def chunking(self) -> Chunking:
         """The choice as kernels take it."""
-        return Chunking(self.batch_chunk_size, self.memory_budget)
+        return Chunking(self.batch_chunk_size or 0, self.memory_budget or 0)
 
 
 def _index_or_none() -> Any:

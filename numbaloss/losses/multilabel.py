@@ -22,7 +22,7 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import GRAD, MANY, ONE, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..kernels.spec import GRAD, MANY, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
 from ..loss import Binding
 from ..quick import never
 
@@ -39,9 +39,9 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
     Parameters
     ----------
     input : array, shape (C) or (N, C)
-        Scores.
+        Scores; () is a single one.
     target : array, shape () or (N)
-        Class indices of any integer dtype.
+        Class indices of any integer dtype. Of a single row's it may be (1), and then the terms are.
     p : {1, 2}, default 1
         Power of the hinges.
     margin : float, default 1.0
@@ -77,7 +77,13 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
     reduction: str = reduction()
 
     operands = {"input": scores(), "target": class_indices()}
-    kind = ONE
+
+    def terms(score, own, p, margin):
+        hinge = nm.maximum(0, margin - own + score)
+        return hinge if p == 1 else nm.square(hinge)
+
+    def finish(total, classes, weight):
+        return weight / classes * total
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
@@ -106,10 +112,10 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
     Parameters
     ----------
     input : array, shape (C) or (N, C)
-        Scores.
+        Scores; () is a single one.
     target : array
-        Of the input's shape: class indices of any signed integer dtype, or of an unsigned one where all
-        classes count; the first -1 ends a row's list.
+        Of the input's shape, of a single score () or (1): class indices of any signed integer dtype, or of an
+        unsigned one where all classes count; the first -1 ends a row's list.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises
@@ -136,7 +142,13 @@ class MultiLabelMarginLoss(MarginLoss, function="multilabel_margin_loss"):
     reduction: str = reduction()
 
     operands = {"input": scores(), "target": Operand(draw=_label_lists)}
-    kind = MANY
+    classes_of_a_row = MANY
+
+    def terms(score, own):
+        return nm.maximum(0, 1 - own + score)
+
+    def finish(total, classes, weight):
+        return weight / classes * total
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
@@ -211,7 +223,7 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         if weight is not None:
             check_broadcasts(name, "weight", weight, x.shape)
         weighting = cls._weighting(settings, call, x.shape[:-1], floats)
-        return Margins(name, SOFT, x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
+        return Margins(name, SOFT, None, (), x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
 
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:

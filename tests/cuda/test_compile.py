@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from numba import njit
 
-import numbaloss as nl
 from numbaloss import testing
 from numbaloss.families import measured
+from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.kernels import math as nm
 from numbaloss.kernels.cuda import arithmetic, copy, elementwise, reduce
 from numbaloss.kernels.cuda.target import also_for_cuda, compile, cuda, storage, types
 from numbaloss.kernels.spec import BFLOAT16, CODES, FLOAT16, FLOAT32, FLOAT64, Request
 from numbaloss.loss import registry
 
-ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, nl.ElementwiseLoss)]
+ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
 AMPERE, HOPPER = (8, 0), (9, 0)
 ALL = (0, 1, 2)
 

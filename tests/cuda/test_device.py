@@ -13,11 +13,12 @@ from emulated import CuPyArray, Plain, Tensor, host, put
 
 import numbaloss as nl
 from numbaloss import reference, testing
+from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.kernels import devices
 from numbaloss.kernels.cuda import backend, binaries, driver, faults, target
 from numbaloss.loss import registry
 
-ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, nl.ElementwiseLoss)]
+ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
 SHAPE = (3, 7)
 
 
@@ -999,6 +1000,30 @@ class TestMargins:
                     0,
                     shape[1],
                 )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_margins_of_a_lone_row(gpu, reduction):
+    """A label, or a list of one, with an axis more or less: on the device as on the CPU."""
+    one, many = nl.multi_margin_loss, nl.multilabel_margin_loss
+    calls = [(one, (5,), (1,)), (many, (1,), ()), *((f, (), of) for f in (one, many) for of in ((), (1,)))]
+    for loss, shape, of_target in calls:
+        arrays = dict(input=np.linspace(0, 1, int(np.prod(shape)), dtype="f4").reshape(shape))
+        arrays["target"] = np.zeros(of_target, np.int64)
+        weight = np.full(of_target if loss is one else (), 2, "f4")
+        options = dict(sample_weight=weight, reduction=reduction)
+        value, gradient = loss.value_and_grad(**moved(arrays), **moved(options))
+        wanted, slopes = loss.value_and_grad(**arrays, **options)
+        close(value, wanted)
+        close(gradient, slopes)
+        assert value.shape == np.shape(wanted) and gradient.shape == shape
+        arrays["target"] += 9
+        assert np.isnan(host(loss(**moved(arrays))))
+        with pytest.raises(IndexError) as raised:
+            nl.synchronize()
+        with pytest.raises(IndexError) as on_host:
+            loss(**arrays)
+        assert str(raised.value) == str(on_host.value)
 
 
 @pytest.mark.parametrize("shape", [(5,), (6, 5), (2, 3, 4)], ids=str)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from interpreter import ORDERS, launch
 
-import numbaloss as nl
 from numbaloss import reference, testing
+from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.kernels.cuda import elementwise, reduce
 from numbaloss.kernels.cuda.target import recorded, storage
 from numbaloss.kernels.spec import CODES, Request
 from numbaloss.loss import registry
 
-ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, nl.ElementwiseLoss)]
+ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
 CASES = [(name, k) for name in ELEMENTWISE for k, _ in enumerate(testing.combinations(registry[name]))]
 TILE = reduce.THREADS * reduce.IN_FLIGHT // 4  # float32 elements of a block
 
