@@ -627,7 +627,7 @@ class TestCompiled:
             "finish",
             "sums",
             "counts",
-            "hold",
+            "one_pass",
             "nll",
             "put",
             "one",
