@@ -53,7 +53,6 @@ def of(values: Iterable[Any]) -> Any:
     return cuda() if any(map(is_device_array, values)) else cpu()
 
 
-@cache
 def quick(family: type) -> Any:
     """Return the function that serves quick calls of a family of problems on a device, if it has them.
 

@@ -7,8 +7,8 @@ import pytest
 from numba import cfunc, njit
 
 import numbaloss as nl
-from numbaloss.kernels import bind, jets, spec
-from numbaloss.kernels.cpu import elementwise, halves, vectors
+from numbaloss.kernels import bind, jets
+from numbaloss.kernels.cpu import elementwise, halves
 from numbaloss.kernels.cpu.target import derivatives
 from numbaloss.kernels.spec import Request
 
@@ -186,8 +186,3 @@ def test_a_float32_kernel_computes_in_float32(monkeypatch):
     if not vectors:
         pytest.skip("not the assembly of an x86 processor with AVX")
     assert vectors == {"s"}
-
-
-def test_kinds_of_distance_are_the_same_in_problems_and_kernels():
-    for name in ("POWER", "SUM", "SQUARES", "ROOT_OF_SQUARES", "LARGEST", "COSINE"):
-        assert getattr(spec, name) == getattr(vectors, name)

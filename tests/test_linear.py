@@ -696,7 +696,8 @@ def test_class_pickles_and_copies():
     assert criterion(arrays["input"], arrays["target"]) == value
     assert repr(LinearCrossEntropyLoss(5, 7, out_features=(2,))) == (
         "LinearCrossEntropyLoss(in_features=5, num_classes=7, out_features=(2,), bias=False, weight=None, "
-        "reduction='mean', ignore_index=None, label_smoothing=0.0, options=None)"
+        "reduction='mean', ignore_index=None, label_smoothing=0.0, options=None, softcap=None, "
+        "lse_square_scale=0.0)"
     )
 
 

@@ -521,6 +521,14 @@ def test_cosine_does_not_overflow():
     assert reference.cosine_embedding_loss([3e200, 4e200], [4.0, 3.0], 1) == pytest.approx(0.04)
 
 
+def test_contrastive_of_similar_and_other_vectors():
+    x, y = np.zeros((4, 2)), np.array([[3.0, 4.0], [3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    got = reference.contrastive_loss(x, y, [1, 0, 0.5, 0], margin=2.0, reduction="none")
+    np.testing.assert_allclose(got, [12.5, 0.0, 0.25 * (0.25 + 1.5**2), 2.0], rtol=1e-15)
+    assert reference.contrastive_loss(x[0], y[0], 1) == 12.5
+    assert math.isnan(reference.contrastive_loss(x[:0], y[:0], []))
+
+
 def test_margins_of_an_empty_batch():
     scores = np.zeros((0, 3))
     assert math.isnan(reference.multi_margin_loss(scores, np.zeros(0, int)))

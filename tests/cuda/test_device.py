@@ -627,7 +627,7 @@ class TestCompiled:
             "finish",
             "sums",
             "counts",
-            "hold",
+            "one_pass",
             "nll",
             "put",
             "one",
@@ -1085,7 +1085,7 @@ VECTOR_CALLS = {
 def test_vectors(gpu, name, k, shape):
     loss, options = registry[name], VECTOR_CALLS[name][k]
     rng = np.random.default_rng(6)
-    names = loss.Class._vector_names()
+    names = loss.Class.vectors
     arrays = {n: rng.normal(size=shape).astype("f4") for n in names}
     rows = shape[:-1]
     if name == "cosine_embedding_loss":
@@ -1110,6 +1110,20 @@ def test_vectors(gpu, name, k, shape):
     close(gradient, slope_of(loss, arrays, up, wrt=names[1], **weighted), atol=1e-6)
     mean = loss(**moved(arrays), **options, sample_weight=put(CuPyArray, samples))
     close(mean, reference_of(loss, arrays, **options, sample_weight=samples))
+
+
+def test_losses_of_vectors_that_run_on_the_cpu_alone(gpu):
+    x, y = (put(CuPyArray, np.ones((4, 8), "f4")) for _ in range(2))
+    target = put(CuPyArray, np.ones(4, "f4"))
+    there = (
+        "cosine_embedding_loss, triplet_margin_loss, triplet_margin_with_distance_loss run on a CUDA device"
+    )
+    own = nl.vector_loss(lambda x, y: x * y, lambda total: total, name="own")
+    for loss, arrays in ((nl.contrastive_loss, (x, y, target)), (own, (x, y))):
+        message = f"{loss.__name__}: runs on the CPU alone; of losses of vectors {there}"
+        for call in (loss, loss.value_and_grad):
+            with pytest.raises(TypeError, match=message):
+                call(*arrays)
 
 
 def test_vectors_of_other_dtypes_and_none(gpu):
