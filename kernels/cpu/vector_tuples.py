@@ -56,19 +56,6 @@ def zeros_of(count: int) -> Any:
 
 
 @intrinsic
-def some(typingctx, factors):
-    """Whether any of some numbers is not zero."""
-
-    def codegen(context, builder, sig, args):
-        found = ir.Constant(ir.IntType(1), 0)
-        for x in cgutils.unpack_tuple(builder, args[0], len(factors)):
-            found = builder.or_(found, builder.fcmp_unordered("!=", x, ir.Constant(x.type, 0)))
-        return found
-
-    return types.boolean(factors), codegen
-
-
-@intrinsic
 def weigh(typingctx, factors, slopes):
     """The sum of slopes times their factors; nothing of a slope whose factor is zero."""
 
