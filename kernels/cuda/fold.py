@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ..bind import bind
 from ..spec import code_of
 from .arrays import DeviceArray
 from .libraries import strides_of
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, block_sum, whole
-from .target import Binary, as_kernel, compile, cuda, dot, storage, types, unravel
+from .target import Binary, compile, cuda, dot, storage, types, unravel
 
-# What the kernel is bound to.
+# Bound by `kernel`; named here for readers and checkers.
 T: Any = np.float32
 source: Any = None
 target: Any = None
@@ -43,7 +44,7 @@ def kernel(code: int, to: int) -> Any:
     """`loop` from an array of one storage to one of another, of the same arithmetic."""
     array = storage(code)
     scope = dict(T=array.T, source=array, target=storage(to))
-    return as_kernel(loop, scope, "fold", (code, to))
+    return bind(loop, scope, "fold", (code, to), lambda f: f)
 
 
 def compile_fold(code: int, to: int, axes: int, summed_axes: int, cc: tuple[int, int]) -> Binary:

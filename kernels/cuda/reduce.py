@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..spec import FLOAT32
+from ..bind import bind
 from .target import (
     EVERY_LANE,
     Binary,
     Storage,
-    as_kernel,
     compile,
     cuda,
     device,
@@ -27,15 +26,16 @@ from .target import (
     types,
 )
 
-# What kernels over one-dimensional arrays are bound to by `tiles`: the access to arrays; the arithmetic type;
-# the elements of a vector; the vectors that a thread has in flight, how far each is from the first, and the
-# numbers of their elements, of which ``k`` is in vector ``k // WIDTH``.
-array: Any = storage(FLOAT32)
+# Bound by `tiles`, `sums_kernel` and `finish_kernel`; named here for readers and checkers.
+array: Any = None
 T: Any = np.float32
 WIDTH: Any = 4
 REPEAT: Any = 2
 AHEAD: Any = (0, 256)
 LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
+place: Any = None
+counted: Any = None
+store_partial: Any = None
 
 THREADS = 256  # a block of a kernel that reads arrays
 # Bytes of each array, as numbers to compute with, that a thread has in flight: enough for the bandwidth of
@@ -62,11 +62,17 @@ def launch(n: int, arithmetic: Any) -> Launch:
 
 @cache
 def tiles(array: Storage) -> dict[str, Any]:
-    """What a kernel's loop over one-dimensional arrays of a storage is bound to."""
+    """What a kernel's loop over one-dimensional arrays of a storage is bound to.
+
+    ``place`` gives the indices of the vectors that a thread has in flight, each a block further than the
+    last, and whether they are there: past the end the first one stands for them. ``counted`` makes zeros of
+    the lanes of those that are not. Of `LANES`, lane ``k`` is of vector ``k // WIDTH``. ``store_partial``
+    ends a sum.
+    """
     # Single elements take an address each.
     elements = IN_FLIGHT // np.dtype(array.T).itemsize // (1 if array.width > 1 else 2)
     repeat = elements // array.width
-    return dict(
+    scope = dict(
         array=array,
         T=array.T,
         WIDTH=array.width,
@@ -74,6 +80,9 @@ def tiles(array: Storage) -> dict[str, Any]:
         AHEAD=tuple(THREADS * k for k in range(repeat)),
         LANES=tuple(range(repeat * array.width)),
     )
+    for name, template in (("place", at_vector), ("counted", if_there), ("store_partial", partial_sum)):
+        scope[name] = bind(template, scope, array.__name__, (array.code, array.width), device)
+    return scope
 
 
 # ---- what kernels call --------------------------------------------------------------------------------
@@ -133,14 +142,12 @@ def quotient(factor, divisor):
     return factor / divisor if divisor != type(divisor)(0) else type(divisor)(np.nan)
 
 
-def place(ahead, first, vectors):
-    """Where a vector in flight is, and whether it is there: else the first stands for it."""
+def at_vector(ahead, first, vectors):
     there = first + ahead < vectors
     return (first + ahead if there else first) * WIDTH, there
 
 
-def counted(x, lane, there):
-    """A lane, or zero of a vector that is not there."""
+def if_there(x, lane, there):
     return (x if there[lane // WIDTH] else T(0),)
 
 
@@ -168,7 +175,7 @@ def sums(x, n, partials):
     rest = vectors * WIDTH + cuda.threadIdx.x
     if cuda.blockIdx.x == 0 and rest < n:
         hi, lo = add(hi, lo, array.load(x, rest))
-    partial_sum(partials, hi, lo)
+    store_partial(partials, hi, lo)
 
 
 def finish(partials, blocks, factor, divisor, out):
@@ -186,13 +193,13 @@ def finish(partials, blocks, factor, divisor, out):
 
 def sums_kernel(code: int, vectors: bool = True) -> Any:
     """`sums` of an array of one storage."""
-    return as_kernel(sums, tiles(storage(code, vectors)), "sums", (code, vectors))
+    return bind(sums, tiles(storage(code, vectors)), "sums", (code, vectors), lambda f: f)
 
 
 def finish_kernel(code: int) -> Any:
     """`finish` into an array of one storage."""
     array = storage(code)
-    return as_kernel(finish, dict(array=array, T=array.T), "finish", code)
+    return bind(finish, dict(array=array, T=array.T), "finish", code, lambda f: f)
 
 
 def compile_sums(code: int, cc: tuple[int, int], vectors: bool = True) -> Binary:

@@ -627,7 +627,7 @@ class TestCompiled:
             "finish",
             "sums",
             "counts",
-            "one_pass",
+            "hold",
             "nll",
             "put",
             "one",
