@@ -167,7 +167,6 @@ def slope_and_curvature(value, x):
         (lambda x: x ** (1.0 * 1), 1, 0),
         (lambda x: x ** (2.0 * 1), 0, 2),
         (lambda x: x ** (3.0 * 1), 0, 0),
-        (lambda x: x**0.5, np.inf, -np.inf),
         (lambda x: x**1.5, 0, np.inf),
     ],
 )
