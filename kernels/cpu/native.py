@@ -87,6 +87,20 @@ def store_all(typingctx, address, numbers):
     return types.void(types.int64, numbers), codegen
 
 
+@intrinsic
+def fill(typingctx, address, x, count):
+    """Store a number `count` times from an address on: a loop that Numba's front end does not see."""
+
+    def codegen(context, builder, sig, args):
+        data = context.get_value_as_data(builder, sig.args[1], args[1])
+        start = builder.inttoptr(args[0], data.type.as_pointer())
+        with cgutils.for_range(builder, args[2]) as loop:
+            builder.store(data, builder.gep(start, [loop.index]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, x, types.int64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def stack(typingctx, size):
     """The address of `size` bytes, a literal, that live until the calling function returns."""
@@ -172,6 +186,16 @@ rank_of = _reader(RANK, 32)
 shape_of = _reader(SHAPE)  # the address of `rank_of` extents
 strides_of = _reader(STRIDES)  # the address of as many strides in bytes
 flags_of = _reader(ARRAY_FLAGS, 32)  # bit 0: contiguous in C order
+
+
+@intrinsic
+def items_of(typingctx, objects):
+    """The address of a held tuple's objects' addresses."""
+
+    def codegen(context, builder, sig, args):
+        return builder.add(args[0], ir.Constant(I64, ITEMS))
+
+    return types.int64(held), codegen
 
 
 @intrinsic
