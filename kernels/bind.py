@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 @cache
-def _kernel_sources() -> str:
+def sources() -> str:
     """A digest of this package's own source: an edit of the maths or of a template drops what it made."""
     digest = hashlib.sha256()
     for path in sorted(HERE.rglob("*.py")):
@@ -110,7 +110,7 @@ def bind(
     decorate : callable
         For instance ``numba.njit(cache=True)``.
     """
-    digest = hashlib.sha256(f"{_kernel_sources()} {identity!r}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
     assert inspect.isfunction(template)
     copy = types.FunctionType(
         template.__code__,

@@ -49,9 +49,11 @@ from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     HEAD,
     HELPER,
+    addresses,
     allocate,
     at_address,
     caller,
+    compile_drive,
     compile_entry,
     compile_function,
     data_of,
@@ -60,11 +62,13 @@ from .native import (
     items_of,
     rank_of,
     release,
+    run_drive,
     shape_of,
     stack,
     store,
     store_all,
     strides_of,
+    tuple_at,
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
@@ -818,21 +822,10 @@ def refuse(p: Sequences, status: int) -> Exception:
 
 # ---- inside compiled code ----------------------------------------------------------------------------------
 
-# Bound by `compile_inside`, to functions that are linked rather than called by address.
-read_linked: Any = None
-sequences_linked: Any = None
-forward_value: Any = None
-forward_gradient: Any = None
-backward_linked: Any = None
-drive_linked: Any = None
+# Bound by `compile_inside`: what `compile_functions` gives.
+function_address: Any = None
 
 DESCRIPTION = 10  # int64 that `describe` takes
-
-
-@njit(**HELPER)
-def items_at(objects):
-    """As `native.items_of`, of addresses in memory."""
-    return objects
 
 
 @njit(**HELPER)
@@ -841,26 +834,6 @@ def describe(memory, data, rank, first, second, third, item):
     store_all(memory, (data, rank, memory + 32, memory + 56))
     store_all(memory + 32, (first, second, third, second * third * item, third * item, item))
     return memory - HEAD
-
-
-def call_read(address, arguments):
-    return read_linked(*arguments)
-
-
-def call_sequences(task, arguments):
-    return sequences_linked(*arguments)
-
-
-def call_forward(address, arguments):
-    return forward_gradient(*arguments) if address else forward_value(*arguments)
-
-
-def call_backward(address, arguments):
-    return backward_linked(*arguments)
-
-
-def call_nothing(fork, arguments):
-    return 0
 
 
 def inside(x, labels, label_counts, frame_counts, g, width, extents, settings):
@@ -886,41 +859,32 @@ def inside(x, labels, label_counts, frame_counts, g, width, extents, settings):
         r[k] = WORDS
     r[LOG_PROBS], r[GRADIENT] = CODE, CODE if g.size else ABSENT
     r[BLANK], r[ZERO_INFINITY], r[PER_LABEL], r[BY_SEQUENCES] = blank, zero_infinity, mean, divisor != divisor
-    r[ITEM_SIZE], r[FORWARD], r[BACKWARD] = x.itemsize, g.size > 0, g.size > 0
+    r[ITEM_SIZE], r[READ] = x.itemsize, function_address(2)
+    r[FORWARD], r[BACKWARD] = function_address(3), 0
+    if g.size:
+        r[FORWARD], r[BACKWARD] = function_address(4), function_address(5)
     store(numbers + 8 * DIVISOR, divisor)
     store(numbers + 8 * FACTOR, scale)
     of_recipe = describe(memory + 400, recipe, 1, RECIPE, 1, 1, 8)
     of_numbers = describe(memory + 480, numbers, 1, 2, 1, 1, 8)
-    return drive_linked(of_recipe, of_numbers, objects, 0, 0)
+    return run_drive(function_address(0), of_recipe, of_numbers, tuple_at(objects), function_address(1))
+
+
+def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, and the functions that it calls."""
+    code = code_of(dtype)
+    return (
+        compile_drive(drive),
+        task_address(),
+        reader(False, False),
+        forward_address(dtype, code, False),
+        forward_address(dtype, code, True),
+        backward_address(dtype, code, False),
+    )
 
 
 @cache
 def compile_inside(dtype: np.dtype) -> Any:
     """`inside` for a dtype: ``inside(...) -> (value, status)``."""
-    code = code_of(dtype)
-    name = f"{dtype.name}_inside"
-    linked: dict[str, Any] = dict(
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )
-
-    def bound(template: Any, scope: dict[str, Any], name: str = name) -> Any:
-        return bind(template, scope, name, name, njit(**linked))
-
-    of_value, _ = scope_of(dtype, code, False)
-    of_gradient, _ = scope_of(dtype, code, True)
-    forwards = dict(
-        forward_value=bound(forward, of_value, f"{name}_value"),
-        forward_gradient=bound(forward, of_gradient, f"{name}_gradient"),
-    )
-    runs = dict(
-        run_forward=bound(call_forward, forwards),
-        run_backward=bound(call_backward, dict(backward_linked=bound(backward, of_gradient))),
-    )
-    drives = dict(
-        items_of=items_at,
-        run_read=bound(call_read, dict(read_linked=bound(read, {}))),
-        run_task=bound(call_sequences, dict(sequences_linked=bound(sequences, runs))),
-        run_fork=bound(call_nothing, {}),
-    )
-    scope = dict(drive_linked=bound(drive, drives), CODE=code)
-    return bind(inside, scope, name, name, njit(nogil=True, cache=True, error_model="numpy"))
+    scope = dict(function_address=addresses(compile_functions, dtype), CODE=code_of(dtype))
+    return bind(inside, scope, dtype.name, dtype.name, njit(nogil=True, cache=True, error_model="numpy"))
