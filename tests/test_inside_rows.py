@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numba import njit, prange
 from numba.core.errors import TypingError
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import testing
@@ -127,7 +128,7 @@ def test_in_a_prange(name):
         check(loss, float(values[k]), [g[k] for g in gradients], drawn[k], {})
 
 
-@each_loss
+@pytest.mark.parametrize("name", sweep(LOSSES, "nll_loss", "contrastive_loss"))
 def test_in_float64_with_weights_and_in_place(name):
     loss = LOSSES[name]
     rng = np.random.default_rng(2)
@@ -231,6 +232,7 @@ def cases():
 @pytest.mark.parametrize(
     ("loss", "arrays", "given"), [pytest.param(*c, id=f"{c[0].__name__}-{k}") for k, c in enumerate(cases())]
 )
+@pytest.mark.sweep
 def test_other_arguments(loss, arrays, given):
     kept = [np.copy(a) for a in arrays]
     gradients = tuple(np.full(arrays[k].shape, np.nan, arrays[k].dtype) for k in differentiated(loss))
