@@ -24,7 +24,7 @@ from ..bind import bind, fingerprint, gathered
 from ..chunks import chunk_rows, product_columns
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
 from . import ctc, margins, nll, scores
-from .inside import compile_runs, flat_or_none
+from .inside import apart, compile_runs, flat_or_none
 from .labels import first_wrong
 from .native import HELPER, addresses, at_address, caller, compile_function, stack, store, store_all
 from .target import Linked
@@ -122,13 +122,6 @@ def is_float(array: Any) -> bool:
 def is_label(array: Any) -> bool:
     """An array of integers, or the integer that is the one row's."""
     return isinstance(getattr(array, "dtype", array), types.Integer)
-
-
-@njit(**PART)
-def apart(a, b):
-    """Whether two flat arrays share no memory."""
-    p, q = a.ctypes.data, b.ctypes.data
-    return a.size == 0 or b.size == 0 or p >= q + b.nbytes or q >= p + a.nbytes
 
 
 @njit(**PART)
