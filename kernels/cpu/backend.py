@@ -103,9 +103,9 @@ def repeat(
         ``again(values)`` gives the value and the outputs that it made, in their order; or `MISSING`.
     """
     module = family(problem.__class__)
-    if not hasattr(module, "pack"):
-        return None
-    return launch.repeat(module, problem, outputs, made, values)
+    if hasattr(module, "repeat"):
+        return module.repeat(problem, outputs, made, values)
+    return launch.repeat(module, problem, outputs, made, values) if hasattr(module, "pack") else None
 
 
 def describe(loss: str, call: dict[str, Any], host: tuple[str, ...] = ()) -> Any:

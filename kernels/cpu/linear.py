@@ -1,14 +1,16 @@
 """Cross entropy of a linear layer's scores, by chunks: NumPy's product, and the kernels of `scores`."""
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..chunks import chunk_rows, product_columns
 from ..lift import scales_with_masses
-from ..spec import DOUBLE, Linear, Scores, Weighting, bad_index
+from ..spec import DOUBLE, MISSING, Linear, Scores, Weighting, bad_index
+from . import launch
 from . import scores as scores_of
 
 Index = slice | np.ndarray
@@ -165,6 +167,11 @@ class ProductSum:
 
 def run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
     """Write the gradients by their arguments' names; return the value, or the terms."""
+    whole = in_one_chunk(p, outputs)
+    if whole is not None:
+        result = whole(arguments_of(p), outputs)
+        if result is not MISSING:
+            return result
     with np.errstate(all="ignore"):  # NumPy warns of products with what is not finite
         return _run(p, outputs)
 
@@ -241,6 +248,108 @@ def _run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
     if not reduced:
         return by_row["terms"].reshape(p.shape).astype(p.dtype, copy=False)
     return p.dtype.type(total / np.float64(divisor))
+
+
+# ---- small problems -----------------------------------------------------------------------------------
+
+# Of a problem, in the order that `in_one_chunk` takes them; then a launch's outputs.
+Arguments = tuple[Any, ...]
+
+
+def arguments_of(p: Linear) -> Arguments:
+    """Return a problem's arrays."""
+    return p.input, p.linear_weight, p.target, p.linear_bias, p.weight, p.weighting.sample_weight
+
+
+def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Arguments, dict], Any] | None:
+    """Return a function that computes problems like this one, of one chunk; None where it cannot be.
+
+    ``whole(arguments, outputs)`` writes the outputs and returns the value, or the terms; `MISSING` where
+    there are more chunks, rows that count nothing, or anything wrong: then nothing is written.
+    """
+    known = {"input", "linear_weight", "linear_bias"}
+    if p.has_probabilities or p.weighting.upstream is not None or outputs.keys() - known:
+        return None
+    if p.input.ndim != 2 or p.linear_weight.ndim != 2 or 0 in p.input.shape:
+        return None
+    dtype: Any = p.arithmetic
+    reduced, graded = p.weighting.reduction != "none", bool(outputs)
+    rows, classes = len(p.input), len(p.linear_weight)
+    if chunk_rows(rows, classes * dtype.itemsize, *p.chunking)[0] < rows:
+        return None
+    logits = np.empty((rows, classes), dtype)
+    scores = Scores(
+        p.name, p.functions, (), logits, p.target, False, p.weight, p.ignore_index, p.label_smoothing,
+        p.softcap, p.lse_square_scale, p.weighting, DOUBLE if reduced else dtype, dtype,
+    )  # fmt: skip
+    values = logits, p.target, p.weight, p.weighting.sample_weight
+    kernel = launch.repeat(scores_of, scores, {"input": logits} if graded else {}, (), values)
+    if kernel is None:
+        return None
+    ignored, chunking, scalar = p.ignore_index, p.chunking, p.dtype.type
+
+    def whole(arguments: Arguments, outputs: dict[str, np.ndarray]) -> Any:
+        x, w, target, bias, weight, sample_weight = arguments
+        if not x.ndim == w.ndim == 2 or x.shape[1] != w.shape[1] or target.shape != x.shape[:1]:
+            return MISSING
+        rows, classes = len(x), len(w)
+        if chunk_rows(rows, classes * dtype.itemsize, *chunking)[0] < rows or not x.size or not classes:
+            return MISSING
+        if bias is not None and bias.shape != (classes,):
+            return MISSING
+        if (target == ignored).any() or any(a is not None and not np.all(a) for a in (weight, sample_weight)):
+            return MISSING
+        x = x if x.dtype == dtype else x.astype(dtype)
+        w = w if w.dtype == dtype and is_matrix(w) else np.ascontiguousarray(w, dtype)
+        with np.errstate(all="ignore"):  # NumPy warns of products with what is not finite
+            g = np.matmul(x, w.T)
+            if bias is not None:
+                g += bias
+            found = kernel((g, target, weight, sample_weight))
+            if found is MISSING:
+                return MISSING
+            # All before the first is stored: a gradient may lie over what it is made of.
+            made: list[tuple[np.ndarray, np.ndarray]] = []
+            for n, out in outputs.items():
+                if n == "linear_bias":
+                    made.append((out, g.sum(axis=0)))
+                    continue
+                pair = (g, w) if n == "input" else (g.T, x)
+                direct = out.dtype == dtype and out.flags.c_contiguous
+                if direct and not (np.may_share_memory(out, w) or np.may_share_memory(out, x)):
+                    np.matmul(*pair, out=out)
+                else:
+                    made.append((out, np.matmul(*pair)))
+            for out, result in made:
+                out[...] = result
+        return scalar(found[0]) if reduced else found[0].astype(p.dtype, copy=False)
+
+    return whole
+
+
+def repeat(
+    p: Linear, outputs: dict[str, np.ndarray], made: tuple[str, ...], values: tuple[Any, ...]
+) -> Callable[[tuple[Any, ...]], Any] | None:
+    """Return a function that computes small problems like this one again: see `backend.repeat`."""
+    whole = in_one_chunk(p, outputs)
+    written = [o for n, o in outputs.items() if n not in made]
+    given = (*arguments_of(p), *written)
+    at = [next((k for k, v in enumerate(values) if v is a), None) if a is not None else -1 for a in given]
+    if whole is None or None in at or launch.apart(written, values) is None:
+        return None
+    pick, count = itemgetter(*at), len(given) - len(written)
+    like = {"input": 0, "linear_weight": 1, "linear_bias": 3}
+    names = tuple(outputs)
+    dtypes = {n: outputs[n].dtype for n in made}
+
+    def again(values: tuple[Any, ...]) -> Any:
+        found = pick((*values, None))
+        arguments, own = found[:count], iter(found[count:])
+        new = {n: np.empty_like(arguments[like[n]], dtypes[n], subok=False) for n in made}
+        result = whole(arguments, {n: new[n] if n in new else next(own) for n in names})
+        return MISSING if result is MISSING else (result, tuple(new.values()))
+
+    return again
 
 
 def run_part(
