@@ -107,7 +107,10 @@ def fold(full: np.ndarray, result: np.ndarray, axes: Sequence[int] | None = None
         extra = full.ndim - result.ndim
         axes = [k for k in range(extra, full.ndim) if full.shape[k] == result.shape[k - extra]]
     summed = tuple(k for k in range(full.ndim) if k not in axes)
-    result[...] = full.sum(axis=summed, dtype=DOUBLE).reshape(result.shape)
+    if result.dtype == DOUBLE and len(axes) == result.ndim:
+        np.add.reduce(full, axis=summed, dtype=DOUBLE, out=result)
+    else:
+        result[...] = full.sum(axis=summed, dtype=DOUBLE).reshape(result.shape)
 
 
 def excess(terms: Any, less: Any, weighting: Weighting, dtype: np.dtype) -> np.ndarray:

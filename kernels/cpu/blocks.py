@@ -44,6 +44,7 @@ from .native import (
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
+from .target import LOOP
 
 # Of a recipe.
 FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WORKERS, CODES = range(12)
@@ -109,7 +110,7 @@ def share_of_blocks(context, worker):
     return 0
 
 
-@njit(**HELPER)
+@njit(**HELPER | {"fastmath": LOOP["fastmath"]})
 def weights_sum(address, n, single):
     """The sum of contiguous weights, in float64."""
     total = 0.0

@@ -21,6 +21,7 @@ from numba.np.arrayobj import populate_array
 from ..bind import adopted, bind, fingerprint
 from ..errors import at_users_line
 from ..layout import is_same_memory
+from ..math import select
 from ..spec import (
     BLOCK,
     BY_ROWS,
@@ -82,24 +83,25 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid):
         f = scale
         keep = True
         if w is not None:
-            # A zero weight gives exactly zero, also where the loss is NaN or infinite.
+            # A zero weight gives exactly zero, also where the loss is NaN or infinite. Branches beside those of
+            # a definition would keep LLVM from vectorising the loop.
             wi = w[i]
             keep = wi != zero
             ok = ok | (wi == zero)
-            v = v * wi if keep else zero
+            v = select(keep, v * wi, zero)
             f = f * wi
         if c is not None:
             f = f * c[i]
         if g0 is not None:
-            g0[i] = d0 * f if keep else zero
+            g0[i] = select(keep, d0 * f, zero)
         if g1 is not None:
             d1 = at1(xi, ti, ui, o)[1]
-            g1[i] = d1 * f if keep else zero
+            g1[i] = select(keep, d1 * f, zero)
         if g2 is not None:
             d2 = at2(xi, ti, ui, o)[1]
-            g2[i] = d2 * f if keep else zero
+            g2[i] = select(keep, d2 * f, zero)
         if h is not None:
-            h[i] = h0 * f if keep else zero
+            h[i] = select(keep, h0 * f, zero)
         if not ok:
             outside += 1
         if terms is not None:

@@ -144,7 +144,7 @@ def apart(written: list[Any], values: tuple[Any, ...]) -> list[tuple[int, int]] 
         others = [k for k in arrays if values[k] is not w]
         if not at or any(np.may_share_memory(w, values[k]) for k in others):
             return None
-        pairs += [(at[0], k) for k in others]
+        pairs += [(at[0], k) for k in others if (k, at[0]) not in pairs]
     return pairs
 
 

@@ -1,17 +1,17 @@
 """Margin losses between scores of classes and one class, or several, for each row."""
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..arguments import Operand, choice, class_indices, real, reduction, scores, soft_labels, weights
 from ..arrays import as_array, check_broadcasts, floating
 from ..call import (
+    Evaluation,
     RowLoss,
     Settings,
     call_arguments,
-    compute,
     dtypes_of,
     resolve_normalizer,
     resolve_upstream,
@@ -22,7 +22,7 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import GRAD, MANY, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..kernels.spec import GRAD, MANY, MISSING, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
 from ..loss import Binding
 from ..quick import never
 
@@ -253,54 +253,85 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         return _ByElements(mode, call, backend)
 
 
-class _ByElements(NamedTuple):
-    """A call that is evaluated as elements."""
+class _ByElements:
+    """A call that is evaluated as elements: each has its row's weight, over the number of classes."""
 
-    mode: str
-    call: dict[str, Any]
-    backend: Any
+    def __init__(self, mode: str, call: dict[str, Any], backend: Any) -> None:
+        name = _Terms.function.__name__
+        x = as_array(name, "input", call["input"])
+        self.mode, self.backend, self.shape = mode, backend, x.shape
+        self.summed = call.get("reduction", "mean") == "none"  # over each row, when the terms are there
+        self.sample_weight = call.get("sample_weight")
+        rows, classes, how = x.shape[:-1], x.shape[-1], call.get("reduction", "mean")
+        factor, up = resolve_upstream(name, call.get("grad_output"), rows, how)
+        self.call = call = dict(call)
+        if self.sample_weight is not None:
+            weights = as_array(name, "sample_weight", self.sample_weight)
+            check_broadcasts(name, "sample_weight", weights, rows)
+            call["sample_weight"] = over_classes(weights, rows)
+        # A mean over elements divides by the sum of their weights: that of the rows', times the classes.
+        normalizer = resolve_normalizer(name, call.get("normalizer"))
+        call["normalizer"] = None if normalizer is None else normalizer * classes
+        if how == "sum":
+            call["reduction"], call["normalizer"] = "mean", float(classes)
+        if how == "none":
+            call["normalizer"] = None
+            if mode != VALUE:
+                call["grad_output"] = factor / classes
+                if up is not None:
+                    up = backend.product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
+                    call["grad_output"] = np.broadcast_to(up[..., np.newaxis], x.shape) if up.ndim else up
+        self.upstream = up
+        self.elements = Evaluation(_Terms, mode, call, backend)
 
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
-        return _by_elements(self.mode, self.call, self.backend)
+        return self.of_rows(self.elements.result(), self.shape)
+
+    def of_rows(self, result: Any, shape: tuple[int, ...]) -> Any:
+        """Return the result of elements as that of rows."""
+        if not self.summed or self.mode == GRAD:
+            return result
+        terms, *gradients = result if self.mode != VALUE else (result,)
+        rows, backend = shape[:-1], self.backend
+        sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
+        backend.fold(terms, sums, range(len(rows)))
+        value = backend.ratio(sums, shape[-1], terms.dtype)
+        return value if self.mode == VALUE else (value, *gradients)
 
     def prepared(self, values: tuple[Any, ...]) -> Any:
-        """Return a function that serves no other call."""
-        return never
+        """Return a function that serves other calls of this one's signature and number of classes."""
+        weighted = [k for k, v in enumerate(values) if v is self.sample_weight and v is not None]
+        first = next((k for k, v in enumerate(values) if v is self.call["input"]), None)
+        if first is None or self.upstream is not None or len(weighted) != (self.sample_weight is not None):
+            return never
+        classes = self.shape[-1]
+
+        def elements(values: tuple[Any, ...], weights: Any) -> tuple[Any, ...]:
+            return values if not weighted else (*values[: weighted[0]], weights, *values[weighted[0] + 1 :])
+
+        evaluate = self.elements.prepared(elements(values, self.call.get("sample_weight")))
+        if evaluate is None:
+            return never
+
+        def again(values: tuple[Any, ...]) -> Any:
+            shape, weights = values[first].shape, None
+            if not shape or shape[-1] != classes:
+                return MISSING
+            if weighted:
+                weights = values[weighted[0]]
+                if weights.shape != shape[:-1]:
+                    return MISSING
+                weights = weights[..., np.newaxis]
+            result = evaluate(elements(values, weights))
+            return result if result is MISSING else self.of_rows(result, shape)
+
+        return again
 
 
-def _by_elements(mode: str, call: dict[str, Any], backend: Any) -> Any:
-    """Evaluate rows of soft margins as elements: each has its row's weight, over the number of classes."""
-    name, how = _Terms.function.__name__, call.get("reduction", "mean")
-    x = as_array(name, "input", call["input"])
-    rows, classes = x.shape[:-1], x.shape[-1]
-    call = dict(call)
-    factor, up = resolve_upstream(name, call.get("grad_output"), rows, how)
-    if call.get("sample_weight") is not None:
-        weights = as_array(name, "sample_weight", call["sample_weight"])
-        check_broadcasts(name, "sample_weight", weights, rows)
-        call["sample_weight"] = np.broadcast_to(weights, rows)[..., np.newaxis]
-    # A mean over elements divides by the sum of their weights: that of the rows', times the classes.
-    normalizer = resolve_normalizer(name, call.get("normalizer"))
-    call["normalizer"] = None if normalizer is None else normalizer * classes
-    if how == "sum":
-        call["reduction"], call["normalizer"] = "mean", float(classes)
-    if how != "none":
-        return compute(_Terms, mode, call, backend)
-    call["normalizer"] = None
-    if mode != VALUE:
-        call["grad_output"] = factor / classes
-        if up is not None:
-            up = backend.product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
-            call["grad_output"] = np.broadcast_to(up[..., np.newaxis], x.shape) if up.ndim else up
-    result = compute(_Terms, mode, call, backend)
-    if mode == GRAD:
-        return result
-    terms, *gradients = result if mode != VALUE else (result,)
-    sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
-    backend.fold(terms, sums, range(len(rows)))
-    value = backend.ratio(sums, classes, terms.dtype)
-    return value if mode == VALUE else (value, *gradients)
+def over_classes(weights: Any, rows: tuple[int, ...]) -> Any:
+    """Return rows' weights as those of their elements."""
+    return np.broadcast_to(weights, rows)[..., np.newaxis]
 
 
 multi_margin_loss = MultiMarginLoss.function
