@@ -83,8 +83,8 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid):
         f = scale
         keep = True
         if w is not None:
-            # A zero weight gives exactly zero, also where the loss is NaN or infinite. Branches beside those of
-            # a definition would keep LLVM from vectorising the loop.
+            # A zero weight gives exactly zero, also where the loss is NaN or infinite. A branch here, beside
+            # those of a definition, would keep LLVM from vectorising the loop.
             wi = w[i]
             keep = wi != zero
             ok = ok | (wi == zero)
