@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import adopted, bind, fingerprint, gathered
+from ..bind import adopted, fingerprint, gathered
 from ..layout import axes_in_order, index_at
 from ..spec import (
     BY_ROWS,
@@ -29,9 +29,24 @@ from ..spec import (
 )
 from . import binaries, driver, faults, libraries, reduce
 from .arrays import VECTOR_BYTES, DeviceArray, aligned, current_queue, flat, store_sum, total
-from .reduce import THREADS, add, quotient, tiles
+from .reduce import (
+    AHEAD,
+    LANES,
+    REPEAT,
+    THREADS,
+    WIDTH,
+    T,
+    add,
+    array,
+    counted,
+    partial_sum,
+    place,
+    quotient,
+    tiles,
+)
 from .target import (
     Binary,
+    as_kernel,
     cgutils,
     compile,
     cuda,
@@ -46,25 +61,14 @@ from .target import (
     types,
 )
 
-# Bound by `kernel`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
-WIDTH: Any = 4
-REPEAT: Any = 2
-AHEAD: Any = (0, 256)
-LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-place: Any = None
-counted: Any = None
-store_partial: Any = None
-value: Any = None
-at0: Any = None
-at1: Any = None
-at2: Any = None
-curved: Any = None
-outside: Any = None
-unpack: Any = None
-at_element: Any = None
-at_report: Any = None
+# What else the kernel is bound to, by `kernel`.
+value: Any = None  # the definition
+at0: Any = None  # the same with its derivatives by the first operand to differentiate,
+at1: Any = None  # the second
+at2: Any = None  # and the third, where there are so many
+CURVED: Any = False  # the second derivative is asked for
+outside: Any = None  # the operand that is out of its domain
+unpack: Any = None  # gives the options as the definition takes them
 
 
 def element(x, t, u, w, c, scale, o):
@@ -98,7 +102,7 @@ def element(x, t, u, w, c, scale, o):
         d1 = at1(x, t, u, o)[1] * f if keep else zero
     if at2 is not None:
         d2 = at2(x, t, u, o)[1] * f if keep else zero
-    if curved is not None:
+    if CURVED:
         h = curvature * f if keep else zero
     return v, d0, d1, d2, h, bad
 
@@ -124,14 +128,14 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
         at, there = each(place, (AHEAD,), (first, vectors))
         xs, ts, us = array.load_vectors(x, at), array.load_vectors(t, at), array.load_vectors(u, at)
         ws, cs = array.load_vectors(w, at), array.load_vectors(c, at)
-        v, d0, d1, d2, k, bad = each(at_element, (xs, ts, us, ws, cs), (scale, o))
+        v, d0, d1, d2, k, bad = each(element, (xs, ts, us, ws, cs), (scale, o))
         array.store_vectors(terms, at, there, v)
         array.store_vectors(g0, at, there, d0)
         array.store_vectors(g1, at, there, d1)
         array.store_vectors(g2, at, there, d2)
         array.store_vectors(h, at, there, k)
         if faults is not None:
-            each(at_report, (bad, LANES), (at, faults))
+            each(report, (bad, LANES), (at, faults))
         if partials is not None:
             hi, lo = add(hi, lo, tree_sum(each(counted, (v, LANES), (there,))[0]))
         first += cuda.gridDim.x * (THREADS * REPEAT)
@@ -139,18 +143,18 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
     if cuda.blockIdx.x == 0 and rest < n:
         xi, ti, ui = array.load(x, rest), array.load(t, rest), array.load(u, rest)
         wi, ci = array.load(w, rest), array.load(c, rest)
-        v, d0, d1, d2, k, bad = at_element(xi, ti, ui, wi, ci, scale, o)
+        v, d0, d1, d2, k, bad = element(xi, ti, ui, wi, ci, scale, o)
         array.store(terms, rest, v)
         array.store(g0, rest, d0)
         array.store(g1, rest, d1)
         array.store(g2, rest, d2)
         array.store(h, rest, k)
         if faults is not None:
-            at_report(bad, 0, (rest,), faults)
+            report(bad, 0, (rest,), faults)
         if partials is not None:
             hi, lo = add(hi, lo, v)
     if partials is not None:
-        store_partial(partials, hi, lo)
+        partial_sum(partials, hi, lo)
 
 
 def finder(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
@@ -229,17 +233,12 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
         at0=None,
         at1=None,
         at2=None,
-        curved=request.curvature or None,
+        CURVED=request.curvature,
         outside=finder(scalars.domains, array.T),
         unpack=options(scalars.options),
     )
     scope.update(zip(("at0", "at1", "at2"), slopes, strict=False))
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, scalars.name, identity, decorate)
-
-    scope.update(at_element=made(element), at_report=made(report))
-    return made(loop, lambda f: f)
+    return as_kernel(loop, scope, scalars.name, identity)
 
 
 def signature(scalars: Scalars, request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:

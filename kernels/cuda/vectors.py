@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
 from ..layout import InOrder
 from ..math import power, sign, sqrt
 from ..spec import (
@@ -37,64 +36,64 @@ from ..spec import (
 )
 from . import rows
 from .arrays import aligned
-from .reduce import MOST_BLOCKS, THREADS, add, partial_sum, quotient
-from .rows import BLOCK, STREAM, TEAM, Plan, look, optional, vector_at
-from .target import EVERY_LANE, WARP, Binary, compile, cuda, device, each, shared, storage, tree_sum, types
+from .reduce import MOST_BLOCKS, THREADS, add, quotient
+from .rows import (
+    AHEAD,
+    BLOCK,
+    LANES,
+    REPEAT,
+    STREAM,
+    TEAM,
+    TOGETHER,
+    WIDTH,
+    Plan,
+    T,
+    array,
+    fill_row,
+    lanes,
+    optional,
+    row_state,
+    row_team,
+    store_partial,
+    vector_at,
+)
+from .target import (
+    EVERY_LANE,
+    WARP,
+    Binary,
+    as_kernel,
+    compile,
+    cuda,
+    each,
+    shared,
+    storage,
+    tree_sum,
+    types,
+)
 
-# Bound by `kernel`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
+# What else the kernel is bound to, by `kernel`.
 MOST: Any = np.finfo(np.float32).max
-WIDE: Any = np.float32(2.0**60)
-WIDTH: Any = 4
-REPEAT: Any = 2
-AHEAD: Any = (0, 1)
-LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-NOTHING: Any = (np.float32(0),) * 8
-FIRST: Any = (0, 0, 1)
-SECOND: Any = (1, 2, 2)
-PRODUCT: Any = (3, 4, 5)
-SCALES: Any = (0, 1, 2)
+WIDE: Any = np.float32(2.0**60)  # a sum above it, or below its inverse, is formed again
+NOTHING: Any = (np.float32(0),) * 8  # a thread's part of a vector that is not read
+FIRST: Any = (0, 0, 1)  # of each distance the first vector,
+SECOND: Any = (1, 2, 2)  # the second,
+PRODUCT: Any = (3, 4, 5)  # and with cosines the sum of their products
+SCALES: Any = (0, 1, 2)  # what is scaled: differences, or with cosines vectors
 SUMS: Any = (0, 1, 2, 3, 4, 5)
 ONES: Any = (np.float32(1),) * 3
 NO_PEAKS: Any = (np.float32(0),) * 3
 NO_SUMS: Any = (np.float32(0),) * 6
-THREE: Any = True
+THREE: Any = True  # vectors, not two
 SWAP: Any = True
-TOGETHER: Any = True
-WRITES: Any = True
-SCALED: Any = True
-together: Any = None
-power_of: Any = None
-root_of: Any = None
-slope_of: Any = None
-at_power: Any = None
-at_square: Any = None
-at_product: Any = None
-at_magnitude: Any = None
-at_apart: Any = None
-at_hit: Any = None
-at_summand: Any = None
-at_peak: Any = None
-at_lost: Any = None
-at_inverse: Any = None
-at_finish: Any = None
-at_push: Any = None
-push: Any = None
-at_slope: Any = None
-held: Any = None
-held_third: Any = None
-join: Any = None
-take: Any = None
-visit: Any = None
-give: Any = None
-blank: Any = None
-summed: Any = None
-peaks: Any = None
-measure: Any = None
-finish: Any = None
-judge: Any = None
-store_partial: Any = None
+WRITES: Any = True  # there is a gradient
+STREAMED: Any = False  # a row is read twice
+COSINES: Any = False
+COUNTS: Any = False  # how often the largest difference is there is added up
+SCALED: Any = True  # sums are formed again where they lost terms
+power_of: Any = None  # by kind of distance: a difference's power,
+root_of: Any = None  # the sum's root,
+slope_of: Any = None  # the gradient by a difference,
+finished: Any = None  # and what ends a distance
 
 MOST_HOLDING = 512  # threads of a block that holds a row; half as many of float64, with twice the registers
 DISTANCES = {"euclidean": ROOT_OF_SQUARES, "sqeuclidean": SQUARES, "cosine": COSINE, "manhattan": SUM}
@@ -115,12 +114,8 @@ class Request(NamedTuple):
 # ---- one coordinate -----------------------------------------------------------------------------------
 
 
-def two(x, y, z):
-    return x, y
-
-
-def three(x, y, z):
-    return x, y, z
+def together(x, y, z):
+    return (x, y, z) if THREE else (x, y)
 
 
 def power_between(first, second, r, vs, there, eps, p):
@@ -150,28 +145,24 @@ def hit(first, second, top, vs, there, eps):
     return (T(0) if u < top or not there else T(1) if u == top else u,)
 
 
-# What a coordinate adds to the sums, by distance; with cosines by vector, and then by distance.
-
-
-def summands_of_norm(x, y, z, lane, there, rs, eps, p):
-    return each(at_power, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps, p))[0]
-
-
-def summands_of_cosine(x, y, z, lane, there, rs, eps, p):
+def summands(x, y, z, lane, there, rs, eps, p):
+    """What a coordinate adds to the sums, by distance; with cosines by vector, and then by distance."""
     vs, here = together(x, y, z), there[lane // WIDTH]
-    return each(at_square, (vs, rs), (here,))[0] + each(at_product, (FIRST, SECOND), (vs, rs, here))[0]
+    if COSINES:
+        return each(square, (vs, rs), (here,))[0] + each(product, (FIRST, SECOND), (vs, rs, here))[0]
+    elif COUNTS:
+        return each(hit, (FIRST, SECOND, rs), (vs, here, eps))[0]
+    else:
+        return each(power_between, (FIRST, SECOND, rs), (vs, here, eps, p))[0]
 
 
-def magnitudes_of_norm(x, y, z, lane, there, rs, eps, p):
-    return each(at_apart, (FIRST, SECOND), (together(x, y, z), there[lane // WIDTH], eps))[0]
-
-
-def magnitudes_of_cosine(x, y, z, lane, there, rs, eps, p):
-    return each(at_magnitude, (together(x, y, z),), (there[lane // WIDTH],))[0]
-
-
-def hits(x, y, z, lane, there, rs, eps, p):
-    return each(at_hit, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps))[0]
+def magnitudes(x, y, z, lane, there, rs, eps, p):
+    """The magnitudes of what is scaled."""
+    vs, here = together(x, y, z), there[lane // WIDTH]
+    if COSINES:
+        return each(magnitude, (vs,), (here,))[0]
+    else:
+        return each(apart, (FIRST, SECOND), (vs, here, eps))[0]
 
 
 # By kind of norm: a difference's power, the sum's root, and the gradient by a difference.
@@ -187,10 +178,6 @@ def squared(u, p):
 
 def raised(u, p):
     return power(u, p)
-
-
-def as_it_is(s, p):
-    return s
 
 
 def square_root(s, p):
@@ -235,20 +222,20 @@ def pushed_by_cosine(first, second, factor, slope, own, other, vs, rs):
     return by_first if counts else T(0), by_second if counts else T(0)
 
 
-def push_norms(vs, factors, slopes, owns, others, values, rs, eps, p):
-    return each(at_push, (FIRST, SECOND, factors, slopes, values, rs), (vs, eps, p))
-
-
-def push_cosines(vs, factors, slopes, owns, others, values, rs, eps, p):
-    return each(at_push, (FIRST, SECOND, factors, slopes, owns, others), (vs, rs))
+def push(vs, factors, slopes, owns, others, values, rs, eps, p):
+    """Each distance's gradients by its first vector, and by its second."""
+    if COSINES:
+        return each(pushed_by_cosine, (FIRST, SECOND, factors, slopes, owns, others), (vs, rs))
+    else:
+        return each(pushed_by_norm, (FIRST, SECOND, factors, slopes, values, rs), (vs, eps, p))
 
 
 def slopes(x, y, z, factors, slopes, owns, others, values, rs, eps, p):
     """The gradients by the vectors."""
     t, o = push(together(x, y, z), factors, slopes, owns, others, values, rs, eps, p)
-    if THREE is None:
+    if not THREE:
         return t[0], o[0], None
-    elif SWAP is None:
+    elif not SWAP:
         return t[0] + t[1], o[0], o[1]
     else:
         return t[0] + t[1], o[0] + t[2], o[1] + o[2]
@@ -257,12 +244,10 @@ def slopes(x, y, z, factors, slopes, owns, others, values, rs, eps, p):
 # ---- sums over a row ----------------------------------------------------------------------------------
 
 
-@device
 def total(xs):
     return (tree_sum(xs),)
 
 
-@device
 def largest(xs):
     top = xs[0]
     for x in xs:
@@ -270,22 +255,18 @@ def largest(xs):
     return (top,)
 
 
-@device
 def plus(x, y):
     return (x + y,)
 
 
-@device
 def larger(x, y):
     return (max(x, y),)
 
 
-@device
 def across(x, step):
     return (cuda.shfl_xor_sync(EVERY_LANE, x, step),)
 
 
-@device
 def join_team(xs, numbers, pairwise, team):
     """The numbers of a part of a warp joined two by two, in each of its threads."""
     step = team >> 1
@@ -295,18 +276,15 @@ def join_team(xs, numbers, pairwise, team):
     return xs
 
 
-@device
 def leave(x, k, memory, warp):
     memory[WARP * k + warp] = x
     return ()
 
 
-@device
 def found(k, memory, lane, warps, zero):
     return (memory[WARP * k + lane] if lane < warps else zero,)
 
 
-@device
 def join_block(xs, numbers, pairwise, team):
     """The same for a block; of `xs` the `numbers` are 0, 1, ..."""
     memory = shared(192, xs[0])  # for a warp's, six at most
@@ -320,7 +298,12 @@ def join_block(xs, numbers, pairwise, team):
     return join_team(xs, numbers, pairwise, WARP)
 
 
-def loaded(p, at, live):
+def join(xs, numbers, pairwise, team):
+    """The numbers of the threads that share a row joined, in each of them."""
+    return join_team(xs, numbers, pairwise, team) if TOGETHER else join_block(xs, numbers, pairwise, team)
+
+
+def in_registers(p, at, live):
     """A thread's part of a vector; zeros of one that is not to be read."""
     xs = NOTHING
     if live:
@@ -328,84 +311,67 @@ def loaded(p, at, live):
     return xs
 
 
-def not_loaded(p, at, live):
-    return None
+def take(x, y, z, row, live):
+    """What a thread has of a row: its part of each vector, its place and what is there; or the arrays."""
+    if STREAMED:
+        return x, y, z
+    else:
+        base, first, step, stop = row
+        at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
+        third = in_registers(z, at, live) if THREE else None
+        return in_registers(x, at, live), in_registers(y, at, live), third, at, there
 
 
-# What a thread has of a row: its part of each vector, its place, and what of it is there; or the arrays.
-
-
-def take_held(x, y, z, row, live):
-    base, first, step, stop = row
-    at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
-    return held(x, at, live), held(y, at, live), held_third(z, at, live), at, there
-
-
-def take_streamed(x, y, z, row, live):
-    return x, y, z
-
-
-def visit_held(at, fold, pairwise, start, own, row, rs, eps, p):
+def fold_row(at, fold, pairwise, start, own, row, rs, eps, p):
     """A thread's part of some sums over a row, or of some maxima."""
-    x, y, z, _, there = own
-    return each(fold, (each(at, (x, y, z, LANES), (there, rs, eps, p)),), ())[0]
+    if STREAMED:
+        x, y, z = own
+        base, v, step, stop = row
+        sums = start
+        while v < stop:
+            i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+            a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+            more = each(fold, (each(at, (a, b, c, LANES), (there, rs, eps, p)),), ())[0]
+            sums = each(pairwise, (sums, more), ())[0]
+            v += REPEAT * step
+        return sums
+    else:
+        x, y, z, _, there = own
+        return each(fold, (each(at, (x, y, z, LANES), (there, rs, eps, p)),), ())[0]
 
 
-def visit_streamed(at, fold, pairwise, start, own, row, rs, eps, p):
-    x, y, z = own
-    base, v, step, stop = row
-    sums = start
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
-        more = each(fold, (each(at, (a, b, c, LANES), (there, rs, eps, p)),), ())[0]
-        sums = each(pairwise, (sums, more), ())[0]
-        v += REPEAT * step
-    return sums
+def store_gradients(outputs, own, row, found):
+    """Write the gradients of what a thread has read, or reads again."""
+    if STREAMED:
+        x, y, z = own
+        base, v, step, stop = row
+        while v < stop:
+            i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+            a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+            store_slopes(outputs, i, there, a, b, c, found)
+            v += REPEAT * step
+    else:
+        x, y, z, at, there = own
+        store_slopes(outputs, at, there, x, y, z, found)
 
 
-def give_held(gx, gy, gz, own, row, found):
-    """Write the gradients of what a thread has read."""
-    x, y, z, at, there = own
-    dx, dy, dz = each(at_slope, (x, y, z), found)
+def store_slopes(outputs, at, there, x, y, z, found):
+    gx, gy, gz = outputs
+    dx, dy, dz = each(slopes, (x, y, z), found)
     array.store_vectors(gx, at, there, dx)
     array.store_vectors(gy, at, there, dy)
     array.store_vectors(gz, at, there, dz)
 
 
-def give_streamed(gx, gy, gz, own, row, found):
-    x, y, z = own
-    base, v, step, stop = row
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
-        dx, dy, dz = each(at_slope, (a, b, c), found)
-        array.store_vectors(gx, i, there, dx)
-        array.store_vectors(gy, i, there, dy)
-        array.store_vectors(gz, i, there, dz)
-        v += REPEAT * step
-
-
-def blanked(gx, gy, gz, row):
-    base, v, step, stop = row
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        array.store_vectors(gx, i, there, NOTHING)
-        array.store_vectors(gy, i, there, NOTHING)
-        array.store_vectors(gz, i, there, NOTHING)
-        v += REPEAT * step
-
-
 # ---- a row's distances --------------------------------------------------------------------------------
 
 
-def lost_by_norm(k, sums):
+def lost(k, sums):
     """Whether a sum of powers lost terms, or would lose its gradients; that of NaN, too."""
-    return (not (sums[k] <= WIDE and sums[k] * WIDE >= T(1)),)
-
-
-def lost_by_cosine(k, sums):
-    return (not sums[k] <= WIDE,)
+    if COSINES:
+        return (not sums[k] <= WIDE,)
+    else:
+        return (not (sums[k] <= WIDE and sums[k] * WIDE >= T(1)),)
 
 
 def inverse(m, wanted):
@@ -413,38 +379,34 @@ def inverse(m, wanted):
     return (min(T(1) / m, MOST) if wanted and m > T(0) and m <= MOST else T(1),)
 
 
-def all_summed(own, row, rs, eps, p):
-    return join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
+def summed(own, row, rs, eps, p):
+    return join(fold_row(summands, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
 
 
-def all_peaks(own, row, eps, p):
-    return join(visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2])
+def peaks(own, row, eps, p):
+    return join(
+        fold_row(magnitudes, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2]
+    )
 
 
-def measure_sums(own, row, live, eps, p):
-    """A row's sums, and what its vectors or differences were scaled by."""
-    sums = summed(own, row, ONES, eps, p)
-    rs = ONES
-    if SCALED is not None:
-        wanted = each(at_lost, (SCALES,), (sums,))[0]
-        some = False
-        for one in wanted:
-            some = some or (one and live)
-        if cuda.any_sync(EVERY_LANE, some):
-            peaks = join(
-                visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2]
-            )
-            rs = each(at_inverse, (peaks, wanted), ())[0]
-            again = join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
-            if some:
-                sums = again
-    return sums, rs
-
-
-def measure_peaks(own, row, live, eps, p):
-    """How often a row's largest differences are there, and what they are."""
-    tops = peaks(own, row, eps, p)
-    return summed(own, row, tops, eps, p), tops
+def measure(own, row, live, eps, p):
+    """A row's sums, and what its vectors or differences were scaled by, or the largest of them."""
+    if COUNTS:
+        tops = peaks(own, row, eps, p)
+        return summed(own, row, tops, eps, p), tops
+    else:
+        sums, rs = summed(own, row, ONES, eps, p), ONES
+        if SCALED:
+            wanted = each(lost, (SCALES,), (sums,))[0]
+            some = False
+            for one in wanted:
+                some = some or (one and live)
+            if cuda.any_sync(EVERY_LANE, some):
+                rs = each(inverse, (peaks(own, row, eps, p), wanted), ())[0]
+                again = summed(own, row, rs, eps, p)
+                if some:
+                    sums = again
+        return sums, rs
 
 
 # Of each distance its value, and what its gradients are made of: a factor of the differences' powers, or of
@@ -475,39 +437,47 @@ def cosine_finished(first, second, product, sums, rs, eps):
     return (n - xy) / n, T(1) / n, c / xx, c / yy
 
 
-def finish_norms(sums, rs, eps, p):
-    return each(at_finish, (sums, rs), (p,))
-
-
-def finish_cosines(sums, rs, eps, p):
-    return each(at_finish, (FIRST, SECOND, PRODUCT), (sums, rs, eps))
+def finish(sums, rs, eps, p):
+    """The distances, and what their gradients are made of."""
+    if COSINES:
+        return each(cosine_finished, (FIRST, SECOND, PRODUCT), (sums, rs, eps))
+    else:
+        return each(finished, (sums, rs), (p,))
 
 
 # ---- a row's term, and the factors of its distances' gradients ----------------------------------------
 
 
-def judge_pair(values, label, share, factor, margin):
+def pair_term(values, label, row_weight, factor, margin):
     zero, one = T(0), T(1)
     term = values[0] if label == one else one - values[0] - margin
     counts = label == one or (label == -one and not term < zero)
-    return share * term if counts else zero, (label * factor if counts else zero,)
+    return row_weight * term if counts else zero, (label * factor if counts else zero,)
 
 
-def judge_triplet(values, label, share, factor, margin):
+def triplet_term(values, row_weight, factor, margin):
     zero, half, one = T(0), T(0.5), T(1)
     least, kept = values[1], one
-    if SWAP is not None:
+    if SWAP:
         other = values[2]
         kept = one if least < other else half if least == other else zero
         least = least if least < other or least != least else other
     term = margin + values[0] - least
     counts = not term < zero
     factor = factor if counts else zero
-    term = share * term if counts else zero
-    if SWAP is None:
+    term = row_weight * term if counts else zero
+    if not SWAP:
         return term, (factor, -factor)
     else:
         return term, (factor, -factor * kept, -factor * (one - kept))
+
+
+def term_and_factors(values, label, row_weight, factor, margin):
+    """A row's term, and the factors of its distances' gradients."""
+    if THREE:
+        return triplet_term(values, row_weight, factor, margin)
+    else:
+        return pair_term(values, label, row_weight, factor, margin)
 
 
 # ---- the kernel ---------------------------------------------------------------------------------------
@@ -518,15 +488,14 @@ def loop(
     partials,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    outputs = gx, gy, gz
     hi = lo = T(0)
-    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
-    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
-    lane = cuda.threadIdx.x & (team - 1)
+    team, height, of_block, lane = row_team(deal)
     vectors = size // WIDTH
     first = cuda.blockIdx.x * height
     while first < count:
-        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
-        live, fill, _, share, _, up = look(
+        i = first + of_block
+        live, fill, _, row_weight, _, up = row_state(
             None, None, weights, upstream, i, count, 0, None, scale, False, False, None
         )
         row = i * size, lane, team, vectors if live else 0
@@ -534,12 +503,12 @@ def loop(
         sums, rs = measure(own, row, live, eps, p)
         values, slopes, owns, others = finish(sums, rs, eps, p)
         label = optional(labels, i if live else 0, T(1))
-        term, factors = judge(values, label, share, up * share, margin)
-        if WRITES is not None:
+        term, factors = term_and_factors(values, label, row_weight, up * row_weight, margin)
+        if WRITES:
             if live:
-                give(gx, gy, gz, own, row, (factors, slopes, owns, others, values, rs, eps, p))
+                store_gradients(outputs, own, row, (factors, slopes, owns, others, values, rs, eps, p))
             elif i < count:
-                blank(gx, gy, gz, (i * size, lane, team, vectors))
+                fill_row(outputs, i * size, lane, team, vectors, fill)
         if lane == 0 and i < count:
             term = term if live else fill
             array.store(terms, i, term)
@@ -592,25 +561,18 @@ NORMS: dict[int, tuple[Any, ...]] = {
 
 def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> Any:
     """The kernel, in plain Python."""
-    array = storage(code, vectors)
-    T, ahead = array.T, repeat(code, vectors)
-    cosine, most = request.kind == COSINE, request.kind == LARGEST
-    streamed, together = variant == STREAM, variant == TEAM
-    count = 3 if request.three else 2
+    cosine, together = request.kind == COSINE, variant == TEAM
+    bound = lanes(code, vectors, repeat(code, vectors), together)
+    T, count = bound["T"], 3 if request.three else 2
     distances = ((0, 1), (0, 2), (1, 2))[: (2 + request.swap) if request.three else 1]
     scales = count if cosine else len(distances)
     sums = count * cosine + len(distances)
-    power, root, slope, finished = NORMS.get(request.kind, (None, None, None, cosine_finished))
-    scope: dict[str, Any] = dict(
-        array=array,
-        T=T,
+    power, root, slope, finished = NORMS.get(request.kind, (None,) * 4)
+    scope = dict(
+        bound,
         MOST=np.finfo(T).max,
         WIDE=T(2.0**60 if T is np.float32 else 2.0**500),
-        WIDTH=array.width,
-        REPEAT=ahead,
-        AHEAD=tuple(range(ahead)),
-        LANES=tuple(range(ahead * array.width)),
-        NOTHING=(T(0),) * (ahead * array.width),
+        NOTHING=(T(0),) * len(bound["LANES"]),
         FIRST=tuple(a for a, _ in distances),
         SECOND=tuple(b for _, b in distances),
         PRODUCT=tuple(range(count, sums)),
@@ -619,56 +581,19 @@ def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> A
         ONES=(T(1),) * scales,
         NO_PEAKS=(T(0),) * scales,
         NO_SUMS=(T(0),) * sums,
-        THREE=True if request.three else None,
-        SWAP=True if request.swap else None,
-        TOGETHER=True if together else None,
-        WRITES=True if request.wrt else None,
-        SCALED=True if request.kind in (POWER, ROOT_OF_SQUARES, COSINE) else None,
-        join=join_team if together else join_block,
-        store_partial=device(partial_sum) if together else rows.store_own_partial,
+        THREE=request.three,
+        SWAP=request.swap,
+        WRITES=bool(request.wrt),
+        STREAMED=variant == STREAM,
+        COSINES=cosine,
+        COUNTS=request.kind == LARGEST,
+        SCALED=request.kind in (POWER, ROOT_OF_SQUARES, COSINE),
+        power_of=power,
+        root_of=root,
+        slope_of=slope,
+        finished=finished,
     )
-    identity = (tuple(request), code, streamed, together, vectors)
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return None if template is None else bind(template, scope, "vectors", identity, decorate)
-
-    layers: tuple[dict[str, Any], ...] = (
-        dict(
-            together=three if request.three else two,
-            power_of=power,
-            root_of=root,
-            slope_of=slope,
-            at_square=square,
-            at_product=product,
-            at_magnitude=magnitude,
-            at_apart=apart,
-            at_hit=hit,
-            at_lost=lost_by_cosine if cosine else lost_by_norm,
-            at_inverse=inverse,
-            held=loaded,
-            held_third=loaded if request.three else not_loaded,
-            blank=blanked,
-            judge=judge_triplet if request.three else judge_pair,
-        ),
-        dict(
-            at_power=power_between,
-            at_push=pushed_by_cosine if cosine else pushed_by_norm,
-            at_finish=finished,
-            take=take_streamed if streamed else take_held,
-        ),
-        dict(
-            at_summand=summands_of_cosine if cosine else hits if most else summands_of_norm,
-            at_peak=magnitudes_of_cosine if cosine else magnitudes_of_norm,
-            push=push_cosines if cosine else push_norms,
-            finish=finish_cosines if cosine else finish_norms,
-            visit=visit_streamed if streamed else visit_held,
-        ),
-        dict(at_slope=slopes, summed=all_summed, peaks=all_peaks),
-        dict(give=give_streamed if streamed else give_held, measure=measure_peaks if most else measure_sums),
-    )
-    for layer in layers:
-        scope.update({name: made(template) for name, template in layer.items()})
-    return made(loop, lambda f: f)
+    return as_kernel(loop, scope, "vectors", (tuple(request), code, vectors))
 
 
 def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
@@ -756,6 +681,6 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
         divided=gradients_by is not None,
         vectors=vectors,
     )
-    for array, w in zip(outs, written, strict=True):
-        these.copy_back(array, w)
+    for output, w in zip(outs, written, strict=True):
+        these.copy_back(output, w)
     return these.finish(partials, divisor, by) if terms is None else terms
