@@ -284,6 +284,8 @@ def compile_check(option: str, place: int, domain: Any, message: str) -> Any:
             return lambda x: True
         if not isinstance(x, types.Number | types.Boolean):
             raise TypingError(f"{option} must be a number, got {x}")
+        if few and isinstance(x, types.Boolean):
+            return lambda x: (1.0 if x else 0.0) in values
         if few:
             return lambda x: float(x) in values
         return lambda x: (x > low if open_low else x >= low) and (x < high if open_high else x <= high)
