@@ -560,6 +560,23 @@ def reciprocal(typingctx, x):
     return x(x), codegen
 
 
+@intrinsic
+def power_of_two(typingctx, x):
+    """A power of two that scales a magnitude to about 1; 1 for infinity and NaN."""
+    mantissa, top = (23, 255) if x == types.float32 else (52, 2047)
+
+    def codegen(context, builder, sig, args):
+        kind = I32 if x == types.float32 else I64
+        field = builder.lshr(builder.bitcast(args[0], kind), kind(mantissa))
+        field = builder.select(builder.icmp_signed("<", field, kind(1)), kind(1), field)
+        e = builder.sub(kind(top - 1), field)
+        e = builder.select(builder.icmp_signed("<", e, kind(1)), kind(1), e)
+        e = builder.select(builder.icmp_signed("==", field, kind(top)), kind(top // 2), e)
+        return builder.bitcast(builder.shl(e, kind(mantissa)), context.get_value_type(x))
+
+    return x(x), codegen
+
+
 # ---- places in an array -------------------------------------------------------------------------------
 
 

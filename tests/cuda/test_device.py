@@ -1114,20 +1114,6 @@ def test_vectors(gpu, name, k, shape):
     close(mean, reference_of(loss, arrays, **options, sample_weight=samples))
 
 
-def test_losses_of_vectors_that_run_on_the_cpu_alone(gpu):
-    x, y = (put(CuPyArray, np.ones((4, 8), "f4")) for _ in range(2))
-    target = put(CuPyArray, np.ones(4, "f4"))
-    there = (
-        "cosine_embedding_loss, triplet_margin_loss, triplet_margin_with_distance_loss run on a CUDA device"
-    )
-    own = nl.vector_loss(lambda x, y: x * y, lambda total: total, name="own")
-    for loss, arrays in ((nl.contrastive_loss, (x, y, target)), (own, (x, y))):
-        message = f"{loss.__name__}: runs on the CPU alone; of losses of vectors {there}"
-        for call in (loss, loss.value_and_grad):
-            with pytest.raises(TypeError, match=message):
-                call(*arrays)
-
-
 def test_vectors_of_other_dtypes_and_none(gpu):
     rng = np.random.default_rng(7)
     x, y = (rng.normal(size=(4, 8)).astype("f2") for _ in range(2))
