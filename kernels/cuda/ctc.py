@@ -534,7 +534,7 @@ def run(p: Sequences, outputs: dict[str, Any]) -> Any:
     )
     chains = queue.empty((room.chains,), np.int32) if request.grad else None
     partials = None if terms is not None else queue.empty((2 * launch.align.blocks,), p.arithmetic)
-    slot = faults.faults(queue.device).slot(*_fault(p, most))
+    slot = queue.slot(*_fault(p, most))
     queue.launch(
         launch.align,
         compile_align,

@@ -269,7 +269,7 @@ class Work:
             return these.divisors()
         labels = these.over_rows(self.p.target, INT64)
         self.labels, self.weights = queue.empty((these.count,), INT64), self.empty(these.count)
-        self.slot = faults.faults(queue.device).slot(*_fault(self.p))
+        self.slot = queue.slot(*_fault(self.p))
         queue.launch(
             rows.counts_launch(these.count),
             compile_settle,
@@ -404,6 +404,7 @@ class Work:
 
 def run(p: Linear, outputs: dict[str, Any]) -> Any:
     """Write the gradients by their arguments' names; return the value, or the terms."""
+    current_queue().record = None  # the library's products are not its own steps
     return Work(p, outputs).run()
 
 

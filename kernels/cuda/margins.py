@@ -16,7 +16,7 @@ import numpy as np
 
 from ..layout import InOrder, index_at
 from ..math import sigmoid, softplus
-from ..spec import INT64, MANY, MISSING, ONE, SOFT, Margins, bad_index
+from ..spec import INT64, MANY, ONE, SOFT, Margins, bad_index
 from . import faults, rows
 from .arrays import aligned, flat
 from .reduce import MOST_BLOCKS, THREADS, add, block_sum, quotient, whole
@@ -484,7 +484,7 @@ def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
         curvature=outs[1] is not None,
     )
     partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
-    slot = faults.faults(queue.device).slot(*_fault(p.name, p.target.shape, classes))
+    slot = queue.slot(*_fault(p.name, p.target.shape, classes))
     given = these.sample_weight, these.upstream, terms, written[0]
     ends = these.factor / divisor, gradients_by, partials, slot
     arguments: tuple[Any, ...]
@@ -574,8 +574,3 @@ def _fault(name: str, shape: tuple[int, ...], classes: int) -> tuple[Any, Any]:
         return bad_index(name, index, label, classes, most=FAULT_MOST)
 
     return (name, shape, classes), error
-
-
-def quick(*_: Any) -> Any:
-    """Leave all calls to the general one."""
-    return MISSING

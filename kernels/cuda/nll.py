@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..layout import Axes, class_rows
-from ..spec import INT64, MISSING, Picks
+from ..spec import INT64, Picks
 from . import faults, rows
 from .arrays import aligned, flat
 from .reduce import THREADS, Launch, add, partial_sum, quotient
@@ -212,7 +212,7 @@ def run(p: Picks, outputs: dict[str, Any]) -> Any:
     weight = None if p.weight is None else flat(p.weight, (classes,), p.arithmetic, queue)
     labels, ignore = these.over_rows(p.target, INT64), p.ignore_index
     divisor, by = these.divisors(lambda: rows.count_rows(these, labels, weight, classes, ignore))
-    slot = faults.faults(queue.device).slot(*rows.index_fault(p.name, p.input.shape, axes.order))
+    slot = queue.slot(*rows.index_fault(p.name, p.input.shape, axes.order))
     request = Request(
         weighted=weight is not None,
         sample_weighted=these.sample_weight is not None,
@@ -254,8 +254,3 @@ def run(p: Picks, outputs: dict[str, Any]) -> Any:
         these.copy_back(gradient, written)
     faults.check_now(queue.device)
     return these.finish(partials, divisor, by) if terms is None else terms
-
-
-def quick(*_: Any) -> Any:
-    """Leave all calls to the general one."""
-    return MISSING

@@ -25,7 +25,6 @@ The kernels, by the variant that `rows.plan` chooses. All take the arguments of 
 - `columns` (COLUMNS): a thread has a vector of rows, whose classes are `inner` apart.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,9 +35,9 @@ from ..class_weights import DISTANCES
 from ..layout import Axes, class_rows
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import exp, log, log1p, tanh
-from ..spec import FLOAT32, GRAD, INT64, MISSING, Quick, ScoreFunctions, Scores, arithmetic_dtype, code_of
-from . import arithmetic, binaries, driver, faults, libraries, reduce, rows
-from .arrays import VECTOR_BYTES, DeviceArray, aligned, flat
+from ..spec import FLOAT32, INT64, ScoreFunctions, Scores, arithmetic_dtype, code_of
+from . import arithmetic, faults, rows
+from .arrays import DeviceArray, aligned, flat
 from .reduce import add, quotient
 from .rows import (
     AHEAD,
@@ -916,7 +915,7 @@ def run(p: Scores, outputs: dict[str, Any]) -> Any:
     gradients_by = these.gradients_by(by) if any(a is not None for a in gradients) else None
     slot = None
     if not p.has_probabilities:
-        slot = faults.faults(queue.device).slot(*rows.index_fault(p.name, p.input.shape, axes.order))
+        slot = queue.slot(*rows.index_fault(p.name, p.input.shape, axes.order))
     x, q = these.as_kernel_input(p.input), these.as_kernel_input(target)
     written = [these.output_buffer(a) for a in gradients]
     partial_sums = launch(
@@ -1017,140 +1016,3 @@ def numbers_of(p: Any, classes: int, has_probabilities: bool) -> tuple[float, ..
     spread = smoothing / classes if has_probabilities or smoothing else 0
     cap = 0 if p.softcap is None else p.softcap
     return 1 - smoothing, spread, cap, p.lse_square_scale or 0, *p.numbers
-
-
-# ---- quick calls --------------------------------------------------------------------------------------
-
-
-class Prepared(NamedTuple):
-    """The kernels of quick calls on arrays of one shape and dtype."""
-
-    counts: tuple[binaries.Kernel, Any] | None  # of the divisor, with its grid
-    number: binaries.Kernel  # the sum of its partial sums
-    kernels: tuple[binaries.Kernel, ...]
-    plan: Any
-    finish: binaries.Kernel
-    finish_threads: int
-    fault: tuple[Any, Any]
-    numbers: tuple[float, ...]  # from the batch to the gradient's factor, as the kernels take them
-    scratch: int  # numbers of the arithmetic dtype
-
-
-def quick(prepared: Quick, arrays: tuple[Any, ...], out: Any) -> Any:
-    """Serve the commonest calls: contiguous scores, int64 indices, no weights, a reduced value."""
-    x, y = arrays
-    library = libraries.library_of(x.__class__)
-    if library.look is None or y.__class__ is not x.__class__:
-        return MISSING
-    address, dtype, shape, on, plain = library.look(x)
-    labels, *rest = library.look(y)
-    if not plain or rest[0] != INT64 or rest[2:] != [on, True] or dtype is None:
-        return MISSING
-    extents = extents_of(shape, rest[1])
-    if extents is None or not math.prod(shape) or code_of(dtype) is None:
-        return MISSING
-    if address % dtype.itemsize or labels % INT64.itemsize:
-        return MISSING
-    api = driver.driver()
-    entered = api.enter(on)
-    try:
-        gradient = 0
-        if prepared.wrt:
-            if out is None:
-                out = library.empty(shape, dtype, on)
-                gradient = library.address(out)
-            elif out is x:
-                gradient = address
-            else:
-                return MISSING
-        vectors = not (address | gradient) % VECTOR_BYTES
-        key = prepared, dtype, shape, extents, on, vectors
-        made = binaries.prepared.get(key)
-        if made is None:
-            made = binaries.prepared[key] = _prepare(*key)
-        blocks, threads, size = made.plan.blocks, made.plan.threads, arithmetic_dtype(dtype)
-        counting = 0 if made.counts is None else 2 * made.counts[1].blocks
-        partials = 0 if prepared.mode == GRAD else made.plan.partials
-        scratch = library.empty((4 + counting + 2 * partials + made.scratch,), size, on)
-        divisor = start = library.address(scratch)
-        start += 4 * size.itemsize
-        slot = faults.faults(on).slot(*made.fault)
-        stream = library.stream(on)
-        batch, classes, inner, deal, ignore, *numbers = made.numbers
-        if made.counts is None:
-            divisor = 0
-        else:
-            kernel, grid = made.counts
-            counted = labels, 0, 0, batch * inner, classes, ignore, start
-            api.launch(kernel, *grid, stream, counted)
-            summed = start, grid.blocks, 1.0, 0, divisor
-            api.launch(made.number, 1, made.finish_threads, stream, summed)
-            start += counting * size.itemsize
-        sums = start if partials else 0
-        room = start + 2 * partials * size.itemsize if made.scratch else 0
-        arguments = (
-            *(address, 0, labels, 0, 0, 0, 0, gradient, 0, 0),
-            *(batch, classes, inner, deal, ignore, *numbers, divisor if gradient else 0, sums, slot, room),
-        )
-        for kernel in made.kernels:
-            api.launch(kernel, blocks, threads, stream, arguments)
-        value = None
-        if partials:
-            value = library.empty((), dtype, on)
-            finished = sums, partials, 1.0, divisor, library.address(value)
-            api.launch(made.finish, 1, made.finish_threads, stream, finished)
-        faults.check_now(on)
-    finally:
-        if entered:
-            api.leave()
-    return prepared.result(value, (out,))
-
-
-def extents_of(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return batch, classes and inner positions for a quick call; None where it does not serve."""
-    if len(shape) < 2 or target != shape[:1] + shape[2:]:
-        return None
-    return shape[0], shape[1], math.prod(shape[2:])
-
-
-def _prepare(
-    prepared: Quick, dtype: np.dtype, shape: tuple[int, ...], extents: tuple[int, ...], on: int, vectors: bool
-) -> Prepared:
-    """Return the kernels of quick calls on such arrays."""
-    p = prepared.problem
-    factor, divisor = p.weighting.factor, p.weighting.divisor
-    batch, classes, inner = extents
-    code, of_numbers = code_of(dtype), code_of(arithmetic_dtype(dtype))
-    vectors = vectors and rows.whole_vectors(classes, inner, dtype)
-    dealt = rows.plan(batch, classes, inner, code, vectors)
-    mean = divisor is None
-    counts = None
-    if mean:
-        (count,) = binaries.kernels(
-            on, rows.compile_counts, code=of_numbers, weighted=False, sample_weighted=False
-        )
-        counts = count, rows.counts_launch(batch * inner)
-    (number,) = binaries.kernels(on, reduce.compile_finish, code=of_numbers, divided=False)
-    (finish,) = binaries.kernels(on, reduce.compile_finish, code=code, divided=mean)
-    kernels = binaries.kernels(
-        on,
-        compile_kernels,
-        functions=p.functions,
-        request=Request(
-            smoothed=p.label_smoothing > 0,
-            grad=bool(prepared.wrt),
-            softcap=p.softcap is not None,
-            lse_square=p.lse_square_scale != 0,
-        ),
-        code=code,
-        plan=rows.shape_free(dealt),
-        summed=prepared.mode != GRAD,
-        divided=mean and bool(prepared.wrt),
-        vectors=vectors,
-    )
-    numbers = batch, classes, inner, dealt.deal, p.ignore_index, *numbers_of(p, classes, False), factor
-    scratch = dealt.blocks * STATE if dealt.variant == SPLIT else 0
-    fault = rows.index_fault(p.name, shape, tuple(range(len(shape))))
-    return Prepared(
-        counts, number, kernels, dealt, finish, reduce.FINISH_THREADS, fault, numbers, scratch
-    )  # fmt: skip
