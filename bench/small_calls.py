@@ -10,6 +10,7 @@ Wanted: at most twice the plain call, and PyTorch's time at least four times our
 import argparse
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,20 @@ def variants(loss: Any, arguments: Arguments) -> Iterator[tuple[str, Arguments, 
             yield name, arguments, {name: rng.random(shape, np.float32)}
     if "label_smoothing" in fields:
         yield "label_smoothing", arguments, {"label_smoothing": 0.1}
-        if "linear_weight" not in arguments:
+        if "linear_weight" not in arguments and takes_probabilities(loss):
             q = rng.dirichlet(np.ones(first.shape[1]), first.shape[0]).astype(np.float32)
             yield "probabilities", {**arguments, "target": q}, {}
     if "var" in arguments:
         yield "var broadcast", {**arguments, "var": arguments["var"][:, :1].copy()}, {}
+
+
+def takes_probabilities(loss: Any) -> bool:
+    """Whether a loss of class scores is one of probabilities, too, not of a single class alone."""
+    try:
+        loss(np.zeros((1, 2)), np.full((1, 2), 0.5))
+    except TypeError:
+        return False
+    return True
 
 
 def out_of(loss: Any, arguments: Arguments) -> Any:
@@ -115,6 +125,7 @@ def eager(loss: Any, arguments: Arguments, keywords: Arguments) -> Callable[[], 
         value = function(*tensors.values(), **options)
         return torch.autograd.grad(value.sum() if value.ndim else value, leaves)
 
+    warnings.filterwarnings("ignore", "reduction: 'mean' divides", UserWarning)  # of kl_div
     try:
         call()
     except (RuntimeError, TypeError, ValueError):

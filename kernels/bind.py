@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 @cache
-def _kernel_sources() -> str:
+def sources() -> str:
     """A digest of this package's own source: an edit of the maths or of a template drops what it made."""
     digest = hashlib.sha256()
     for path in sorted(HERE.rglob("*.py")):
@@ -123,7 +123,7 @@ def bind(
     assert inspect.isfunction(template)
     if helpers is not None:
         identity = identity, sorted((k, _said(v)) for k, v in scope.items())
-    digest = hashlib.sha256(f"{_kernel_sources()} {identity!r}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
     return _copy(template, scope, f"{name}_{digest}", decorate, helpers)
 
 

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -34,13 +35,13 @@ def own_options(loss):
     return [dict(zip(fields, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 
-@each_loss
+@pytest.mark.parametrize("name", sweep(LOSSES, "focal_cross_entropy"))
 def test_check_loss(name):
     held = {"softcap": None, "lse_square_scale": 0.0} if name == "cross_entropy" else {}
     testing.check_loss(LOSSES[name], label_smoothing=0.1, **held)
 
 
-@each_loss
+@pytest.mark.parametrize("name", sweep(LOSSES, "cross_entropy", "focal_cross_entropy"))
 @pytest.mark.parametrize("shape", [(7,), (12, 9), (4, 80), (2, 5, 3)], ids=str)
 def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
     loss, oracle = LOSSES[name], getattr(reference, name)

@@ -192,6 +192,7 @@ def outputs_of(p, curvature=True):
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
 @pytest.mark.parametrize("name, probabilities, setting", CASES)
+@pytest.mark.sweep
 def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
     p = problem_of(name, shape, setting, probabilities, rng)
     outs = outputs_of(p)

@@ -7,6 +7,7 @@ import numba
 import numpy as np
 import pytest
 from numba import njit
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference
@@ -92,7 +93,7 @@ def differences(function, x, step=1e-4):
     return first, second
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, *BUILT_IN], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("loss", sweep([*LOSSES, *BUILT_IN], *BUILT_IN), ids=lambda f: f.__name__)
 def test_check_loss(loss):
     # A float32 sum over a row rounds each of its terms, a difference of distances has both distances' errors.
     check_loss(loss, roundings=64)

@@ -49,21 +49,26 @@ from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     HEAD,
     HELPER,
+    addresses,
     allocate,
     at_address,
     caller,
+    compile_drive,
     compile_entry,
     compile_function,
     data_of,
+    fill,
     held,
-    item,
+    items_of,
     rank_of,
     release,
+    run_drive,
     shape_of,
     stack,
     store,
     store_all,
     strides_of,
+    tuple_at,
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
@@ -72,7 +77,7 @@ from .target import DistinctArrays, prefer_widest_vectors
 LANES = 16  # states are padded to a multiple of this
 REBASED = 16  # frames after which exponents are moved back to where all of their digits are whole
 SHARES = 5  # of a state's index: see `advance`
-NUMBERS = 4  # of a state's index: m and k of the blank, m and k of the label
+NUMBERS = 4  # of a state's index: m of the blank and the label, and k of both
 PARALLEL_FROM = 8192  # log-probabilities from which two threads beat one
 
 # Of `arrays`.
@@ -202,9 +207,9 @@ def _advance(old, before, new, shares, x, gap, blank, width):
     `gap` is -inf because they are the same, the label before. Without a gradient no share is stored.
     """
     prefer_widest_vectors()
-    bm, bk, lm, lk = old
+    bm, lm, bk, lk = old
     lm_before, lk_before = before
-    bm_new, bk_new, lm_new, lk_new = new
+    bm_new, lm_new, bk_new, lk_new = new
     stay_blank, enter_blank, stay, enter, skip = shares
     ym, yk = split(blank)
     for j in range(0, width, LANES):
@@ -261,11 +266,11 @@ def padded(size):
     return (size + LANES - 1) // LANES * LANES
 
 
-# A worker's memory, in numbers, for a sequence whose states have a width: `2 * NUMBERS` rows, m and k of
-# blanks and m and k of labels, twice; each row has `LANES` numbers before it, and the last of them stands for
-# a label that cannot be. A row of the labels' log-probabilities, and one of gaps. For the gradient, a row of
-# classes and the table of shares, `SHARES` rows a frame, and a number more. `backward` has its posteriors in
-# the first rows, of blanks and labels, twice, each with a 0 behind it.
+# A worker's memory, in numbers, for a sequence whose states have a width: `2 * NUMBERS` rows, m of blanks and
+# of labels, k of blanks and of labels, twice; each row has `LANES` numbers before it, and the last of them
+# stands for a label that cannot be. A row of the labels' log-probabilities, one of gaps. For the gradient,
+# a row of classes and the table of shares, `SHARES` rows a frame, and a number more. `backward` has its
+# posteriors in the first rows, of blanks and labels, twice, each with a 0 behind it.
 
 
 def forward(context, n, memory):
@@ -281,14 +286,12 @@ def forward(context, n, memory):
     new, old = LANES, LANES + NUMBERS * row
     x = 2 * NUMBERS * row
     gaps = x + width
-    for r in range(0, 2 * NUMBERS, 2):
-        for i in range(row):
-            m[r * row + i] = ONE
-            m[(r + 1) * row + i] = -INFINITY
-    m[new + row] = ZERO  # as if a blank came before the first frame
-    for i in range(width):
-        m[x + i] = -INFINITY
-        m[gaps + i] = ZERO
+    # Each m is 1; each k, and behind those each log-probability, -inf.
+    fill(memory, ONE, 2 * NUMBERS * row)
+    fill(memory + 2 * row * ITEM, -INFINITY, 2 * row)
+    fill(memory + 6 * row * ITEM, -INFINITY, 2 * row + width)
+    fill(memory + gaps * ITEM, ZERO, width)
+    m[new + 2 * row] = ZERO  # as if a blank came before the first frame
     for i in range(1, count):
         if labels[i] == labels[i - 1]:
             m[gaps + i] = -INFINITY
@@ -311,7 +314,7 @@ def forward(context, n, memory):
             return np.nan
         o = memory + old * ITEM
         advance(
-            rows_at(o, row * ITEM, ZERO, 4), rows_at(o + (2 * row - 1) * ITEM, row * ITEM, ZERO, 2),
+            rows_at(o, row * ITEM, ZERO, 4), rows_at(o + (row - 1) * ITEM, 2 * row * ITEM, ZERO, 2),
             rows_at(memory + new * ITEM, row * ITEM, ZERO, 4), rows_at(shares, width * ITEM, ZERO, 5),
             at_address(memory + x * ITEM, ZERO), at_address(memory + gaps * ITEM, ZERO), blank, width,
         )  # fmt: skip
@@ -320,30 +323,26 @@ def forward(context, n, memory):
             shares += SHARES * width * ITEM
         if t % REBASED == REBASED - 1:
             # Take the largest exponent from all, so that they stay small.
-            top = -INFINITY
-            for i in range(new + row, new + row + count + 1):
-                top = select(m[i] > top, m[i], top)
-                top = select(m[i + 2 * row] > top, m[i + 2 * row], top)
+            k, top = at_address(memory + (new - LANES + 2 * row) * ITEM, ZERO), -INFINITY
+            for i in range(2 * row):
+                top = select(k[i] > top, k[i], top)
             if top == -INFINITY:
                 return np.inf
-            for i in range(new + row, new + row + count + 1):
-                m[i] -= top
-                m[i + 2 * row] -= top
+            for i in range(2 * row):
+                k[i] -= top
             base += top
-    # The last states are the last blank and the last label.
-    last = new + count
-    k = select(m[last + row] > m[last + 3 * row - 1], m[last + row], m[last + 3 * row - 1])
-    if k == -INFINITY:
+    # An alignment ends with the last blank or the final label.
+    last, final = new + count, new + row + count - 1
+    top = select(m[last + 2 * row] > m[final + 2 * row], m[last + 2 * row], m[final + 2 * row])
+    if top == -INFINITY:
         return np.inf
-    a = m[last] * power_of_2(m[last + row] - k)
-    b = m[last + 2 * row - 1] * power_of_2(m[last + 3 * row - 1] - k)
+    a, b = m[last] * power_of_2(m[last + 2 * row] - top), m[final] * power_of_2(m[final + 2 * row] - top)
     if GRAD:
-        for i in range(LANES + NUMBERS * row):
-            m[i] = ZERO
+        fill(memory, ZERO, LANES + NUMBERS * row)
         m[LANES + count] = a / (a + b)
         if count:
             m[LANES + row + count - 1] = b / (a + b)
-    return -((base + float(k)) * LOG_2 + libm.log(float(a) + float(b)))
+    return -((base + float(top)) * LOG_2 + libm.log(float(a) + float(b)))
 
 
 def backward(context, n, memory, written, invalid):
@@ -362,15 +361,17 @@ def backward(context, n, memory, written, invalid):
     for t in range(written, c[LONGEST]):
         there = sink + t * c[SINK_FRAME]
         same = encode(NAN if t < invalid else ZERO)
-        for i in range(classes):
-            at_address(there + i * into, STORED)[0] = same
+        if CONTIGUOUS:
+            fill(there, same, classes)
+        else:
+            for i in range(classes):
+                at_address(there + i * into, STORED)[0] = same
     width, size = padded(count + 1), padded(classes)
     row, share = width + LANES, width * ITEM
     m = at_address(memory, ZERO)
     p_at = memory + (2 * NUMBERS * row + 2 * width) * ITEM
     p = at_address(p_at, ZERO)
-    for i in range(classes, size):
-        p[i] = ZERO
+    fill(p_at + classes * ITEM, ZERO, size - classes)
     shares = p_at + size * ITEM + written * SHARES * share
     at_address(shares, ZERO)[0] = ZERO  # read as one state's share too many, and multiplied by 0
     now, other = LANES, LANES + 2 * row
@@ -441,40 +442,39 @@ def read(recipe, objects, call, records):
         Of the recipe's numbers, and of the arrays' addresses.
     call : address
         Of frames, sequences and classes; how many labels a sequence has at most, or all have if they are
-        joined; whether they are joined, and whether it is a single sequence.
+        joined; whether they are joined, and whether it is a single sequence. Behind these the sum of the
+        sequences' weights is stored, a float64.
     records : address
         Of as many rows of a number for each sequence as `RECORDS` says, and then of room for copied labels.
     """
     r, arrays, c = at_address(recipe, 0), at_address(objects, 0), at_address(call, 0)
     longest, batch, classes, most, joined, single = c[0], c[1], c[2], c[3], c[4], c[5]
+    counts, places = at_address(records + 8 * batch, 0), at_address(records + 16 * batch, 0)
+    losses = at_address(records + 32 * batch, 0.0)
+    fill(records + 24 * batch, 1.0, 2 * batch)
+    total = 0
     for k in range(2):
         array, into = arrays[INPUT_LENGTHS + k], records + 8 * batch * k
-        rank, lengths = rank_of(array), at_address(into, 0)
-        if rank > 1 or (rank == 0 and not single) or (rank and at_address(shape_of(array), 0)[0] != batch):
+        rank, lengths, step = rank_of(array), at_address(into, 0), 0
+        if rank:
+            if rank > 1 or at_address(shape_of(array), 0)[0] != batch:
+                return UNFIT
+            step = at_address(strides_of(array), 0)[0]
+        elif not single:
             return UNFIT
-        if COPIED:
-            if batch:
-                steps = strides_of(array) if rank else call
-                code = r[INPUT_LENGTHS + k]
-                transfer(r[GATHER_INTEGERS], (code, data_of(array), call + 8, steps, 1, 0, into, batch))
-        else:
-            step = at_address(strides_of(array), 0)[0] if rank else 0
-            for n in range(batch):
-                lengths[n] = at_address(data_of(array) + n * step, 0)[0]
-        limit = most if k else longest
+        if COPIED and batch:
+            store(call + 48, step)
+            code = r[INPUT_LENGTHS + k]
+            transfer(r[GATHER_INTEGERS], (code, data_of(array), call + 8, call + 48, 1, 0, into, batch))
+        limit, total = most if k else longest, 0
         for n in range(batch):
+            if not COPIED:
+                lengths[n] = at_address(data_of(array) + n * step, 0)[0]
             if not 0 <= lengths[n] <= limit:
                 return UNFIT
-    counts, places = at_address(records + 8 * batch, 0), at_address(records + 16 * batch, 0)
-    factors, losses = at_address(records + 24 * batch, 0.0), at_address(records + 32 * batch, 0.0)
-    if joined:
-        total = 0
-        for n in range(batch):
-            total += counts[n]
-        if total != most:
-            return UNFIT
-    for n in range(batch):
-        factors[n] = losses[n] = 1.0
+            total += lengths[n]
+    if joined and total != most:
+        return UNFIT
     if WEIGHTED:
         for k in range(2):
             code = r[SAMPLE_WEIGHT + k]
@@ -491,9 +491,8 @@ def read(recipe, objects, call, records):
                     row = records + 40 * batch
                     if batch:
                         # As many as there are; a number for all has a stride of 0.
-                        steps = stack(8)
-                        store(steps, step)
-                        transfer(r[GATHER], (code, address, call + 8, steps, 1, 0, row, batch))
+                        store(call + 48, step)
+                        transfer(r[GATHER], (code, address, call + 8, call + 48, 1, 0, row, batch))
                     code, address, step = FLOAT32, row, 4
                 into = at_address(records + (24 if k else 32) * batch, 0.0)
                 for n in range(batch):
@@ -504,10 +503,11 @@ def read(recipe, objects, call, records):
                         into[n] = np.float64(np.float32(x)) if r[ITEM_SIZE] == 4 else x
     targets = arrays[TARGETS]
     strides = at_address(strides_of(targets), 0)
-    start, copy = 0, records + 8 * RECORDS * batch
+    start, copy, weight = 0, records + 8 * RECORDS * batch, 0.0
     for n in range(batch):
         first = start if joined else n * most
         start += counts[n]
+        weight += losses[n]
         if COPIED:
             place = copy + 8 * first
             if counts[n]:
@@ -524,6 +524,7 @@ def read(recipe, objects, call, records):
         for i in range(counts[n]):
             if not 0 <= labels[i] < classes:
                 return first + i
+    store(call + 48, weight)
     return OK
 
 
@@ -533,10 +534,9 @@ def drive(recipe, numbers, arrays, task, fork):
     A label's place is its index among the targets, in C order.
     """
     r = at_address(data_of(recipe), 0)
-    objects, call = stack(8 * 8), stack(8 * 6)
-    for k in range(8):
-        store(objects + 8 * k, item(arrays, k))
-    log_probs, gradient, targets = item(arrays, LOG_PROBS), item(arrays, GRADIENT), item(arrays, TARGETS)
+    objects, call = items_of(arrays), stack(8 * 7)
+    array = at_address(objects, 0)
+    log_probs, gradient, targets = array[LOG_PROBS], array[GRADIENT], array[TARGETS]
     rank, axes, grad = rank_of(log_probs), rank_of(targets), r[GRADIENT] != ABSENT
     if rank < 2 or rank > 3 or axes < 1 or axes > 2:
         return 0.0, UNFIT
@@ -553,11 +553,11 @@ def drive(recipe, numbers, arrays, task, fork):
         for axis in range(rank):
             if at_address(shape_of(gradient), 0)[axis] != shape[axis]:
                 return 0.0, UNFIT
-        if not r[ANYWHERE]:
-            for k in range(2):
-                step = at_address(strides_of(gradient if k else log_probs), 0)[rank - 1]
-                if step != STORED_SIZE[r[LOG_PROBS]] and classes > 1:
-                    missing = MISSING_ANYWHERE
+        step = at_address(strides_of(log_probs), 0)[rank - 1]
+        into = at_address(strides_of(gradient), 0)[rank - 1]
+        size = STORED_SIZE[r[LOG_PROBS]]
+        if not r[ANYWHERE] and classes > 1 and (step != size or into != size):
+            missing = MISSING_ANYWHERE
     if not r[GATHER_INTEGERS] and at_address(strides_of(targets), 0)[axes - 1] != 8 and most > 1:
         missing |= MISSING_COPIES
     if missing:
@@ -575,11 +575,7 @@ def drive(recipe, numbers, arrays, task, fork):
     frames, counts = at_address(records, 0), at_address(records + 8 * batch, 0)
     factors, losses = at_address(records + 24 * batch, 0.0), at_address(records + 32 * batch, 0.0)
     f = at_address(data_of(numbers), 0.0)
-    divisor = f[DIVISOR]
-    if r[BY_SEQUENCES]:
-        divisor = 0.0
-        for n in range(batch):
-            divisor += losses[n]
+    divisor = at_address(call + 48, 0.0)[0] if r[BY_SEQUENCES] else f[DIVISOR]
     # A worker's scratch memory, for the widest states of its sequences and the largest table of shares.
     widest = table = 0
     for n in range(batch):
@@ -607,30 +603,26 @@ def drive(recipe, numbers, arrays, task, fork):
         sink = at_address(strides_of(gradient), 0)
         store_all(context + 8 * SINK, (data_of(gradient), sink[0], sink[1], sink[rank - 1]))
     store_all(context + 8 * LONGEST, (longest, batch, classes, r[BLANK], r[ZERO_INFINITY]))
-    for k in range(5):
-        store(context + 8 * (FRAMES_AT + k), records + 8 * batch * k)
+    a, b, d, e = records + 8 * batch, records + 16 * batch, records + 24 * batch, records + 32 * batch
+    store_all(context + 8 * FRAMES_AT, (records, a, b, d, e))
     at = (scratch + 63) // 64 * 64
     store_all(context + 8 * SCRATCH, (at, room, workers, r[FORWARD], r[BACKWARD]))
     if workers > 1:
         run_fork(fork, (task, context, workers))
     else:
         run_task(task, (context, 0))
-    value = 0.0
+    value, code = 0.0, r[LOSSES]
+    terms = data_of(array[LOSSES]) if code != ABSENT else 0
+    row = terms if code == FLOAT32 else records + 40 * batch
     for n in range(batch):
         value += losses[n]
-    if r[LOSSES] != ABSENT:
-        terms = item(arrays, LOSSES)
-        address = data_of(terms)
-        if r[LOSSES] == FLOAT64:
-            for n in range(batch):
-                at_address(address, 0.0)[n] = losses[n]
-        else:
-            row = address if r[LOSSES] == FLOAT32 else records + 40 * batch
-            for n in range(batch):
-                at_address(row, np.float32(0))[n] = np.float32(losses[n])
-            if r[SCATTER] and batch:
-                store_all(call, (batch, STORED_SIZE[r[LOSSES]]))
-                transfer(r[SCATTER], (r[LOSSES], address, call, call + 8, 1, 0, row, batch))
+        if code == FLOAT64:
+            at_address(terms, 0.0)[n] = losses[n]
+        elif code != ABSENT:
+            at_address(row, np.float32(0))[n] = np.float32(losses[n])
+    if r[SCATTER] and batch:
+        store_all(call, (batch, STORED_SIZE[code]))
+        transfer(r[SCATTER], (code, terms, call, call + 8, 1, 0, row, batch))
     release(scratch)
     release(records)
     return value / divisor, OK
@@ -667,6 +659,7 @@ def to_bits(x):
 HALVES = {FLOAT16: (from_float16, to_float16), BFLOAT16: (from_bfloat16, to_bfloat16)}
 
 
+@cache
 def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], str]:
     """What `sequences` is bound to, and a name for it."""
     single = dtype == np.float32
@@ -715,7 +708,7 @@ def backward_address(dtype: np.dtype, code: int, anywhere: bool) -> int:
     """The address of `backward`; a frame's classes are in one piece, or anywhere."""
     scope, name = scope_of(dtype, code, True)
     name = f"{name}_strided" if anywhere else name
-    scope["CONTIGUOUS"] = not anywhere
+    scope = scope | {"CONTIGUOUS": not anywhere}
     return compile_function(backward, scope, name, name, types.int64(*[types.int64] * 5), **UNCONTRACTED)
 
 
@@ -829,21 +822,10 @@ def refuse(p: Sequences, status: int) -> Exception:
 
 # ---- inside compiled code ----------------------------------------------------------------------------------
 
-# Bound by `compile_inside`, to functions that are linked rather than called by address.
-read_linked: Any = None
-sequences_linked: Any = None
-forward_value: Any = None
-forward_gradient: Any = None
-backward_linked: Any = None
-drive_linked: Any = None
+# Bound by `compile_inside`: what `compile_functions` gives.
+function_address: Any = None
 
 DESCRIPTION = 10  # int64 that `describe` takes
-
-
-@njit(**HELPER)
-def item_at(objects, k):
-    """As `native.item`, of addresses in memory."""
-    return at_address(objects, 0)[k]
 
 
 @njit(**HELPER)
@@ -852,26 +834,6 @@ def describe(memory, data, rank, first, second, third, item):
     store_all(memory, (data, rank, memory + 32, memory + 56))
     store_all(memory + 32, (first, second, third, second * third * item, third * item, item))
     return memory - HEAD
-
-
-def call_read(address, arguments):
-    return read_linked(*arguments)
-
-
-def call_sequences(task, arguments):
-    return sequences_linked(*arguments)
-
-
-def call_forward(address, arguments):
-    return forward_gradient(*arguments) if address else forward_value(*arguments)
-
-
-def call_backward(address, arguments):
-    return backward_linked(*arguments)
-
-
-def call_nothing(fork, arguments):
-    return 0
 
 
 def inside(x, labels, label_counts, frame_counts, g, width, extents, settings):
@@ -897,41 +859,32 @@ def inside(x, labels, label_counts, frame_counts, g, width, extents, settings):
         r[k] = WORDS
     r[LOG_PROBS], r[GRADIENT] = CODE, CODE if g.size else ABSENT
     r[BLANK], r[ZERO_INFINITY], r[PER_LABEL], r[BY_SEQUENCES] = blank, zero_infinity, mean, divisor != divisor
-    r[ITEM_SIZE], r[FORWARD], r[BACKWARD] = x.itemsize, g.size > 0, g.size > 0
+    r[ITEM_SIZE], r[READ] = x.itemsize, function_address(2)
+    r[FORWARD], r[BACKWARD] = function_address(3), 0
+    if g.size:
+        r[FORWARD], r[BACKWARD] = function_address(4), function_address(5)
     store(numbers + 8 * DIVISOR, divisor)
     store(numbers + 8 * FACTOR, scale)
     of_recipe = describe(memory + 400, recipe, 1, RECIPE, 1, 1, 8)
     of_numbers = describe(memory + 480, numbers, 1, 2, 1, 1, 8)
-    return drive_linked(of_recipe, of_numbers, objects, 0, 0)
+    return run_drive(function_address(0), of_recipe, of_numbers, tuple_at(objects), function_address(1))
+
+
+def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, and the functions that it calls."""
+    code = code_of(dtype)
+    return (
+        compile_drive(drive),
+        task_address(),
+        reader(False, False),
+        forward_address(dtype, code, False),
+        forward_address(dtype, code, True),
+        backward_address(dtype, code, False),
+    )
 
 
 @cache
 def compile_inside(dtype: np.dtype) -> Any:
     """`inside` for a dtype: ``inside(...) -> (value, status)``."""
-    code = code_of(dtype)
-    name = f"{dtype.name}_inside"
-    linked: dict[str, Any] = dict(
-        nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )
-
-    def bound(template: Any, scope: dict[str, Any], name: str = name) -> Any:
-        return bind(template, scope, name, name, njit(**linked))
-
-    of_value, _ = scope_of(dtype, code, False)
-    of_gradient, _ = scope_of(dtype, code, True)
-    forwards = dict(
-        forward_value=bound(forward, of_value, f"{name}_value"),
-        forward_gradient=bound(forward, of_gradient, f"{name}_gradient"),
-    )
-    runs = dict(
-        run_forward=bound(call_forward, forwards),
-        run_backward=bound(call_backward, dict(backward_linked=bound(backward, of_gradient))),
-    )
-    drives = dict(
-        item=item_at,
-        run_read=bound(call_read, dict(read_linked=bound(read, {}))),
-        run_task=bound(call_sequences, dict(sequences_linked=bound(sequences, runs))),
-        run_fork=bound(call_nothing, {}),
-    )
-    scope = dict(drive_linked=bound(drive, drives), CODE=code)
-    return bind(inside, scope, name, name, njit(nogil=True, cache=True, error_model="numpy"))
+    scope = dict(function_address=addresses(compile_functions, dtype), CODE=code_of(dtype))
+    return bind(inside, scope, dtype.name, dtype.name, njit(nogil=True, cache=True, error_model="numpy"))

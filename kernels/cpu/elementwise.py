@@ -258,20 +258,21 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     return stated
 
 
-def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
-    """The kernel of one loss for one request and arithmetic dtype, as a C function over one block."""
-    T = dtype.type
-    identity = (
+def identity_of(scalars: Scalars) -> object:
+    """Return all that a loss's kernels depend on."""
+    return (
         scalars.name,
         scalars.arity,
         fingerprint(scalars.value),
         [(k, fingerprint(f)) for k, f in scalars.slopes],
-        scalars.options,
-        scalars.domains,
-        scalars.absent,
-        tuple(request),
-        dtype.name,
+        *scalars[4:],
     )
+
+
+def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
+    """The kernel of one loss for one request and arithmetic dtype, as a C function over one block."""
+    T = dtype.type
+    identity = identity_of(scalars), tuple(request), dtype.name
     jets = derivatives()
     dtype_ = types.float32 if dtype == np.float32 else types.float64
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]

@@ -1,7 +1,7 @@
 """Losses inside the caller's own compiled code: a function of one element, and one over whole arrays.
 
-They are compiled with the caller's function and become part of it, cache included. Both take options by
-position or keyword, with the loss's defaults.
+The function of one element becomes a part of the caller's; that of arrays calls the library's kernels. Both
+take options by position or keyword, with the loss's defaults.
 """
 
 from functools import cache
@@ -13,9 +13,22 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from ..bind import adopted, bind, gathered
-from ..spec import Scalars
-from .elementwise import RUN, checker, lift, loop
-from .target import LOOP, PUBLIC, SCALAR, derivatives
+from ..spec import Request, Scalars
+from . import blocks
+from .elementwise import block, identity_of
+from .launch import OK
+from .native import (
+    DESCRIPTION,
+    addresses,
+    at_address,
+    compile_drive,
+    describe,
+    run_drive,
+    stack,
+    store,
+    tuple_at,
+)
+from .target import PUBLIC, SCALAR, derivatives
 
 
 def arithmetic_of(operands: tuple[Any, ...]) -> Any:
@@ -65,16 +78,6 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     return njit(**PUBLIC)(gathered(value, names, defaults, scalars.name))
 
 
-@intrinsic
-def _data(typingctx, array):
-    """A pointer to an array's elements."""
-
-    def codegen(context, builder, sig, args):
-        return context.make_array(sig.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
-
-
 def _flat(array, dtype):
     """An array's elements in C order: a view where it is contiguous and of the dtype, else a copy."""
 
@@ -88,29 +91,87 @@ def _flat_of(array, dtype):
     return lambda array, dtype: np.ascontiguousarray(array).reshape(array.size).astype(dtype)
 
 
+# Bound by `compile_inside`: what `compile_functions` gives.
+function_address: Any = None
+ARRAYS: Any = ()  # which of five arrays there are: three operands, weights, the gradient
+CHECKED: Any = False  # whether an operand has a domain
+
+RECIPE, MOST_NUMBERS = 32, 32
+NUMBERS_AT = 8 * RECIPE  # in the memory of a call: after the recipe
+OBJECTS_AT = NUMBERS_AT + 8 * MOST_NUMBERS
+MEMORY = OBJECTS_AT + 8 * 5 + 7 * DESCRIPTION  # bytes
+DRIVE, TASK, APART, IN_PLACE, VALUE = range(5)
+
+
+def inside(x, others, scale, options):
+    """The sum of the terms of flat arrays, and the status; the gradient by `x` is the sum's times `scale`.
+
+    `others` are the other operands, the weights and the array of the gradient, which may lie over `x`; behind
+    the options comes a number that is not read, for Numba knows no type of an element of no numbers.
+    """
+    memory = stack(MEMORY)
+    r, numbers, objects = at_address(memory, 0), memory + NUMBERS_AT, memory + OBJECTS_AT
+    free = objects + 8 * 5
+    for k in range(RECIPE):
+        r[k] = 0
+    count = 1
+    store(objects, describe(free, x.ctypes.data, (x.size,), x.itemsize))
+    for k in range(len(others)):
+        if ARRAYS[k + 1]:
+            at = free + DESCRIPTION * count
+            store(objects + 8 * count, describe(at, others[k].ctypes.data, (x.size,), x.itemsize))
+            count += 1
+    inputs = count - 1 if ARRAYS[4] else count
+    over = ARRAYS[4] and others[3].ctypes.data == x.ctypes.data
+    r[blocks.DIVIDE], r[blocks.ITEM] = blocks.BY_ONE, x.itemsize
+    store(numbers + 8 * blocks.DIVISOR, 1.0)
+    store(numbers + 8 * blocks.FACTOR, scale)
+    count_of_options = len(options) - 1
+    for k in range(count_of_options):
+        store(numbers + 8 * (blocks.OPTIONS + k), options[k])
+    r[blocks.COUNT], r[blocks.INPUTS] = inputs if over else count, inputs
+    recipe = describe(free + 5 * DESCRIPTION, memory, (RECIPE,), 8)
+    of_numbers = describe(free + 6 * DESCRIPTION, numbers, (blocks.OPTIONS + count_of_options,), 8)
+    drive, task = function_address(DRIVE), function_address(TASK)
+    if over and CHECKED:  # nothing is overwritten before all is found to be right
+        r[blocks.FUNCTION] = function_address(VALUE)
+        value, status = run_drive(drive, recipe, of_numbers, tuple_at(objects), task)
+        if status != OK:
+            return value, status
+    r[blocks.FUNCTION] = function_address(IN_PLACE) if over else function_address(APART)
+    return run_drive(drive, recipe, of_numbers, tuple_at(objects), task)
+
+
+def compile_functions(scalars: Scalars, weighted: bool, graded: bool, dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, and the blocks; 0 for one that is not needed."""
+    value = block(scalars, Request(weighted=weighted), dtype)
+    apart = over = value
+    if graded:
+        apart = block(scalars, Request(weighted=weighted, wrt=(0,)), dtype)
+        over = block(scalars, Request(weighted=weighted, wrt=(0,), in_place=(True,)), dtype)
+    return compile_drive(blocks.direct), blocks.direct_driver()[1], apart, over, value
+
+
+@cache
+def compile_inside(scalars: Scalars, three: bool, weighted: bool, graded: bool, dtype: np.dtype) -> Any:
+    """Return `inside` of a definition, for the arrays that there are."""
+    scope = dict(
+        function_address=addresses(compile_functions, scalars, weighted, graded, dtype),
+        ARRAYS=(True, True, three, weighted, graded),
+        CHECKED=any(scalars.domains),
+    )
+    identity = identity_of(scalars), three, weighted, graded, dtype.name
+    return bind(inside, scope, scalars.name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+
+
 def compile_runs(scalars: Scalars) -> Any:
     """The sum of the terms of flat arrays, as a function to call in ``@njit`` code.
 
     ``runs(x, t, u, w, out, scale, options)``: the third operand `u`, the weights `w` and `out`, which
     receives the gradient by `x` times `scale`, may each be None.
     """
-    name = scalars.name
-    complaint = f"{name}: an element is out of its domain"
-
-    @cache
-    def bound(dtype, graded):
-        T = np.float32 if dtype == types.float32 else np.float64
-        scope = dict(
-            T=T,
-            value=lift(scalars, None),
-            at0=lift(scalars, 0) if graded else None,
-            at1=None,
-            at2=None,
-            valid=checker(scalars.domains, T),
-            options=derivatives().options(scalars.options, start=1),
-        )
-        # `out` may be the operand, so nothing is promised about memory.
-        return bind(loop, scope, name, (name, dtype.name, graded), njit(forceinline=True, **LOOP))
+    complaint = f"{scalars.name}: an element is out of its domain"
+    overlap = f"{scalars.name}: out overlaps an argument; it may be input itself"
 
     def runs(x, t, u, w, out, scale, options):
         pass
@@ -118,28 +179,33 @@ def compile_runs(scalars: Scalars) -> Any:
     @overload(runs)
     def runs_of(x, t, u, w, out, scale, options):
         graded, three, weighted = (not isinstance(a, types.NoneType) for a in (out, u, w))
-        run = bound(x.dtype, graded)
+        kernel = compile_inside(scalars, three, weighted, graded, np.dtype(x.dtype.name))
 
         def impl(x, t, u, w, out, scale, options):
-            numbers = np.array((scale, *options))
-            invalid = np.zeros(1, np.int64)
-            total = 0.0
-            for start in range(0, x.size, RUN):
-                stop = min(start + RUN, x.size)
-                third = u[start:stop] if three else None
-                weights = w[start:stop] if weighted else None
-                gradient = out[start:stop] if graded else None
-                total += run(
-                    x[start:stop], t[start:stop], third, weights, None, None, gradient, None, None, None,
-                    _data(numbers), _data(invalid),
-                )  # fmt: skip
-            if invalid[0]:
+            # What is not there is not read.
+            others = t, u if three else t, w if weighted else t, out if graded else t
+            if graded:
+                over = out.ctypes.data == x.ctypes.data
+                if not (over or apart(out, x)):
+                    raise ValueError(overlap)
+                for k in range(3):
+                    if not apart(out, others[k]):
+                        raise ValueError(overlap)
+            total, status = kernel(x, others, scale, (*options, 0.0))
+            if status != OK:
                 raise ValueError(complaint)
             return total
 
         return impl
 
     return runs
+
+
+@njit(nogil=True, error_model="numpy")
+def apart(a, b):
+    """Whether two flat arrays share no memory."""
+    p, q = a.ctypes.data, b.ctypes.data
+    return a.size == 0 or b.size == 0 or p >= q + b.nbytes or q >= p + a.nbytes
 
 
 def compile_whole(

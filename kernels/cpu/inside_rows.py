@@ -15,20 +15,23 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, typeof_impl
 
 from ..bind import bind, fingerprint, gathered
 from ..chunks import chunk_rows, product_columns
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
 from . import ctc, margins, nll, scores
-from .inside import compile_runs, flat_or_none
+from .inside import apart, compile_runs, flat_or_none
 from .labels import first_wrong
-from .native import HELPER
+from .native import HELPER, addresses, at_address, caller, compile_function, stack, store, store_all
+from .target import Linked
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
+# Of functions that only entries call.
+PART: dict[str, Any] = ENTRY | {"pipeline_class": Linked}
 
 
 # ---- arguments -------------------------------------------------------------------------------------
@@ -121,14 +124,7 @@ def is_label(array: Any) -> bool:
     return isinstance(getattr(array, "dtype", array), types.Integer)
 
 
-@njit(**ENTRY)
-def apart(a, b):
-    """Whether two flat arrays share no memory."""
-    p, q = a.ctypes.data, b.ctypes.data
-    return a.size == 0 or b.size == 0 or p >= q + b.nbytes or q >= p + a.nbytes
-
-
-@njit(**ENTRY)
+@njit(**PART)
 def may_write(gradients, arguments):
     """Whether each gradient goes into its own argument's memory, or into some that is nothing else's."""
     for j in range(len(gradients)):
@@ -144,7 +140,7 @@ def may_write(gradients, arguments):
     return True
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def divisor_of(reduction):
     """What the sum is divided by: NaN for what the rows count for."""
     if reduction == "mean":
@@ -152,6 +148,22 @@ def divisor_of(reduction):
     if reduction != "sum":
         raise ValueError("reduction must be 'mean' or 'sum' inside compiled code")
     return 1.0
+
+
+def link(typingctx: Any, function: Any, types_of: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return the result's type, and a code generator, for an intrinsic that calls a function.
+
+    The intrinsic's last two arguments are the function's first, and a tuple of its others.
+    """
+    dispatcher = types.Dispatcher(function)
+    result = dispatcher.get_call_type(typingctx, types_of, {})
+
+    def codegen(context, builder, sig, args):
+        found = context.get_function(dispatcher, result)
+        context.add_linking_libs(found.libs)
+        return found(builder, (args[-2], *cgutils.unpack_tuple(builder, args[-1])))
+
+    return result.return_type, codegen
 
 
 def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
@@ -162,15 +174,8 @@ def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
 
     @intrinsic
     def call(typingctx, x, arguments):
-        kernel = types.Dispatcher(compile_kernel(np.dtype(x.dtype.name)))
-        result = kernel.get_call_type(typingctx, (x, *arguments), {})
-
-        def codegen(context, builder, sig, args):
-            function = context.get_function(kernel, result)
-            context.add_linking_libs(function.libs)
-            return function(builder, (args[0], *cgutils.unpack_tuple(builder, args[1])))
-
-        return result.return_type(x, arguments), codegen
+        result, codegen = link(typingctx, compile_kernel(np.dtype(x.dtype.name)), (x, *arguments))
+        return result(x, arguments), codegen
 
     return call
 
@@ -184,22 +189,17 @@ def of_definitions(template: Any, compile_kernel: Callable[[np.dtype], Any], ide
     return bind(template, scope, "inside", identity, njit(**ENTRY))
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def one():
     """How many share a kernel's work; a literal would have it compiled for that."""
     return np.int64(1)
 
 
-# Bound by `compile_template`.
+# Bound by `compile_linear`.
 whole: Any = None
 add: Any = None
 rows_of_chunk: Any = None
 columns_of_product: Any = None
-
-
-def compile_template(template: Any, dtype: np.dtype, name: str = "", **scope: Any) -> Any:
-    identity = f"{name}{dtype.name}"
-    return bind(template, scope, identity, identity, njit(nogil=True, cache=True, error_model="numpy"))
 
 
 # ---- class scores ----------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def compile_check(option: str, place: int, domain: Any, message: str) -> Any:
             return lambda x: float(x) in values
         return lambda x: (x > low if open_low else x >= low) and (x < high if open_high else x <= high)
 
-    @njit(**ENTRY)
+    @njit(**PART)
     def check(arguments):
         if not holds(arguments[place]):
             raise ValueError(message)
@@ -298,7 +298,7 @@ def compile_check(option: str, place: int, domain: Any, message: str) -> Any:
     return check
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def nothing(arguments):
     pass
 
@@ -306,7 +306,7 @@ def nothing(arguments):
 def in_turn(first: Any, then: Any) -> Any:
     """Two checks as one."""
 
-    @njit(**ENTRY)
+    @njit(**PART)
     def both(arguments):
         first(arguments)
         then(arguments)
@@ -325,14 +325,37 @@ def checks_of(name: str, names: tuple[str, ...], options: tuple[ScoreOption, ...
     return check
 
 
+# Options by which scores' blocks go.
+OF_BLOCKS = "weight", "softcap", "label_smoothing", "lse_square_scale"
+
+
+class Unset(float):
+    """A default number that compiled code takes for None: only what goes by it is then compiled."""
+
+
+ZERO = Unset(0.0)
+
+
+@typeof_impl.register(Unset)
+def type_of_unset(value, context):
+    return types.none
+
+
+def with_unset(names: tuple[str, ...], defaults: tuple[Any, ...], unset: dict[str, float]) -> tuple[Any, ...]:
+    """The defaults of the last parameters, `Unset` where one is the number that its name stands for."""
+    own = zip(names[len(names) - len(defaults) :], defaults, strict=True)
+    return tuple(Unset(d) if n in unset and d == unset[n] else d for n, d in own)
+
+
 def score_numbers(names: tuple[str, ...], options: tuple[ScoreOption, ...]) -> Any:
-    """An intrinsic: of a call's arguments the cap, what multiplies the squared logsumexp, and the options."""
-    cap, square = (names.index(n) if n in names else -1 for n in ("softcap", "lse_square_scale"))
-    places = [names.index(o.name) for o in options if not o.is_flag]
+    """An intrinsic: of a call's arguments what a block takes from `scores.SMOOTHING` on."""
+    own = {"label_smoothing": 0.0, "softcap": 1.0, "lse_square_scale": 0.0}
+    places = [(names.index(n) if n in names else -1, absent) for n, absent in own.items()]
+    places += [(names.index(o.name), 0.0) for o in options if not o.is_flag]
 
     @intrinsic
     def numbers(typingctx, arguments):
-        result = types.UniTuple(types.float64, 2 + len(places))
+        result = types.UniTuple(types.float64, len(places))
 
         def codegen(context, builder, sig, args):
             def number(place, absent):
@@ -342,7 +365,7 @@ def score_numbers(names: tuple[str, ...], options: tuple[ScoreOption, ...]) -> A
                 given = builder.extract_value(args[0], place)
                 return context.cast(builder, given, kind, types.float64)
 
-            made = [number(cap, 1.0), number(square, 0.0), *(number(k, 0.0) for k in places)]
+            made = [number(place, absent) for place, absent in places]
             return context.make_tuple(builder, sig.return_type, made)
 
         return result(arguments), codegen
@@ -369,23 +392,26 @@ def number_of_flags(places: list[int]) -> Any:
     return number
 
 
-def score_rows(definitions: tuple[ScoreFunctions, ...], squares: bool) -> Any:
-    """An intrinsic that calls the kernel for arrays' dtypes: ``rows(softcap, x, target, others)``."""
+def given_in(options: dict[str, Any], grad: bool = True, probabilities: bool = False) -> scores.Given:
+    """Return what a call gives, from its options' types."""
+    known = {n: not isinstance(t, types.NoneType) for n, t in options.items()}
+    return scores.Given(grad, probabilities, **known)
+
+
+def score_rows(definitions: tuple[ScoreFunctions, ...], places: dict[str, int]) -> Any:
+    """An intrinsic that calls the kernel for a call's types: ``rows(arguments, target, x, others)``.
+
+    `places` are those of options among the arguments.
+    """
 
     @intrinsic
-    def call(typingctx, softcap, x, target, others):
-        capped = not isinstance(softcap, types.NoneType)
-        probabilities = isinstance(target.dtype, types.Float)
-        dtype = np.dtype(x.dtype.name)
-        kernel = types.Dispatcher(scores.compile_inside(definitions, squares, capped, probabilities, dtype))
-        result = kernel.get_call_type(typingctx, (x, target, *others), {})
-
-        def codegen(context, builder, sig, args):
-            function = context.get_function(kernel, result)
-            context.add_linking_libs(function.libs)
-            return function(builder, (args[1], args[2], *cgutils.unpack_tuple(builder, args[3])))
-
-        return result.return_type(softcap, x, target, others), codegen
+    def call(typingctx, arguments, target, x, others):
+        options = {n: tuple(arguments)[k] for n, k in places.items()}
+        out, probabilities = tuple(arguments)[-1], isinstance(target.dtype, types.Float)
+        given = given_in(options, not isinstance(out, types.NoneType), probabilities)
+        kernel = scores.compile_inside(definitions, given, np.dtype(x.dtype.name))
+        result, codegen = link(typingctx, kernel, (x, *others))
+        return result(arguments, target, x, others), codegen
 
     return call
 
@@ -441,12 +467,9 @@ def compile_score_loss(
     of_definition = tuple(by_name[n] for n in own)
     numbers_of = score_numbers(names, of_definition)
     definition_of = number_of_flags([names.index(o.name) for o in of_definition if o.is_flag])
-    reduction_at, weight_at, ignore_at, smoothing_at = (
-        names.index(n) for n in ("reduction", "weight", "ignore_index", "label_smoothing")
-    )
+    reduction_at, weight_at, ignore_at = (names.index(n) for n in ("reduction", "weight", "ignore_index"))
     out_at = len(names) - 1
-    capped_at = names.index("softcap") if "softcap" in names and "softcap" not in own else -1
-    rows = score_rows(definitions, "lse_square_scale" in names and "lse_square_scale" not in own)
+    rows = score_rows(definitions, {n: k for k, n in enumerate(names) if n in OF_BLOCKS and n not in own})
     of_one_class = [n for n in definitions[0].statistics if n in ("log_prob", "rest", "class_weight")]
     no_class = f"{name}: input must have at least one class"
     no_target = (
@@ -459,15 +482,6 @@ def compile_score_loss(
     overlap = f"{name}: out overlaps an argument; it may be input itself"
     no_label = f"{name}: target holds a class index that is out of range"
 
-    def softcap_of(arguments):
-        pass
-
-    @overload(softcap_of)
-    def softcap_in(arguments):
-        if capped_at < 0:
-            return lambda arguments: None
-        return lambda arguments: arguments[capped_at]
-
     def known(target):
         pass
 
@@ -479,7 +493,7 @@ def compile_score_loss(
             )
         return lambda target: True
 
-    @njit(**ENTRY)
+    @njit(**PART)
     def enter(arguments):
         x_, target, weight, out = arguments[0], arguments[1], arguments[weight_at], arguments[out_at]
         ignore_index = arguments[ignore_at]
@@ -503,13 +517,14 @@ def compile_score_loss(
         x, g, t, w = flat(x_, T), gradient(out, x_), flat_target(target, T), flat(weight, T)
         if not (may_write((g,), (x, w)) and apart(g, t)):
             raise ValueError(overlap)
-        numbers = (float(divisor), 1.0, float(arguments[smoothing_at]), *numbers_of(arguments))
+        numbers = (float(divisor), 1.0, *numbers_of(arguments))
         settings = definition_of(arguments), np.int64(ignore_index)
-        value, status = rows(softcap_of(arguments), x, t, (g, w, extents, settings, numbers))
+        value, status = rows(arguments, t, x, (t, g, w, extents, settings, numbers))
         if status >= 0:
             raise IndexError(no_label)
         return T(value)
 
+    defaults = with_unset(names, defaults, {n: 0 for n in OF_BLOCKS if n not in own})
     return njit(nogil=True)(gathered(enter, names, defaults, name))
 
 
@@ -732,7 +747,9 @@ def add_product(g, x, into, pieces, products):
     for start in range(0, into.shape[0], step):
         stop = min(start + step, into.shape[0])
         piece = pieces[: rows * (stop - start)].reshape(rows, stop - start)
-        piece[:] = g[:, start:stop]
+        for i in range(rows):  # a slice takes seconds to compile
+            for c in range(start, stop):
+                piece[i, c - start] = g[i, c]
         product = products[: features * (stop - start)].reshape(stop - start, features)
         np.dot(piece.T, x, product)
         for c in range(start, stop):
@@ -776,18 +793,23 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
     adds = gw.size and rows > height
     pieces, products = np.empty(height * step * adds, x.dtype), np.empty(step * features * adds, x.dtype)
     if gathers and gx.size:
-        for i in dead[: labels.size - rows]:
-            gx[i] = 0
+        for i in range(labels.size - rows):
+            for k in range(features):
+                gx[dead[i], k] = 0
     if rows == 0:
-        sum_[:] = 0
+        for k in range(sum_.size):
+            sum_.reshape(sum_.size)[k] = 0
     total = 0.0
     for start in range(0, rows, height):
         stop = min(start + height, rows)
         part, own = x[start:stop], labels[start:stop]
         if gathers:
-            part, own = chosen[: stop - start], labels[live[start:stop]]
+            part, own = chosen[: stop - start], np.empty(stop - start, np.int64)
             for i in range(stop - start):
-                part[i] = x[live[start + i]]
+                own[i] = labels[live[start + i]]
+            for i in range(stop - start):
+                for k in range(features):
+                    part[i, k] = x[live[start + i], k]
         flat_scores = scores[: (stop - start) * classes]
         g = flat_scores.reshape(stop - start, classes)
         np.dot(part, w.T, g)
@@ -812,34 +834,88 @@ def linear_rows(x, w, bias, labels, weight, gx, gw, settings):
         if gx.size and gathers:
             np.dot(g, w, part)
             for i in range(stop - start):
-                gx[live[start + i]] = part[i]
+                for k in range(features):
+                    gx[live[start + i], k] = part[i, k]
         elif gx.size:
             np.dot(g, w, gx[start:stop])
-    if gw.size:
-        gw[:] = sum_
+    for k in range(gw.size):
+        gw.reshape(gw.size)[k] = sum_.reshape(gw.size)[k]
     return total / divisor, -1
 
 
-@cache
-def compile_linear_rows(functions: ScoreFunctions, capped: bool, dtype: np.dtype) -> Any:
+# Bound by `compile_linear_rows`.
+T: Any = np.float32
+run: Any = None
+function_address: Any = None
+
+
+def linear_at(call, numbers, result):
+    """`linear_rows` as a C function, of what `linear_inside` stores; the value goes into memory."""
+    c, n = at_address(call, 0), at_address(numbers, 0.0)
+    rows, features, classes, ignore = c[0], c[1], c[2], c[3]
+    value, status = run(
+        carray(at_address(c[4], T(0)), (rows, features)),
+        carray(at_address(c[5], T(0)), (classes, features)),
+        carray(at_address(c[6], T(0)), (c[11],)),
+        carray(at_address(c[7], 0), (rows,)),
+        carray(at_address(c[8], T(0)), (c[12],)),
+        carray(at_address(c[9], T(0)), (c[13], features)),
+        carray(at_address(c[10], T(0)), (c[14], features)),
+        (ignore, n[0], n[1], n[2], n[3]),
+    )
+    at_address(result, 0.0)[0] = value
+    return status
+
+
+def linear_inside(x, w, bias, labels, weight, gx, gw, settings):
+    """The value and the status of contiguous arrays; see `linear_rows`."""
+    ignore, divisor, smoothing, cap, square = settings
+    call, numbers, result = stack(8 * 15), stack(8 * 4), stack(8)
+    store_all(call, (labels.size, x.shape[1], w.shape[0], ignore))
+    store_all(call + 32, (x.ctypes.data, w.ctypes.data, bias.ctypes.data, labels.ctypes.data))
+    store_all(call + 64, (weight.ctypes.data, gx.ctypes.data, gw.ctypes.data, bias.size, weight.size))
+    store_all(call + 104, (gx.shape[0], gw.shape[0]))
+    given = divisor, smoothing, cap, square
+    for k in range(len(given)):
+        store(numbers + 8 * k, given[k])
+    store(result, 0.0)
+    status = call_linear(function_address(0), (call, numbers, result))
+    return at_address(result, 0.0)[0], status
+
+
+call_linear = caller(types.int64, 3)
+
+
+def compile_linear(functions: ScoreFunctions, given: scores.Given, dtype: np.dtype) -> tuple[int, ...]:
+    """Return the address of `linear_at`."""
     kernels = dict(
-        whole=scores.compile_inside((functions,), True, capped, False, dtype),
-        add=njit(nogil=True)(add_product),
+        whole=scores.compile_inside((functions,), given, dtype),
+        add=njit(**PART)(add_product),
         rows_of_chunk=njit(**HELPER)(chunk_rows),
         columns_of_product=njit(**HELPER)(product_columns),
     )
-    return compile_template(linear_rows, dtype, f"{capped}_{fingerprint(functions.value)}_", **kernels)
+    name, identity = f"{functions.name}_{dtype.name}", (fingerprint(functions.value), given, dtype.name)
+    scope = dict(T=dtype.type, run=bind(linear_rows, kernels, name, identity, njit(**PART)))
+    return (compile_function(linear_at, scope, name, identity, types.int64(*[types.int64] * 3)),)
 
 
-def cap_or_one(softcap):
-    """The cap of scores; 1 where there is none."""
+@cache
+def compile_linear_rows(functions: ScoreFunctions, given: scores.Given, dtype: np.dtype) -> Any:
+    """Return `linear_inside` of a definition."""
+    scope = dict(function_address=addresses(compile_linear, functions, given, dtype))
+    name, identity = f"{functions.name}_{dtype.name}", (fingerprint(functions.value), given, dtype.name)
+    return bind(linear_inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
 
 
-@overload(cap_or_one)
-def cap_of(softcap):
-    if isinstance(softcap, types.NoneType):
-        return lambda softcap: 1.0
-    return lambda softcap: float(softcap)
+def number_or(option, absent):
+    """An option as a float, or what stands for None."""
+
+
+@overload(number_or)
+def number_or_absent(option, absent):
+    if isinstance(option, types.NoneType):
+        return lambda option, absent: absent
+    return lambda option, absent: float(option)
 
 
 # Bound by `compile_linear_cross_entropy`.
@@ -855,10 +931,10 @@ def linear_cross_entropy(
     weight=None,
     reduction="mean",
     ignore_index=None,
-    label_smoothing=0.0,
+    label_smoothing=ZERO,
     options=None,
     softcap=None,
-    lse_square_scale=0.0,
+    lse_square_scale=ZERO,
     out=None,
 ):
     divisor = divisor_of(reduction)
@@ -888,12 +964,12 @@ def linear_cross_entropy(
     settings = (
         ignored(ignore_index),
         divisor,
-        float(label_smoothing),
-        cap_or_one(softcap),
-        float(lse_square_scale),
+        number_or(label_smoothing, 0.0),
+        number_or(softcap, 1.0),
+        number_or(lse_square_scale, 0.0),
     )
     value, wrong = linear_of(
-        softcap,
+        (weight, softcap, label_smoothing, lse_square_scale),
         x.reshape(labels.size, features),
         (
             w.reshape(classes, features),
@@ -917,17 +993,11 @@ def compile_linear_cross_entropy(functions: ScoreFunctions, options: tuple[Score
     names = "label_smoothing", "softcap", "lse_square_scale"
 
     @intrinsic
-    def of_dtype(typingctx, softcap, x, arguments):
-        capped = not isinstance(softcap, types.NoneType)
-        kernel = types.Dispatcher(compile_linear_rows(functions, capped, np.dtype(x.dtype.name)))
-        result = kernel.get_call_type(typingctx, (x, *arguments), {})
-
-        def codegen(context, builder, sig, args):
-            function = context.get_function(kernel, result)
-            context.add_linking_libs(function.libs)
-            return function(builder, (args[1], *cgutils.unpack_tuple(builder, args[2])))
-
-        return result.return_type(softcap, x, arguments), codegen
+    def of_dtype(typingctx, options, x, arguments):
+        given = given_in(dict(zip(OF_BLOCKS, options, strict=True)))
+        kernel = compile_linear_rows(functions, given, np.dtype(x.dtype.name))
+        result, codegen = link(typingctx, kernel, (x, *arguments))
+        return result(options, x, arguments), codegen
 
     scope = dict(linear_of=of_dtype, check=checks_of(functions.name, names, tuple(known[n] for n in names)))
     return bind(linear_cross_entropy, scope, "inside", fingerprint(functions.value), njit(**ENTRY))

@@ -1,8 +1,8 @@
 """Losses of vectors inside the caller's own compiled code, each made of its definition.
 
 ``jit(<vectors>, <row arrays>, <options>, reduction='mean', out=None)`` returns the value; `out` is a tuple of
-arrays, or of None where a gradient is not wanted. The blocks are those of the library's own calls, linked in
-place of being called by address: the bits are the same.
+arrays, or of None where a gradient is not wanted. Driver and blocks are those of the library's own calls: the
+bits are the same.
 """
 
 from collections.abc import Callable
@@ -10,55 +10,71 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.core.errors import NumbaError, TypingError
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 from ..bind import bind, gathered
-from ..errors import at_users_line
-from ..spec import LARGEST, POWER, ROOT_OF_SQUARES, SUM, Distance, VectorFunctions, VectorRequest
+from ..spec import (
+    FLOAT32,
+    FLOAT64,
+    LARGEST,
+    POWER,
+    ROOT_OF_SQUARES,
+    SUM,
+    Distance,
+    VectorFunctions,
+    VectorRequest,
+)
 from . import vector_definitions as definitions
-from . import vector_distances as distances
 from . import vector_tiles as tiles
 from . import vectors as driver
+from .arrange import lay_address
 from .inside_rows import (
-    ENTRY,
+    PART,
     apart,
-    by_dtype,
+    compile_check,
     divisor_of,
     flat,
     gradient,
+    in_turn,
     is_float,
+    link,
     may_write,
+    nothing,
     outputs_for,
     same_shape,
+    with_unset,
 )
-from .native import HELPER, at_address, release, stack
+from .native import (
+    DESCRIPTION,
+    addresses,
+    at_address,
+    compile_drive,
+    describe,
+    run_drive,
+    stack,
+    store,
+    tuple_at,
+)
 
-# Bound by `compile_rows`: how many vectors, row arrays and numbers of a row's state there are; and functions.
+# Bound by `compile_rows`: what `compile_functions` gives; the kinds of distance, and how many swaps each has;
+# how many vectors, row arrays, and numbers of a row's state (0: by distances) there are.
+function_address: Any = None
+KINDS: Any = (0,)
+SWAPS: Any = 1
 ARITY: Any = 2
 ROW_COUNT: Any = 0
 FIELDS: Any = 0
-share: Any = None
+
+MOST_ARRAYS = driver.ROWS + 3 + 2 * driver.MOST_ROW_ARRAYS
+RECIPE_SIZE, MOST_NUMBERS = driver.FIRST_CODE + MOST_ARRAYS, 4 + driver.MOST_OPTIONS
+NUMBERS_AT = 8 * RECIPE_SIZE  # in the memory of a call: after the recipe
+OBJECTS_AT = NUMBERS_AT + 8 * MOST_NUMBERS
+MEMORY = OBJECTS_AT + 8 * MOST_ARRAYS + DESCRIPTION * (MOST_ARRAYS + 2)  # bytes
 
 
-@intrinsic
-def allocate_zeros(typingctx, size):
-    """The address of `size` bytes of zeros."""
-
-    def codegen(context, builder, sig, args):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word, word])
-        return builder.call(
-            cgutils.get_or_insert_function(builder.module, kind, "calloc"), [args[0], ir.Constant(word, 1)]
-        )
-
-    return types.int64(types.int64), codegen
-
-
-def rows_of_vectors(x, kept, addresses, extents, settings, options):
+def inside(x, kept, places, extents, settings, options):
     """The divided sum of the rows' values, of contiguous arrays of one dtype.
 
     Parameters
@@ -67,8 +83,8 @@ def rows_of_vectors(x, kept, addresses, extents, settings, options):
         Its dtype is that of all.
     kept : tuple
         Of the arrays: they live as long as this call.
-    addresses : array of int64
-        Of three vectors, their gradients (0 for those that are not wanted), and the row arrays.
+    places : array of int64
+        Addresses of three vectors, of their gradients (0 for those that are not wanted), and of row arrays.
     extents : (int, int)
         Rows and coordinates.
     settings : (int, float, float, bool, float)
@@ -76,110 +92,83 @@ def rows_of_vectors(x, kept, addresses, extents, settings, options):
     options : array of float64
         Of the definition.
     """
-    count, size = extents
     kind, p, eps, swap, divisor = settings
     if kind == POWER and p > (2.0**30 if x.itemsize == 4 else 2.0**59):
         kind = LARGEST  # to the last bit the same
-    context, recipe, table, numbers = stack(8 * 11), stack(8 * 16), stack(8 * 6 * 18), stack(8 * 32)
-    c, r, t, n = at_address(context, 0), at_address(recipe, 0), at_address(table, 0), at_address(numbers, 0.0)
-    by = float(count) if divisor != divisor else divisor
-    n[tiles.SCALE], n[tiles.P], n[tiles.EPS] = 1 / by, p, eps
-    for k in range(options.size):
-        n[tiles.OPTIONS + k] = options[k]
-    graded = False
-    for k in range(driver.GRADIENTS, driver.CURVED):
-        graded = graded or addresses[k] != 0
-    spare, room = 0, count * size * x.itemsize
-    if graded:
-        spare = allocate_zeros(ARITY * room)
-    for k in range(driver.ROWS + 3 + 2 * ROW_COUNT):
-        by_row = k >= driver.ROWS
-        place = 0
-        if k < driver.CURVED:
-            place = addresses[k]
-        elif by_row and k < driver.ROWS + ROW_COUNT:
-            place = addresses[k - 1]
-        if graded and driver.GRADIENTS <= k < driver.GRADIENTS + ARITY and place == 0:
-            place = spare + (k - driver.GRADIENTS) * room
-        mode = driver.DIRECT if place else driver.ABSENT
-        if mode and driver.GRADIENTS <= k < driver.CURVED and place == addresses[k - driver.GRADIENTS]:
-            mode = driver.COPIED
-        at = k * driver.SLOT
-        t[at + driver.MODE], t[at + driver.PLACE] = mode, place
-        t[at + driver.WIDTH], t[at + driver.BYTES] = 1 if by_row else size, x.itemsize
-    # Addresses of blocks are numbers here by which `choose` knows them.
-    r[driver.MEASURE], r[driver.CONCLUDE], r[driver.PULL] = kind + 1, swap, kind + 1 if graded else 0
-    r[driver.FIELDS], r[driver.ROW_COUNT], r[driver.ITEM] = FIELDS, ROW_COUNT, x.itemsize
+    memory = stack(MEMORY)
+    r, numbers, objects = at_address(memory, 0), memory + NUMBERS_AT, memory + OBJECTS_AT
+    free = objects + 8 * MOST_ARRAYS
+    for k in range(RECIPE_SIZE):
+        r[k] = 0 if k < driver.FIRST_CODE else -1
+    first = 3
+    for k in range(len(KINDS)):
+        if KINDS[k] == kind:
+            first = 3 + 3 * (SWAPS * k + (1 if swap and SWAPS == 2 else 0))
+    r[driver.MEASURE], r[driver.CONCLUDE] = function_address(first), function_address(first + 1)
+    r[driver.PULL] = function_address(first + 2)
     r[driver.DISTANCES] = 1 if ARITY == 2 else 3 if swap else 2
-    height = 1 if size > driver.TILE else min(count, driver.TILE // size)
-    cut = (count + height - 1) // height
-    sums = allocate_zeros(8 * cut)
-    c[driver.RECIPE], c[driver.NUMBERS], c[driver.COUNT], c[driver.SIZE] = recipe, numbers, count, size
-    c[driver.HEIGHT], c[driver.TILES], c[driver.WORKERS] = height, cut, 1
-    c[driver.SUMS], c[driver.TABLE] = sums, table
-    share(context, 0)
-    total = 0.0
-    for k in range(cut):
-        total += at_address(sums, 0.0)[k]
-    release(sums)
-    if graded:
-        release(spare)
-    return total / by
+    r[driver.FIELDS] = FIELDS if FIELDS else r[driver.DISTANCES] * tiles.FIELDS
+    r[driver.ROW_COUNT], r[driver.ITEM], r[driver.SHARES] = ROW_COUNT, x.itemsize, 1
+    r[driver.DIVIDE] = driver.BY_ROWS if divisor != divisor else driver.BY_NUMBER
+    r[driver.LAY] = function_address(2)
+    first_numbers = divisor, 1.0, p, eps
+    for k in range(len(first_numbers)):
+        store(numbers + 8 * k, first_numbers[k])
+    for k in range(options.size):
+        store(numbers + 32 + 8 * k, options[k])
+    for k in range(driver.CURVED + ROW_COUNT):
+        place = places[k]
+        slot = k if k < driver.CURVED else k + 1
+        if place:
+            r[driver.FIRST_CODE + slot] = FLOAT32 if x.itemsize == 4 else FLOAT64
+            if k < driver.CURVED:
+                store(objects + 8 * slot, describe(free, place, extents, x.itemsize))
+            else:
+                store(objects + 8 * slot, describe(free, place, extents[:1], x.itemsize))
+        free += DESCRIPTION
+    recipe = describe(free, memory, (RECIPE_SIZE,), 8)
+    of_numbers = describe(free + DESCRIPTION, numbers, (4 + options.size,), 8)
+    value, _ = run_drive(function_address(0), recipe, of_numbers, tuple_at(objects), function_address(1))
+    return value
 
 
-def choose(blocks: dict[int, Any]) -> Any:
-    """Return a function that calls the block of a number: ``(number, arguments)``."""
-    (_, first), *others = blocks.items()
+def compile_functions(
+    f: VectorFunctions, request: VectorRequest, kinds: tuple[int, ...], dtype: np.dtype
+) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, `lay`, and three blocks for each distance and swap."""
+    blocks = [
+        block
+        for kind in kinds
+        for swap in swaps_of(f)
+        for block in driver.select_blocks(f, request, kind, swap, dtype)
+    ]
+    return compile_drive(driver.rows_of_vectors), driver.task_address(), lay_address(), *blocks
 
-    @njit(**HELPER)
-    def only(number, arguments):
-        return first(*arguments)
 
-    def more(before, wanted, block):
-        @njit(**HELPER)
-        def chosen(number, arguments):
-            return block(*arguments) if number == wanted else before(number, arguments)
-
-        return chosen
-
-    found = only
-    for wanted, block in others:
-        found = more(found, wanted, block)
-    return found
+def swaps_of(f: VectorFunctions) -> tuple[bool, ...]:
+    return (False, True) if f.terms is None and f.arity == 3 else (False,)
 
 
 @cache
-def compile_rows(f: VectorFunctions, kinds: tuple[int, ...], dtype: np.dtype) -> Any:
-    """Return `rows_of_vectors` of a definition, whose distance is of one of these kinds (or it has terms)."""
-    everything = tuple(range(f.arity))
-    request = VectorRequest(everything, integers=(False,) * len(f.row_arrays))
-    if f.terms is None:
-        # The gradients of a swap serve calls without one, too: the third distance's factor is zero there.
-        count = driver.count_distances(f, True)
-        fields = count * tiles.FIELDS
-        measures = {k + 1: distances.measure(k, dtype).linked for k in kinds}
-        pulls = {k + 1: distances.pull(k, count, everything, dtype).linked for k in kinds}
-    else:
-        fields = definitions.fields(f)
-        measures = {1: definitions.measure(f, dtype).linked}
-        pulls = {1: definitions.pull(f, request, dtype).linked}
-    swaps = (False, True) if f.terms is None and f.arity == 3 else (False,)
-    concludes = {int(s): definitions.conclusion(f, request, s, dtype).linked for s in swaps}
-    name, identity = f"{f.name}_{dtype.name}", (definitions.identity_of(f, dtype.name), kinds, "inside")
-    inner = dict(
-        allocate=allocate_zeros,
-        run_measure=choose(measures),
-        run_conclude=choose(concludes),
-        run_pull=choose(pulls),
-    )
+def compile_rows(f: VectorFunctions, wrt: tuple[int, ...], kinds: tuple[int, ...], dtype: np.dtype) -> Any:
+    """Return `inside` of a definition, whose distance is of one of these kinds (or it has terms).
+
+    `wrt` are the vectors whose gradients are written.
+    """
+    request = VectorRequest(wrt, integers=(False,) * len(f.row_arrays))
     scope = dict(
+        function_address=addresses(compile_functions, f, request, kinds, dtype),
+        KINDS=kinds,
+        SWAPS=len(swaps_of(f)),
         ARITY=f.arity,
         ROW_COUNT=len(f.row_arrays),
-        FIELDS=fields,
-        share=bind(driver.share_of_tiles, inner, name, identity, njit(**tiles.LINKED)),
+        FIELDS=0 if f.terms is None else definitions.fields(f),
     )
-    decorate = njit(nogil=True, cache=True, error_model="numpy")
-    return bind(rows_of_vectors, scope, name, identity, decorate)
+    name, identity = (
+        f"{f.name}_{dtype.name}",
+        (definitions.identity_of(f, dtype.name), kinds, request, "inside"),
+    )
+    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
@@ -228,13 +217,13 @@ def metric_of(named: tuple[tuple[str, Distance], ...]) -> Any:
         return lambda distance: search(distance)
 
     def step(before, name, kind, eps):
-        @njit(**ENTRY)
+        @njit(**PART)
         def found(distance):
             return (kind, eps) if distance == name else before(distance)
 
         return found
 
-    search = njit(**ENTRY)(lambda distance: (-1, 0.0))
+    search = njit(**PART)(lambda distance: (-1, 0.0))
     for name, d in named:
         search = step(search, name, d.kind, d.eps)
     return metric
@@ -257,7 +246,7 @@ def distance_by(options: dict[str, int], fixed: Distance, named: Any) -> tuple[A
     if named:
         at, metric = options["distance_function"], metric_of(named)
 
-        @njit(**ENTRY)
+        @njit(**PART)
         def by_name(arguments):
             kind, eps = metric(arguments[at])
             return kind, 2.0, eps, bool(arguments[swap_at])
@@ -266,20 +255,35 @@ def distance_by(options: dict[str, int], fixed: Distance, named: Any) -> tuple[A
     if "p" in options:
         p_at, eps_at = options["p"], options["eps"]
 
-        @njit(**ENTRY)
+        @njit(**PART)
         def by_norm(arguments):
-            p = float(arguments[p_at])
-            kind = POWER
-            if p == 1:
-                kind = SUM
-            elif p == 2:
-                kind = ROOT_OF_SQUARES
-            elif p == np.inf:
-                kind = LARGEST
+            kind, p = norm_of(arguments[p_at])
             return kind, p, float(arguments[eps_at]), bool(arguments[swap_at])
 
         return by_norm, (POWER, SUM, ROOT_OF_SQUARES, LARGEST)
-    return njit(**ENTRY)(lambda arguments: (kind, 2.0, eps, False)), (kind,)
+    return njit(**PART)(lambda arguments: (kind, 2.0, eps, False)), (kind,)
+
+
+def norm_of(p):
+    """The kind of a norm's distance, and its p."""
+
+
+@overload(norm_of)
+def norm_of_number(p):
+    if isinstance(p, types.NoneType):
+        return lambda p: (ROOT_OF_SQUARES, 2.0)
+
+    def impl(p):
+        kind = POWER
+        if p == 1:
+            kind = SUM
+        elif p == 2:
+            kind = ROOT_OF_SQUARES
+        elif p == np.inf:
+            kind = LARGEST
+        return kind, float(p)
+
+    return impl
 
 
 # Functions of a call's arguments, made of one for each.
@@ -289,13 +293,13 @@ def every(test: Callable[..., Any], positions: list[int], like: int = 0) -> Any:
     """Return whether a test holds for some arguments beside the one at `like`."""
 
     def step(before, k):
-        @njit(**ENTRY)
+        @njit(**PART)
         def both(arguments):
             return before(arguments) and test(arguments[k], arguments[like])
 
         return both
 
-    found = njit(**ENTRY)(lambda arguments: True)
+    found = njit(**PART)(lambda arguments: True)
     for k in positions:
         found = step(found, k)
     return found
@@ -305,14 +309,14 @@ def flats(positions: list[int]) -> Any:
     """Return a function that gives some arguments as flat arrays of the first one's dtype."""
 
     def step(before, k):
-        @njit(**ENTRY)
+        @njit(**PART)
         def more(arguments):
             # A tuple of one array is added: the others are of the same type.
             return before(arguments) + (flat(arguments[k], arguments[0].dtype.type),)  # noqa: RUF005
 
         return more
 
-    found = njit(**ENTRY)(lambda arguments: ())
+    found = njit(**PART)(lambda arguments: ())
     for k in positions:
         found = step(found, k)
     return found
@@ -322,13 +326,13 @@ def gradients(count: int) -> Any:
     """Return a function that gives the outputs' flat memory; empty for None."""
 
     def step(before, k):
-        @njit(**ENTRY)
+        @njit(**PART)
         def more(outs, like):
             return before(outs, like) + (gradient(outs[k], like),)  # noqa: RUF005
 
         return more
 
-    found = njit(**ENTRY)(lambda outs, like: ())
+    found = njit(**PART)(lambda outs, like: ())
     for k in range(count):
         found = step(found, k)
     return found
@@ -338,13 +342,13 @@ def fit(count: int) -> Any:
     """Return whether all outputs have the vectors' shape."""
 
     def step(before, k):
-        @njit(**ENTRY)
+        @njit(**PART)
         def both(outs, like):
             return before(outs, like) and same_shape(outs[k], like)
 
         return both
 
-    found = njit(**ENTRY)(lambda outs, like: True)
+    found = njit(**PART)(lambda outs, like: True)
     for k in range(count):
         found = step(found, k)
     return found
@@ -354,7 +358,7 @@ def numbers(positions: list[int]) -> Any:
     """Return a function that gives some arguments as an array of float64."""
 
     def step(before, k, position):
-        @njit(**ENTRY)
+        @njit(**PART)
         def more(arguments):
             found = before(arguments)
             found[k] = 1.0 * arguments[position]  # of a bool, too
@@ -363,35 +367,21 @@ def numbers(positions: list[int]) -> Any:
         return more
 
     count = len(positions)
-    found = njit(**ENTRY)(lambda arguments: np.empty(count))
+    found = njit(**PART)(lambda arguments: np.empty(count))
     for k, position in enumerate(positions):
         found = step(found, k, position)
     return found
 
 
 def check_domains(name: str, domains: dict[str, Any], positions: dict[str, int]) -> Any:
-    """Return a function that raises where an option is out of its domain, an interval."""
-
-    def step(before, k, domain, message):
-        low, high, open_low, open_high = domain.low, domain.high, domain.open_low, domain.open_high
-
-        @njit(**ENTRY)
-        def both(arguments):
-            before(arguments)
-            x = float(arguments[k])
-            above = x > low if open_low else x >= low
-            if not (above and (x < high if open_high else x <= high)):
-                raise ValueError(message)
-
-        return both
-
-    found = njit(**ENTRY)(lambda arguments: None)
+    """Return a function that raises where an option is out of its domain."""
+    check = nothing
     for n, domain in domains.items():
-        found = step(found, positions[n], domain, f"{name}: {n} must be {domain}")
-    return found
+        check = in_turn(check, compile_check(n, positions[n], domain, f"{name}: {n} must be {domain}"))
+    return check
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def fill(addresses, arrays, start):
     """Store the addresses of some flat arrays; 0 for one that is empty."""
     for k in range(len(arrays)):
@@ -399,7 +389,7 @@ def fill(addresses, arrays, start):
             addresses[start + k] = arrays[k].ctypes.data
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def all_apart(gradients, arrays):
     """Whether no gradient shares memory with one of the arrays."""
     for j in range(len(gradients)):
@@ -409,12 +399,12 @@ def all_apart(gradients, arrays):
     return True
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def nothing_to_fill(addresses, arrays, start):
     """`fill` of no arrays."""
 
 
-@njit(**ENTRY)
+@njit(**PART)
 def nothing_to_part(gradients, arrays):
     """`all_apart` of no arrays."""
     return True
@@ -453,7 +443,7 @@ def compile_whole(
     at = {n: k for k, n in enumerate(names)}
     row_at = list(range(arity, arity + rows))
     settings_of, kinds = distance_by(at, distance or Distance(0), named if distance else ())
-    call = by_dtype(lambda dtype: compiled(dtype))
+    chosen_at = at.get("distance_function", at.get("p", -1))  # what goes by which kind is computed
     split, vectors_fit = outputs_for(arity), every(same_vectors, list(range(1, arity)))
     rows_fit, outs_fit = every(one_a_vector, row_at), fit(arity)
     flat_vectors, flat_rows, flat_outs = flats(list(range(arity))), flats(row_at), gradients(arity)
@@ -469,15 +459,18 @@ def compile_whole(
     fill_rows, rows_apart = (fill, all_apart) if rows else (nothing_to_fill, nothing_to_part)
     reduction_at, last = at["reduction"], len(names) - 1
 
-    functions = tuple(g for g in (f.terms, f.finish) if g is not None)
+    @intrinsic
+    def call(typingctx, arguments, x, others):
+        given = chosen_at >= 0 and not isinstance(tuple(arguments)[chosen_at], types.NoneType)
+        known = kinds if given or distance is None else (distance.kind,)
+        outs = tuple(arguments)[last]
+        wanted = () if isinstance(outs, types.NoneType) else tuple(outs)
+        wrt = tuple(k for k, out in enumerate(wanted) if not isinstance(out, types.NoneType))
+        kernel = compile_rows(f, wrt, known, np.dtype(x.dtype.name))
+        result, codegen = link(typingctx, kernel, (x, *others))
+        return result(arguments, x, others), codegen
 
-    def compiled(dtype):
-        try:
-            return compile_rows(f, kinds, dtype)
-        except NumbaError as error:
-            raise at_users_line(name, functions, error, "finish") from error
-
-    @njit(**ENTRY)
+    @njit(**PART)
     def whole(arguments):
         divisor = divisor_of(arguments[reduction_at])
         outs = split(arguments[last])
@@ -508,6 +501,7 @@ def compile_whole(
         kept = xs + gs + numbers_of_rows
         extents = x.size // size, size
         settings = np.int64(kind), float(p), float(eps), bool(swap), divisor
-        return T(call(xs[0], (kept, addresses, extents, settings, options_of(arguments))))
+        return T(call(arguments, xs[0], (kept, addresses, extents, settings, options_of(arguments))))
 
+    defaults = with_unset(names, defaults, {"p": 2})
     return njit(nogil=True)(gathered(whole, names, defaults, name))

@@ -4,22 +4,19 @@ A driver's arrays are those of one order, and its recipe begins with the same en
 `begin_recipe` make them of a problem.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from ..bind import bind
 from ..spec import CODES as FLOATS
 from ..spec import FLOAT32, FLOAT64, code_of
 from . import launch, strided
 from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, lay_address
 from .launch import INCOMPLETE
-from .native import DESCRIPTION, FLAGS, HELPER, at_address, describe, store, tuple_at
+from .native import DESCRIPTION, HELPER, at_address, describe, store, tuple_at
 from .strided import transfer
-from .target import INTERNAL
 
 # The arrays of a call, in the order of its tuple.
 INPUT, TARGET, CLASS_WEIGHT, SAMPLE_WEIGHT, UPSTREAM, TERMS, GRADIENT, CURVATURE = range(8)
@@ -218,31 +215,3 @@ def describe_call(memory, x, labels, weight, g, shape, rows, divisor):
         store(objects + 8 * GRADIENT, describe(at, g.ctypes.data, shape, x.itemsize))
     recipe = describe(free + 4 * DESCRIPTION, memory, (FURTHER + 8,), 8)
     return recipe, describe(free + 5 * DESCRIPTION, numbers, (8,), 8), tuple_at(objects)
-
-
-# Bound to functions that are linked, in place of calls by address.
-linked: Any = None
-first: Any = None
-others: Any = None
-
-
-def call_linked(address, arguments):
-    return linked(*arguments)
-
-
-def call_one_of(address, arguments):
-    """Call the function of a number that stands for its address."""
-    return first(*arguments) if address == 0 else others(address - 1, arguments)
-
-
-def bind_linked(template: Any, scope: dict[str, Any], name: str, identity: object) -> Any:
-    """Return a template as a function to link, compiled as `native.compile_function` does."""
-    return bind(template, scope, name, identity, njit(**FLAGS | INTERNAL))
-
-
-def bind_calls(functions: Sequence[Any], name: str, identity: object) -> Any:
-    """Return a function ``call(k, arguments)`` of the k-th of some linked functions."""
-    call = bind_linked(call_linked, dict(linked=functions[-1]), name, (identity, len(functions)))
-    for k in range(len(functions) - 2, -1, -1):
-        call = bind_linked(call_one_of, dict(first=functions[k], others=call), name, (identity, k))
-    return call

@@ -7,7 +7,6 @@ into scratch memory that stays in cache and scatters the gradient from there. Ti
 and their sums are added in order: the same bits for any number of threads.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +18,7 @@ from numba.extending import intrinsic
 from ..bind import adopted, bind, fingerprint
 from ..math import select
 from ..spec import MANY, MarginFunctions, Margins, bad_index
-from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay
+from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay_address
 from .blocks import ENTRY
 from .labels import (
     ABSENT,
@@ -55,8 +54,6 @@ from .labels import (
     WRITING,
     arrays_of,
     begin_recipe,
-    bind_calls,
-    bind_linked,
     complete,
     describe_call,
     first_wrong,
@@ -73,15 +70,18 @@ from .launch import CURVATURE as OUT_CURVATURE
 from .launch import INCOMPLETE, OK, UNFIT, Launch, New
 from .native import (
     HELPER,
+    addresses,
     allocate,
     at_address,
     caller,
+    compile_drive,
     compile_entry,
     compile_function,
     data_of,
     item,
     rank_of,
     release,
+    run_drive,
     shape_of,
     stack,
     store,
@@ -576,8 +576,8 @@ def refuse(p: Margins, status: int) -> Exception:
 
 # ---- inside compiled code -----------------------------------------------------------------------------
 
-# Bound by `compile_inside`.
-drive: Any = None
+# Bound by `compile_inside`: what `compile_functions` gives, and whether a row has a list of labels.
+function_address: Any = None
 OF_LISTS: Any = False
 
 
@@ -591,26 +591,23 @@ def inside(x, labels, g, weight, extents, settings):
     rows = extents if OF_LISTS else extents[:1]
     recipe, numbers, arrays = describe_call(memory, x, labels, weight, g, extents, rows, divisor)
     r = at_address(memory, 0)
-    r[BLOCK], r[HAS_LISTS], r[WORKERS] = 2 * variant + (g.size > 0), OF_LISTS, 1
+    r[LAY], r[BLOCK] = function_address(2), function_address(3 + 2 * variant + (g.size > 0))
+    r[HAS_LISTS], r[WORKERS] = OF_LISTS, 1
     store(memory + NUMBERS_AT + 8 * OPTIONS, option)
-    return drive(recipe, numbers, arrays, 0, 0)
+    return run_drive(function_address(0), recipe, numbers, arrays, function_address(1))
+
+
+def compile_functions(definitions: tuple[MarginFunctions, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, and the functions that it calls."""
+    blocks = (compile_block(f, gradient, False, dtype) for f in definitions for gradient in (False, True))
+    return compile_drive(margins), task_address(), lay_address(), *blocks
 
 
 @cache
-def compile_inside(definitions: Sequence[MarginFunctions], dtype: np.dtype) -> Any:
+def compile_inside(definitions: tuple[MarginFunctions, ...], dtype: np.dtype) -> Any:
     """`inside` for definitions and a dtype: ``inside(...) -> (value, status)``."""
-    blocks, name = [], definitions[0].name
-    identity = [(identity_of(f), dtype.name) for f in definitions]
-    for functions in definitions:
-        template = many_labels if functions.many else one_label
-        for gradient in (False, True):
-            scope = scope_of(functions, gradient, False, dtype)
-            key = identity_of(functions), gradient, dtype.name
-            blocks.append(bind_linked(template, scope, name, key))
-    tasks = dict(run_block=bind_calls(blocks, name, identity))
+    name, identity = definitions[0].name, [(identity_of(f), dtype.name) for f in definitions]
     scope = dict(
-        call_lay=bind_calls((bind_linked(lay, {}, name, "lay"),), name, "lay"),
-        run_task=bind_calls((bind_linked(share_of_tiles, tasks, name, identity),), name, (identity, "task")),
+        function_address=addresses(compile_functions, definitions, dtype), OF_LISTS=definitions[0].many
     )
-    whole = dict(drive=bind_linked(margins, scope, name, identity), OF_LISTS=definitions[0].many)
-    return bind(inside, whole, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))

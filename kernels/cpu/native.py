@@ -7,17 +7,20 @@ are compiled once for all losses and dtypes. A loss's block is a C function that
 Only the section `objects` knows how CPython's tuples and NumPy's arrays lie in memory: NumPy's ABI.
 """
 
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable
 from typing import Any
 
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
+from numba.core.compiler import CompileResult
 from numba.core.datamodel import models
 from numba.extending import NativeValue, intrinsic, register_model, unbox
 
-from ..bind import bind
-from .target import SCALAR
+from ..bind import bind, sources
+from .target import INTERNAL, SCALAR, Linked
 
 HELPER = SCALAR
 
@@ -85,6 +88,20 @@ def store_all(typingctx, address, numbers):
         return context.get_dummy_value()
 
     return types.void(types.int64, numbers), codegen
+
+
+@intrinsic
+def fill(typingctx, address, x, count):
+    """Store a number `count` times from an address on: a loop that Numba's front end does not see."""
+
+    def codegen(context, builder, sig, args):
+        data = context.get_value_as_data(builder, sig.args[1], args[1])
+        start = builder.inttoptr(args[0], data.type.as_pointer())
+        with cgutils.for_range(builder, args[2]) as loop:
+            builder.store(data, builder.gep(start, [loop.index]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, x, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -172,6 +189,16 @@ rank_of = _reader(RANK, 32)
 shape_of = _reader(SHAPE)  # the address of `rank_of` extents
 strides_of = _reader(STRIDES)  # the address of as many strides in bytes
 flags_of = _reader(ARRAY_FLAGS, 32)  # bit 0: contiguous in C order
+
+
+@intrinsic
+def items_of(typingctx, objects):
+    """The address of a tuple's objects' addresses; the tuple is held, or an address."""
+
+    def codegen(context, builder, sig, args):
+        return builder.add(args[0], ir.Constant(I64, ITEMS))
+
+    return types.int64(objects), codegen
 
 
 @intrinsic
@@ -269,36 +296,116 @@ def compile_entry(
     return made.overloads[signature.args].entry_point
 
 
-def linked_addresses(functions: Sequence[tuple[Any, dict[str, Any], str, object, Any]]) -> Any:
-    """An intrinsic ``address(k)``: the address of the k-th of some C functions, linked into the caller.
+# Of functions that are a part of those that call them.
+LINKED: dict[str, Any] = FLAGS | INTERNAL | {"pipeline_class": Linked}
 
-    Each is given by what `compile_function` takes. Code that is kept on disk has its functions in it, for an
-    address holds in one process only.
+
+# ---- C functions of compiled code that others write --------------------------------------------------------
+
+
+class Needed:
+    """C functions that compiled code calls by the names of symbols; no name for one that is not needed.
+
+    Numba keeps this with the code, on the disk too, and calls it before it links code from there.
     """
-    compiled: list[Any] = []
 
-    def compile_all():
-        """Compile the functions when code that asks for them is: not where that comes from the disk."""
-        for template, scope, name, identity, signature in functions:
-            made = bind(template, scope, name, identity, njit(signature, no_cpython_wrapper=True, **FLAGS))
-            _kept.append(made)
-            compiled.append((made.overloads[signature.args], signature))
+    def __init__(self, names: tuple[str, ...], make: Callable[..., tuple[int, ...]], arguments: Any) -> None:
+        self.names, self.make, self.arguments = names, make, arguments
+
+    def __call__(self) -> None:
+        for name, address in zip(self.names, self.make(*self.arguments), strict=True):
+            if name:
+                llvm.add_symbol(name, address)
+
+    def __reduce__(self) -> Any:
+        return recall, (sources(), self.names, self.make, self.arguments)
+
+
+def recall(version: str, *needed: Any) -> Needed:
+    """Return what code needs that was kept on disk."""
+    if version != sources():
+        # Numba takes this for a file that is gone, and compiles the code anew.
+        raise FileNotFoundError("the code was compiled with other kernels")
+    return Needed(*needed)
+
+
+def keep_needed() -> None:
+    """Let Numba keep what code needs with all code: not so C functions, nor what links code from the disk."""
+    reduce, rebuild = CompileResult._reduce, CompileResult._rebuild.__func__
+
+    def reduce_with_needed(self):
+        needed = dict.fromkeys([*self.reload_init, *self.library._reload_init])
+        return reduce(self._replace(reload_init=list(needed)))
+
+    def rebuild_with_needed(cls, *parts):
+        result = rebuild(cls, *parts)
+        result.library._reload_init.update(result.reload_init)
+        return result
+
+    CompileResult._reduce, CompileResult._rebuild = reduce_with_needed, classmethod(rebuild_with_needed)
+
+
+keep_needed()
+
+
+def addresses(make: Callable[..., tuple[int, ...]], *arguments: Any) -> Any:
+    """An intrinsic ``address(k)``: the k-th of some C functions' addresses, for code that is kept on disk.
+
+    ``make(*arguments)`` gives them, compiled as `compile_function` does, when code that asks for them is; 0
+    stands for one that is not needed. All of it can be pickled.
+    """
+    needed: list[Needed] = []
 
     @intrinsic
     def address(typingctx, k):
-        if not compiled:
-            compile_all()
+        if not needed:
+            key = uuid.uuid4().hex
+            names = (f"numbaloss_{key}_{i}" if at else "" for i, at in enumerate(make(*arguments)))
+            needed.append(Needed(tuple(names), make, arguments))
+            needed[0]()
 
         def codegen(context, builder, sig, args):
-            found = ir.Constant(I64, 0)
-            for i, (function, signature) in enumerate(compiled):
-                values = [context.get_value_type(t) for t in (signature.return_type, *signature.args)]
-                kind, name = ir.FunctionType(values[0], values[1:]), function.fndesc.llvm_cfunc_wrapper_name
+            context.active_code_library._reload_init.add(needed[0])
+            found, kind = ir.Constant(I64, 0), ir.FunctionType(ir.VoidType(), ())
+            for i, name in enumerate(needed[0].names):
+                if not name:
+                    continue
                 at = builder.ptrtoint(cgutils.get_or_insert_function(builder.module, kind, name), I64)
                 found = builder.select(builder.icmp_signed("==", args[0], I64(i)), at, found)
-            context.add_linking_libs([function.library for function, _ in compiled])
             return found
 
         return types.int64(types.int64), codegen
 
     return address
+
+
+# Bound by `compile_drive`.
+drive: Any = None
+
+
+def drive_inside(recipe, numbers, arrays, task, result):
+    """Drive a call on this thread; its value goes into memory."""
+    value, status = drive(recipe, numbers, arrays, task, 0)
+    at_address(result, 0.0)[0] = value
+    return status
+
+
+def compile_drive(template: Callable[..., Any]) -> int:
+    """The address of a driver as compiled code calls it: `drive_inside`."""
+    name = template.__name__
+    scope = dict(drive=bind(template, {}, name, name, njit(**LINKED)))
+    return compile_function(drive_inside, scope, name, template.__module__, types.int64(*[types.int64] * 5))
+
+
+call_drive = caller(types.int64, 5)
+
+
+@njit(**HELPER)
+def run_drive(function, recipe, numbers, arrays, task):
+    """The value and the status of a call, by the address that `compile_drive` gives."""
+    if function == 0:
+        raise RuntimeError("kernels of numbaloss that compiled code calls are not in memory")
+    result = stack(8)
+    store(result, 0.0)
+    status = call_drive(function, (recipe, numbers, arrays, task, result))
+    return at_address(result, 0.0)[0], status

@@ -24,7 +24,7 @@ from .arrange import (
     STRIDES,
     call_lay,
     call_order_axes,
-    lay,
+    lay_address,
     order_axes_address,
 )
 from .blocks import ENTRY
@@ -60,8 +60,6 @@ from .labels import (
     WRITING,
     arrays_of,
     begin_recipe,
-    bind_calls,
-    bind_linked,
     complete,
     describe_call,
     first_wrong,
@@ -76,15 +74,18 @@ from .launch import INCOMPLETE, OK, UNFIT, Launch, New
 from .launch import TERMS as OUT_TERMS
 from .native import (
     HELPER,
+    addresses,
     allocate,
     at_address,
     caller,
+    compile_drive,
     compile_entry,
     compile_function,
     data_of,
     item,
     rank_of,
     release,
+    run_drive,
     shape_of,
     stack,
     store,
@@ -435,8 +436,8 @@ def refuse(p: Picks, status: int) -> Exception:
 
 # ---- inside compiled code -----------------------------------------------------------------------------
 
-# Bound by `compile_inside`.
-drive: Any = None
+# Bound by `compile_inside`: what `compile_functions` gives.
+function_address: Any = None
 
 
 def inside(x, labels, g, weight, extents, settings):
@@ -449,19 +450,20 @@ def inside(x, labels, g, weight, extents, settings):
     rows = extents[0], extents[2]
     recipe, numbers, arrays = describe_call(memory, x, labels, weight, g, extents, rows, divisor)
     r = at_address(memory, 0)
-    r[TERMS_BLOCK], r[GRADIENT_BLOCK], r[ORDER_AXES], r[IGNORE] = 0, 1, 0, ignored
-    return drive(recipe, numbers, arrays, 0, 0)
+    r[LAY], r[TERMS_BLOCK], r[GRADIENT_BLOCK] = function_address(1), function_address(2), function_address(3)
+    r[ORDER_AXES], r[IGNORE] = 0, ignored
+    return run_drive(function_address(0), recipe, numbers, arrays, 0)
+
+
+def compile_functions(functions: NllFunctions, dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver and the functions that it calls."""
+    blocks = (compile_block(t, functions, code_of(dtype), dtype) for t in (nll_terms, nll_gradient))
+    return compile_drive(nll), lay_address(), *blocks
 
 
 @cache
 def compile_inside(functions: NllFunctions, dtype: np.dtype) -> Any:
     """`inside` for a definition and a dtype: ``inside(...) -> (value, status)``."""
     name, identity = functions.name, (identity_of(functions), dtype.name)
-    bound = storage(code_of(dtype), dtype) | dict(value=lift(functions))
-    blocks = [bind_linked(template, bound, name, identity) for template in (nll_terms, nll_gradient)]
-    scope = dict(
-        call_lay=bind_calls((bind_linked(lay, {}, name, "lay"),), name, "lay"),
-        run_block=bind_calls(blocks, name, identity),
-    )
-    whole = dict(drive=bind_linked(nll, scope, name, identity))
-    return bind(inside, whole, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    scope = dict(function_address=addresses(compile_functions, functions, dtype))
+    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))

@@ -20,14 +20,14 @@ and calls again.
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import njit, types
 from numba.core.errors import NumbaError
 
-from ..bind import bind
+from ..bind import bind, fingerprint
 from ..errors import at_users_line
 from ..layout import class_axis, class_rows
 from ..spec import CODES as FLOAT_CODES
@@ -46,15 +46,16 @@ from .arrange import (
     order_axes_address,
 )
 from .blocks import ENTRY
-from .labels import bind_linked
 from .launch import CURVATURE as CURVED
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     DESCRIPTION,
     HELPER,
+    addresses,
     allocate,
     at_address,
     caller,
+    compile_drive,
     compile_entry,
     compile_function,
     data_of,
@@ -62,9 +63,9 @@ from .native import (
     flags_of,
     item,
     larger,
-    linked_addresses,
     rank_of,
     release,
+    run_drive,
     shape_of,
     smaller,
     stack,
@@ -91,22 +92,17 @@ from .score_blocks import (
     ROWS,
     SCALE,
     SCRATCH,
-    SIGNATURE,
     SPREAD,
     SQUARE,
     STEP,
     TARGET,
     TARGET_GRAD,
-    TURN,
     UPSTREAM,
     VALUES,
     VECTORS,
     WEIGHT_SUM,
-    bound_block,
     compile_block,
     compile_turn,
-    turn,
-    turn_back,
 )
 from .strided import INTEGERS, gatherer, integer_gatherer, scatterer, transfer
 
@@ -559,10 +555,15 @@ def drive(recipe, numbers, arrays, task, fork):
 
 
 @cache
-def driver() -> tuple[Any, int]:
-    """`drive`, and the address of its task."""
-    task = compile_function(worker_tiles, {}, "scores", "scores", TASK)
-    return compile_entry(drive, {}, "scores", "scores", ENTRY), task
+def entry() -> Any:
+    """Return `drive`, compiled."""
+    return compile_entry(drive, {}, "scores", "scores", ENTRY)
+
+
+@cache
+def task_address() -> int:
+    """Return the address of `worker_tiles`."""
+    return compile_function(worker_tiles, {}, "scores", "scores", TASK)
 
 
 # ---- a call ------------------------------------------------------------------------------------------------
@@ -688,12 +689,11 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
     recipe += [p.ignore_index, own.itemsize, FLOAT_CODES[own.name], 4 * numba.config.NUMBA_NUM_THREADS]
     numbers = [1.0 if w.divisor is None else w.divisor, w.factor, p.label_smoothing]
     numbers += [1.0 if p.softcap is None else p.softcap, p.lse_square_scale, *p.numbers]
-    entry, task = driver()
     like = {"target": TARGET, DISTANCES: TARGET}
     new = tuple(New(SLOTS[n], like.get(n, INPUT), class_rows if n == TERMS else None) for n in made)
     return Launch(
-        entry, np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task, PARALLEL_FROM,
-        new, completer(make),
+        entry(), np.array([*recipe, *codes], np.int64), np.array(numbers), tuple(arrays), task_address(),
+        PARALLEL_FROM, new, completer(make),
     )  # fmt: skip
 
 
@@ -750,13 +750,14 @@ NUMBERS_AT = 8 * RECIPE_SIZE  # in the memory of a call: after the recipe
 OBJECTS_AT = NUMBERS_AT + 8 * MOST_NUMBERS
 MEMORY = OBJECTS_AT + 8 * ARRAYS + DESCRIPTION * 6  # bytes
 
-# Bound by `compile_inside`: the driver; the addresses of the blocks, and of `worker_tiles`, `carry`, `weigh`,
-# `turn` and `turn_back`; whether there are blocks with the squared logsumexp, the target holds probabilities,
-# scores are capped.
-drive_linked: Any = None
+# Bound by `compile_inside`: the addresses that `compile_blocks` and `compile_functions` give; how many
+# requests a definition has, and whether those with label smoothing and the squared logsumexp are among them;
+# whether the target holds probabilities, and scores are capped.
 block_address: Any = None
 function_address: Any = None
-WITH_SQUARE: Any = False
+REQUESTS: Any = 1
+SMOOTHS: Any = False
+SQUARES: Any = False
 OF_PROBABILITIES: Any = False
 IS_CAPPED: Any = False
 
@@ -776,18 +777,13 @@ def inside(x, target, g, weight, extents, settings, numbers):
         r[k] = ABSENT if k >= CODES else 0
     for k in range(len(numbers)):
         store(given + 8 * k, numbers[k])
-    smoothed = numbers[SMOOTHING] != 0 and not OF_PROBABILITIES
-    squares = WITH_SQUARE and numbers[MOST + SQUARE - CAP] != 0
-    weighted = smoothed or weight.size != 0 or squares
-    # Requests are plain; with class weights and smoothing; those with the squared logsumexp.
-    request = 0 if OF_PROBABILITIES else 1 if weighted else 0
-    if squares:
-        request += 1
-    requests = (1 if OF_PROBABILITIES else 2) + (1 if WITH_SQUARE else 0)
-    block = 2 * (definition * requests + request)
+    smoothed = SMOOTHS and numbers[SMOOTHING] != 0
+    square = SQUARES and numbers[MOST + SQUARE - CAP] != 0
+    weighted = not OF_PROBABILITIES and (smoothed or weight.size != 0)
+    block = 2 * (definition * REQUESTS + (REQUESTS // 2 if SMOOTHS else 1) * square + smoothed)
     r[ROW_BLOCK], r[COLUMN_BLOCK] = block_address(block), block_address(block + 1)
-    r[CARRY], r[WEIGH] = function_address(1), function_address(2)
-    r[TURN_TO], r[TURN_FROM] = function_address(3), function_address(4)
+    r[CARRY], r[WEIGH] = function_address(2), function_address(3)
+    r[TURN_TO], r[TURN_FROM] = function_address(4), function_address(5)
     r[HAVE] = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | TURNING | 1 << WEIGH
     r[PROBABILITIES], r[CAPS], r[FACTORS] = 1 if OF_PROBABILITIES else 0, 1 if IS_CAPPED else 0, 0
     r[WEIGHTS] = 1 if weighted or OF_PROBABILITIES else 0
@@ -810,45 +806,68 @@ def inside(x, target, g, weight, extents, settings, numbers):
         store(objects + 8 * CLASS_WEIGHT, describe(at, weight.ctypes.data, (weight.size,), item_size))
     recipe = describe(free + 4 * DESCRIPTION, memory, (RECIPE_SIZE,), 8)
     of_numbers = describe(free + 5 * DESCRIPTION, given, (len(numbers),), 8)
-    return drive_linked(recipe, of_numbers, tuple_at(objects), function_address(0), 0)
+    return run_drive(function_address(0), recipe, of_numbers, tuple_at(objects), function_address(1))
 
 
-@cache
-def compile_inside(
-    definitions: tuple[ScoreFunctions, ...],
-    squares: bool,
-    capped: bool,
-    probabilities: bool,
-    dtype: np.dtype,
-) -> Any:
-    """`inside` for definitions and a dtype; `squares`: where the squared logsumexp may be asked for."""
-    name = definitions[0].name
-    general = ScoreRequest(probabilities, not probabilities, not probabilities, grad=True, softcap=capped)
-    requests = [general] if probabilities else [ScoreRequest(grad=True, softcap=capped), general]
-    requests += [general._replace(lse_square=True)] * squares
-    bound = [
-        bound_block(f, request, columns, dtype)
+class Given(NamedTuple):
+    """What a call inside compiled code gives, as its types tell."""
+
+    grad: bool = True
+    probabilities: bool = False
+    weight: bool = False
+    softcap: bool = False
+    label_smoothing: bool = False  # these two may be 0 when the call is made
+    lse_square_scale: bool = False
+
+
+def compile_blocks(
+    definitions: tuple[ScoreFunctions, ...], requests: tuple[ScoreRequest, ...], dtype: np.dtype
+) -> tuple[int, ...]:
+    """Return the addresses of each definition's blocks for each request: over rows, and over columns."""
+    return tuple(
+        block(f, request, columns, dtype)
         for f in definitions
         for request in requests
         for columns in (False, True)
-    ]
-    blocks = [(template, scope, name, identity, SIGNATURE) for template, scope, identity in bound]
-    identity = [identity for _, _, identity in bound]
-    turning = dict(T=dtype.type, ITEM=dtype.itemsize), dtype.name, dtype.name, TURN
-    scope = dict(
-        drive_linked=bind_linked(drive, {}, "scores", "scores"),
-        block_address=linked_addresses(blocks),
-        function_address=linked_addresses(
-            [
-                (worker_tiles, {}, "scores", "scores", TASK),
-                (carry, {}, "scores", "scores", CARRYING),
-                (weigh, {}, "scores", "scores", WEIGHING),
-                (turn, *turning),
-                (turn_back, *turning),
-            ]
-        ),
-        WITH_SQUARE=squares,
-        OF_PROBABILITIES=probabilities,
-        IS_CAPPED=capped,
     )
+
+
+def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
+    """Return the addresses of the driver, its task, and the functions that it calls."""
+    return (
+        compile_drive(drive),
+        task_address(),
+        compile_function(carry, {}, "scores", "scores", CARRYING),
+        compile_function(weigh, {}, "scores", "scores", WEIGHING),
+        compile_turn(False, dtype),
+        compile_turn(True, dtype),
+    )
+
+
+@cache
+def compile_inside(definitions: tuple[ScoreFunctions, ...], given: Given, dtype: np.dtype) -> Any:
+    """Return `inside` for definitions and a dtype, with the blocks that a call may need."""
+    name, smooths = definitions[0].name, given.label_smoothing and not given.probabilities
+    requests = tuple(
+        ScoreRequest(
+            probabilities=given.probabilities,
+            weighted=not given.probabilities and (smoothed or given.weight),
+            smoothed=smoothed,
+            grad=given.grad,
+            softcap=given.softcap,
+            lse_square=square,
+        )
+        for square in ((False, True) if given.lse_square_scale else (False,))
+        for smoothed in ((False, True) if smooths else (False,))
+    )
+    scope = dict(
+        block_address=addresses(compile_blocks, definitions, requests, dtype),
+        function_address=addresses(compile_functions, dtype),
+        REQUESTS=len(requests),
+        SMOOTHS=smooths,
+        SQUARES=given.lse_square_scale,
+        OF_PROBABILITIES=given.probabilities,
+        IS_CAPPED=given.softcap,
+    )
+    identity = [(fingerprint(f.value), f[2:], requests, dtype.name) for f in definitions]
     return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))

@@ -6,12 +6,43 @@ from typing import Any
 
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets, math
+
+
+class Unfinished(JITCodeLibrary):
+    """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
+
+    def finalize(self):
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._final_module.verify()
+        self._finalized = True
+
+
+class Linked(Compiler):
+    """Compile a function as a part of compiled functions that call it, and not by itself before.
+
+    Numba optimises and emits a function again in each that calls it, and in those that call these.
+    """
+
+    def define_pipelines(self):
+        self.state.flags.no_compile = True
+        self.state.library = Unfinished(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+    def _compile_core(self):
+        # Numba knows a function by its entry point, a builtin. This one has none: another stands for it.
+        result = super()._compile_core()._replace(entry_point=[].append)
+        result.target_context.insert_user_function(result.entry_point, result.fndesc, [result.library])
+        return result
+
 
 # Nobody calls a helper from Python: without these two flags Numba compiles two more functions for each.
 INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 
 from ..bind import bind
 from ..math import select
-from .native import FLAGS, HELPER, compile_function
-from .target import INTERNAL, DistinctArrays
+from .native import HELPER, compile_function
+from .target import DistinctArrays
 
 # A block's signature: ``f(tile, numbers)``, addresses of int64 and of float64; `conclude` gives the sum of
 # the values.
@@ -59,14 +59,6 @@ class Block:
     def address(self) -> int:
         """The address of the block's C function."""
         return compile_function(self.template, self.scope, self.name, self.identity, BLOCK)
-
-    @cached_property
-    def linked(self) -> Any:
-        """The block as a function to call in compiled code."""
-        return bind(self.template, self.scope, self.name, self.identity, njit(**LINKED))
-
-
-LINKED: dict[str, Any] = FLAGS | INTERNAL
 
 
 def scope_of(dtype: np.dtype, **names: Any) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _identity(make: Callable[..., Any], request: dict[str, Any]) -> str:
 
     versions = numba.__version__, importlib.import_module("numba_cuda").__version__
     name = make.__module__, make.__qualname__
-    said = bind._kernel_sources(), versions, name, [(k, said_of(v)) for k, v in request.items()]
+    said = bind.sources(), versions, name, [(k, said_of(v)) for k, v in request.items()]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:32]
 
 
