@@ -4,8 +4,12 @@ Numba finds a cached kernel by its file's time stamp, its name and its bytecode.
 another compiled function never hits that cache; a copy of the template whose *globals* hold the scalars does,
 if its name says everything that the bytecode does not: which scalars, their source, the options they were
 compiled with. This module makes such copies and such names, and is the only metaprogramming here.
+
+A template calls what varies by a name that the scope binds, and all else by its own name: what it calls is
+bound along with it, so that a kernel is written, and read, as if it were one module's ordinary functions.
 """
 
+import dis
 import hashlib
 import inspect
 import types
@@ -93,6 +97,7 @@ def bind(
     name: str,
     identity: object,
     decorate: Callable[[Callable[..., Any]], Any],
+    helpers: "Helpers | None" = None,
 ) -> Any:
     """A copy of `template` whose globals hold `scope`, compiled by `decorate`.
 
@@ -106,12 +111,38 @@ def bind(
         Stands in the cache's file name, for people.
     identity : object
         All that the kernel depends on beyond the template and this package's source: its ``repr`` goes
-        into the name's digest, so that two different kernels never share a cache entry.
+        into the name's digest, so that two different kernels never share a cache entry. With `helpers` the
+        constants in `scope`, and the names of the functions there, go there by themselves.
     decorate : callable
         For instance ``numba.njit(cache=True)``.
+    helpers : Helpers, optional
+        For what the template calls: each plain function of its own folder's modules that it names, in
+        `scope` or as its module does, is bound to the same scope, and so is what that names in turn.
+        Functions that are compiled already stay as they are, and so do those of other folders.
     """
-    digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
     assert inspect.isfunction(template)
+    if helpers is not None:
+        identity = identity, sorted((k, _said(v)) for k, v in scope.items())
+    digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
+    return _copy(template, scope, f"{name}_{digest}", decorate, helpers)
+
+
+class Helpers:
+    """The functions that templates of one scope call, bound to it, each once; `decorate` compiles them."""
+
+    def __init__(self, decorate: Callable[[Callable[..., Any]], Any]) -> None:
+        self.decorate = decorate
+        self.bound: dict[Any, Any] = {}
+
+
+def _copy(
+    template: types.FunctionType,
+    scope: Mapping[str, Any],
+    suffix: str,
+    decorate: Callable[[Callable[..., Any]], Any],
+    helpers: Helpers | None,
+) -> Any:
+    """A bound copy of a template, and of what it calls."""
     copy = types.FunctionType(
         template.__code__,
         {**template.__globals__, **scope},
@@ -119,9 +150,36 @@ def bind(
         template.__defaults__,
         template.__closure__,
     )
-    copy.__qualname__ = f"{template.__name__}_{name}_{digest}"
+    copy.__qualname__ = f"{template.__name__}_{suffix}"
     copy.__module__ = template.__module__
+    if helpers is None:
+        return decorate(copy)
+    folder = template.__module__.rpartition(".")[0] + "."
+    for called in _globals_of(template.__code__):
+        value = copy.__globals__.get(called)
+        if isinstance(value, types.FunctionType) and value.__module__.startswith(folder):
+            if value not in helpers.bound:
+                helpers.bound[value] = _copy(value, scope, suffix, helpers.decorate, helpers)
+            copy.__globals__[called] = helpers.bound[value]
     return decorate(copy)
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    """The names of globals that a function reads, nested functions included."""
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _globals_of(constant)
+    return found
+
+
+def _said(value: object) -> object:
+    """What the digest says of a bound object: of a constant all, of a function its name."""
+    if isinstance(value, tuple):
+        return tuple(map(_said, value))
+    if isinstance(value, types.FunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value) if value is None or isinstance(value, bool | int | float | str | np.generic) else ""
 
 
 def adopted(function: Callable[..., Any]) -> Any:

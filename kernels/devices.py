@@ -7,6 +7,7 @@ A backend is a module of these names, whatever the device:
 - `empty`, `empty_like`, `assign`: memory;
 - `product`, `masked_product`, `sum_of_products`, `ratio`, `excess`, `total`, `fold`: arithmetic with arrays;
 - `run(problem, outputs)`: write the outputs, return the value;
+- `repeat(problem, outputs, made, values, valued)`: a function that does so for other arrays of a signature;
 - `synchronize`, `free_memory`.
 """
 
@@ -53,13 +54,9 @@ def of(values: Iterable[Any]) -> Any:
     return cuda() if any(map(is_device_array, values)) else cpu()
 
 
-def quick(family: type) -> Any:
-    """Return the function that serves quick calls of a family of problems on a device, if it has them.
-
-    ``quick(prepared, arrays, out)`` gives `MISSING` where a call is not of that kind; whatever is wrong with
-    it is found by the general one.
-    """
-    return getattr(cuda().family(family), "quick", None)
+def signature(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the part of a call on a device that decides how it is computed; None of one that is not kept."""
+    return cuda().signature(values)
 
 
 def synchronize() -> None:

@@ -1,4 +1,4 @@
-"""A definition of one row's value, as the compiled function of value and derivatives that a kernel calls.
+"""A definition of one row's value, as the compiled functions of value and derivatives that a kernel calls.
 
 A row of class scores x, with p = softmax(x), own class y, class weights w and the targets t_c (own class,
 smoothing and weights in them; W is their sum), has these statistics:
@@ -15,11 +15,12 @@ So the gradient of any function of them has three numbers a row: its slopes by e
 second derivatives for the curvature; mixed ones by moving two statistics at once.
 """
 
+import inspect
 from functools import cache
 from typing import Any
 
 from .bind import adopted
-from .spec import STATISTICS, Linear, ScoreFunctions, Scores
+from .spec import STATISTICS, Linear, ScoreFunctions, Scores, VectorFunctions
 
 OWN, MIXED, NORM = range(3)  # what moves together
 MOVES = {"log_prob": OWN, "rest": OWN, "cross_entropy": MIXED, "logsumexp": NORM}
@@ -206,3 +207,101 @@ def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
 def scales_with_masses(p: Scores | Linear) -> bool:
     """Whether a problem's rows are zero where their target's classes have no weight."""
     return not p.lse_square_scale and is_linear(p.functions)[1]
+
+
+# ---- vectors ------------------------------------------------------------------------------------------
+
+# A row of vectors v, with sums S_k = sum_j t_k(v_j) over its coordinates and the value f(S): the gradient by
+# a coordinate is sum_k f_k t_k'(v_j), of one jet for each sum and one for each vector; the second derivative
+# is that of f with the sums' own slopes and second derivatives.
+
+
+def _positions(function: Any, first: int, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Return each parameter's place among all numbers: the `first` by position, then by name in `names`."""
+    asked = tuple(inspect.signature(function).parameters)
+    return (*range(first), *(first + names.index(n) for n in asked[first:]))
+
+
+def lift_terms(f: VectorFunctions, jets: Any, variable: int | None) -> Any:
+    """``(x, y, z, options) -> values`` of terms; with a variable ``-> slopes, curvatures``."""
+    assert f.terms is not None
+    order = _positions(f.terms, f.arity, f.options)
+    body, pick, split = jets.jit(adopted(f.terms)), jets.pick(order), jets.split(f.sums)
+    seed = jets.seed(f.arity, variable)
+
+    @jets.jit
+    def values(x, y, z, o):
+        return split(body(*pick(seed(x, y, z) + o)), x)[0]
+
+    @jets.jit
+    def derived(x, y, z, o):
+        _, d, h = split(body(*pick(seed(x, y, z) + o)), x)
+        return d, h
+
+    return values if variable is None else derived
+
+
+def _finish(f: VectorFunctions, jets: Any) -> tuple[Any, Any]:
+    """A definition's compiled `finish`, and its arguments of all sums, row arrays and options."""
+    order = _positions(f.finish, f.sums, (*f.row_arrays, *f.options))
+    return jets.jit(adopted(f.finish)), jets.pick(order)
+
+
+def lift_finish(f: VectorFunctions, jets: Any, wrt: tuple[int, ...]) -> Any:
+    """``(sums and row arrays, options) -> value, slopes`` by some of the first."""
+    body, pick = _finish(f, jets)
+    constant, parts = jets.vary(None), jets.parts
+
+    @jets.jit
+    def value(numbers, o):
+        return parts(body(*pick(constant(numbers) + o)), numbers[0])[0], ()
+
+    def first(variable: int) -> Any:
+        vary = jets.vary(variable)
+
+        @jets.jit
+        def derived(numbers, o):
+            value, slope, _ = parts(body(*pick(vary(numbers) + o)), numbers[0])
+            return value, (slope,)
+
+        return derived
+
+    def more(before: Any, variable: int) -> Any:
+        vary = jets.vary(variable)
+
+        @jets.jit
+        def derived(numbers, o):
+            value, slopes = before(numbers, o)
+            return value, slopes + (parts(body(*pick(vary(numbers) + o)), numbers[0])[1],)  # noqa: RUF005
+
+        return derived
+
+    found = first(wrt[0]) if wrt else value
+    for variable in wrt[1:]:
+        found = more(found, variable)
+    return found
+
+
+def lift_bend(f: VectorFunctions, jets: Any) -> Any:
+    """``(sums, slopes, curvatures, row arrays, options) -> second derivative`` by a coordinate."""
+    body, pick = _finish(f, jets)
+    constant, parts, join = jets.vary(None), jets.parts, jets.join
+
+    @jets.jit
+    def bend(sums, slopes, curvatures, rows, o):
+        arguments = join(sums, slopes, curvatures) + constant(rows) + o
+        return parts(body(*pick(arguments)), sums[0])[2]
+
+    return bend
+
+
+def lift_row_bend(f: VectorFunctions, jets: Any, row: int) -> Any:
+    """``(sums and row arrays, options) -> second derivative`` by one of the row arrays."""
+    body, pick = _finish(f, jets)
+    vary, parts = jets.vary(f.sums + row), jets.parts
+
+    @jets.jit
+    def bend(numbers, o):
+        return parts(body(*pick(vary(numbers) + o)), numbers[0])[2]
+
+    return bend

@@ -20,7 +20,7 @@ BLOCK = 8192
 
 VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
 
-# Given back by a quick call that the general one must serve.
+# Given back by a prepared call that the general one must serve.
 MISSING = object()
 
 
@@ -282,7 +282,7 @@ class Elements(NamedTuple):
     counts: str  # BY_TERMS, BY_ROWS or BY_WEIGHTS: what a divisor of None stands for; or BY_DATA
     valued: bool  # whether the value is asked for
     shape: tuple[int, ...]  # of the terms
-    dtype: Any  # that the arrays promote to; None of a quick call
+    dtype: Any  # that the arrays promote to
     arithmetic: Any
 
 
@@ -399,40 +399,6 @@ class Linear(NamedTuple):
     shape: tuple[int, ...]  # of the terms
     dtype: Any
     arithmetic: Any
-
-
-class Quick:
-    """A problem without its arrays, and what a call of it asks for: prepared once, used by all such calls.
-
-    Attributes
-    ----------
-    problem : record
-    mode : str
-    wrt : tuple of int
-        Positions of the arrays to differentiate.
-    single : bool
-        Whether the gradient is an array, and no tuple.
-    known : dict
-        Kernels that a device found for it.
-    on_host : callable or None
-        The function that serves calls of NumPy arrays, once it is known.
-    """
-
-    __slots__ = ("known", "mode", "on_host", "problem", "single", "wrt")
-
-    def __init__(self, problem: Any, mode: str, wrt: tuple[int, ...], single: bool) -> None:
-        self.problem, self.mode, self.wrt, self.single = problem, mode, wrt, single
-        self.known: dict[Any, Any] = {}
-        self.on_host: Any = None
-
-    def result(self, value: Any, outputs: Any) -> Any:
-        """Return a value and the arrays that were written as the mode has them."""
-        if self.mode == VALUE:
-            return value
-        if self.mode == VALUE_GRAD_HESS:
-            return value, *outputs
-        gradient = outputs[0] if self.single else tuple(outputs)
-        return gradient if self.mode == GRAD else (value, gradient)
 
 
 # ---- words of errors ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The one order of every call, whatever its loss and its device.
 
 Arguments by name, described by the backend of their device; options and arrays checked, which makes a
-problem; outputs; the backend's run; results for the caller's library. Calls of plain arrays that were seen
-before go straight to the kernel that was prepared for them.
+problem; outputs; the backend's run; results for the caller's library. Calls of a signature that was seen
+before go straight to what was prepared for them.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,6 @@ from .kernels.spec import (
     MISSING,
     VALUE,
     VALUE_GRAD_HESS,
-    Quick,
     ScoreOption,
     Weighting,
     arithmetic_dtype,
@@ -28,7 +27,7 @@ from .kernels.spec import (
     is_described,
 )
 from .loss import Binding, Loss
-from .quick import Prepared, are_distinct, never, prepare, signature, with_outputs
+from .quick import Prepared, is_said, never, prepare, signature, with_outputs
 
 
 class Settings:
@@ -63,14 +62,14 @@ class Settings:
 
 def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Evaluate a loss: as a call seen before, or from the beginning."""
-    values = (*args, *kwargs.values()) if kwargs else args
-    if args and args[0].__class__ is not np.ndarray and devices.is_device_array(args[0]):
-        return evaluate_on_device(cls, mode, binding, args, kwargs)
+    values: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
+    on_device = values[0].__class__ is not np.ndarray and devices.is_device_array(values[0])
+    sign = devices.signature if on_device else signature
     prepared = None
     if binding.out < 0:
-        key: Any = signature(values)
+        key: Any = sign(values)
     else:
-        values, key = with_outputs(values, binding.out)
+        values, key = with_outputs(values, binding.out, sign)
     try:
         prepared = binding.prepared.get(key)
     except TypeError:  # a value has no hash
@@ -81,43 +80,14 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
             return result
     call = call_arguments(binding, args, kwargs)
     backend = devices.of(call.values())
+    keeps = key is not None and prepared is None and on_device == (backend is not devices.cpu())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
         evaluation = cls._evaluation(mode, described, backend)
         result = evaluation.result()
-        if key is not None and prepared is None and are_distinct(v for n, v in call.items() if n != "out"):
+        if keeps and is_said((v for n, v in call.items() if n != "out"), on_device):
             made = evaluation.prepared(values)
             if made is not None:
                 binding.prepared[key] = made
-    return backend.give(result)
-
-
-def evaluate_on_device(
-    cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Evaluate a loss of arrays on a device: a quick call, or the general one.
-
-    A quick call has plain arrays and a reduced value. What is none, or wrong, is seen to by the general one.
-    """
-    count = len(cls._required)
-    options = (*args[count:], *[kwargs[k] for k in binding.keys]) if binding.keys else args[count:]
-    quick = None
-    if binding.no_arrays and not any(map(callable, options)):  # a caller may make a function for each call
-        try:
-            quick = binding.prepared.get(options, MISSING)
-            if quick is MISSING:
-                call = call_arguments(binding, args, kwargs)
-                quick = binding.prepared[options] = cls._prepare_quick(mode, call)
-        except TypeError:  # not hashable, so not right
-            quick = None
-    if quick is not None:
-        serve = devices.quick(quick.problem.__class__)
-        result = MISSING if serve is None else serve(quick, args[:count], kwargs.get("out"))
-        if result is not MISSING:
-            return result
-    call = call_arguments(binding, args, kwargs)
-    backend = devices.of(call.values())
-    with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
-        result = cls._evaluation(mode, described, backend).result()
     return backend.give(result)
 
 
@@ -162,10 +132,11 @@ class Evaluation:
         if not self.cls._runs_once(self.problem, outputs):
             return None
         made = () if self.call.get("out") is not None else tuple(outputs)
-        again = repeat(self.problem, outputs, made, values)
+        again = repeat(self.problem, outputs, made, values, self.mode != GRAD)
         if again is None:
             return never
-        return prepare(self.mode, self.settings.single, outputs, made, values, again)
+        given = {n: self.backend.give(o) for n, o in outputs.items()}
+        return prepare(self.mode, self.settings.single, given, made, values, again)
 
 
 def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: Any) -> dict[str, Any]:
@@ -292,21 +263,6 @@ class RowLoss(Loss):
     @classmethod
     def _settings(cls, mode: str, call: Mapping[str, Any]) -> Settings:
         return Settings(cls, mode, call)
-
-    @classmethod
-    def _prepare_quick(cls, mode: str, call: dict[str, Any]) -> Quick | None:
-        """Return what quick calls with these options need; None where they do not serve."""
-        settings = cls._settings(mode, call)
-        if mode == VALUE_GRAD_HESS or settings.reduction == "none":
-            return None
-        divisor = None if settings.reduction == "mean" else 1.0
-        return cls._quick(settings, Weighting(settings.reduction, divisor=divisor))
-
-    # ---- what a family states ----------------------------------------------------------------------
-    @classmethod
-    def _quick(cls, settings: Settings, weighting: Weighting) -> Quick | None:
-        """Return what a quick call needs, if the family has them."""
-        return None
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Any:

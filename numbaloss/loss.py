@@ -48,9 +48,6 @@ class Binding(NamedTuple):
     """How one way of calling (so many positions, these keywords) gives a loss its arguments."""
 
     names: tuple[str, ...]  # in the order given
-    # Whether operands come first, by position, then options that are no arrays, `wrt` and `out` alone.
-    no_arrays: bool
-    keys: tuple[str, ...]  # the keywords but `out`: their values decide what is computed
     out: int  # the position of `out`; -1 where it is not given
     prepared: Memo  # calls seen before, by their signature
 
@@ -138,16 +135,8 @@ class LossFunction(Modes):
             raise TypeError(
                 f"{name}() missing required argument{'s'[: len(missing) > 1]}: {', '.join(missing)}"
             )
-        required = tuple(self.Class._required)
-        fields = self.Class.fields
-        no_arrays = names[: len(required)] == required and all(
-            n in ("wrt", "out") or (n in fields and not fields[n].array) for n in names[len(required) :]
-        )
-        no_arrays = no_arrays and count >= len(required)
-        keys = tuple(k for k in keywords if k != "out")
-        binding = self._bindings[(mode, count, *keywords)] = Binding(
-            names, no_arrays, keys, names.index("out") if "out" in names else -1, Memo()
-        )
+        out = names.index("out") if "out" in names else -1
+        binding = self._bindings[(mode, count, *keywords)] = Binding(names, out, Memo())
         return binding
 
 
@@ -238,7 +227,7 @@ class Loss(Modes):
             for n in names
         }
         self._check_options(self._options)
-        # A call without arrays among its options is quick.
+        # An array that is not given is no argument of the call.
         self._given = {n: v for n, v in self._options.items() if v is not None or not self.fields[n].array}
 
     def __reduce__(self) -> Any:

@@ -1,9 +1,10 @@
 """Calls seen before: straight to what was prepared for them, whatever the loss and the device.
 
 A call's signature is all that decides how it is computed: of an array its type, dtype and layout, of anything
-else its type and value. Extents are not in it: a batch that varies is prepared once. A prepared call that
-finds anything wrong (shapes that do not fit, a class index out of range) gives MISSING and has written
-nothing; the general call then says what is wrong.
+else its type and value. On the CPU extents are not in it: a batch that varies is prepared once. On a device
+they are, since what is launched depends on them. A prepared call that finds anything wrong (shapes that do
+not fit, a class index out of range) gives MISSING and has written nothing; the general call then says what is
+wrong.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +16,8 @@ from .kernels.spec import GRAD, MISSING, VALUE, VALUE_GRAD_HESS
 
 ndarray = np.ndarray
 LAYOUT = 0x1 | 0x2 | 0x100 | 0x400  # C or Fortran order, aligned, writeable: bits of NumPy's `flags.num`
+
+CONSTANTS = str, bool, int, float, tuple, type(None), np.generic
 
 Prepared = Callable[[tuple[Any, ...]], Any]
 
@@ -30,25 +33,32 @@ def signature(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(key)
 
 
-def with_outputs(values: tuple[Any, ...], at: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def with_outputs(
+    values: tuple[Any, ...], at: int, sign: Callable[[tuple[Any, ...]], Any]
+) -> tuple[tuple[Any, ...], Any]:
     """Return a call's values with its outputs at the end, which stand at a position, and its signature.
 
     Which of the values each output is belongs to the signature: a gradient may overwrite its argument.
     """
-    out, others = values[at], (*values[:at], *values[at + 1 :])
+    out, others = values[at], values[:at] + values[at + 1 :]
     outputs = out if out.__class__ is tuple else (out,)
-    values = (*others, *outputs)
-    count = len(others)
-    places = tuple(
-        [next((k for k, v in enumerate(values[: count + j]) if v is o), -1) for j, o in enumerate(outputs)]
+    said = others
+    places: tuple[int, ...] = ()
+    for o in outputs:
+        place = _place(said, o)
+        places += (place,)
+        if place < 0:
+            said += (o,)
+    key = sign(said)
+    return others + outputs, None if key is None else (*key, out.__class__ is tuple, places)
+
+
+def is_said(values: Iterable[Any], on_device: bool) -> bool:
+    """Return whether a signature says all of a call: no array is given twice, and nothing else can change."""
+    arrays = [v for v in values if not isinstance(v, CONSTANTS)]
+    return len({id(v) for v in arrays}) == len(arrays) and (
+        on_device or all(v.__class__ is ndarray for v in arrays)
     )
-    return values, (*signature(values), out.__class__ is tuple, places)
-
-
-def are_distinct(values: Iterable[Any]) -> bool:
-    """Return whether no array is given twice: then each array of a launch is one argument's."""
-    arrays = [id(v) for v in values if v.__class__ is ndarray]
-    return len(set(arrays)) == len(arrays)
 
 
 def prepare(
@@ -84,14 +94,16 @@ def prepare(
         return value
     # Each output among what was made, then the values.
     count = len(made)
-    at = [made.index(n) if n in made else count + _index(values, o) for n, o in outputs.items()]
-    if count == 1 and at == [0] and single and mode != VALUE_GRAD_HESS:
+    at = [made.index(n) if n in made else count + _place(values, o) for n, o in outputs.items()]
+    if single and mode != VALUE_GRAD_HESS:
+        place = at[0] - count
 
         def one(values: tuple[Any, ...]) -> Any:
             found = again(values)
             if found is MISSING:
                 return found
-            value, (gradient,) = found
+            value, new = found
+            gradient = new[0] if place < 0 else values[place]
             return gradient if mode == GRAD else (value, gradient)
 
         return one
@@ -105,8 +117,7 @@ def prepare(
         written = tuple([arrays[k] for k in at])
         if mode == VALUE_GRAD_HESS:
             return value, *written
-        gradient = written[0] if single else written
-        return gradient if mode == GRAD else (value, gradient)
+        return written if mode == GRAD else (value, written)
 
     return several
 
@@ -116,5 +127,9 @@ def never(values: tuple[Any, ...]) -> Any:
     return MISSING
 
 
-def _index(values: tuple[Any, ...], array: Any) -> int:
-    return next(k for k, v in enumerate(values) if v is array)
+def _place(values: tuple[Any, ...], array: Any) -> int:
+    """Return which of the values an array is; -1 of none."""
+    for k, v in enumerate(values):
+        if v is array:
+            return k
+    return -1

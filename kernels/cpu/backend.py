@@ -83,7 +83,7 @@ def run(problem: Any, outputs: dict[str, Any]) -> Any:
 
 
 def repeat(
-    problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]
+    problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...], valued: bool
 ) -> Callable[[tuple[Any, ...]], Any] | None:
     """Return a function that computes the same problem of other arrays; None where there is none.
 
@@ -96,6 +96,8 @@ def repeat(
         The outputs that were made for the call.
     values : tuple
         What the caller gave.
+    valued : bool
+        Whether the value is asked for; here it costs nothing.
 
     Returns
     -------

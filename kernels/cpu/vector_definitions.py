@@ -3,7 +3,6 @@
 Both are differentiated by jets: one for each sum, and one for each vector.
 """
 
-import inspect
 from functools import cache
 from typing import Any
 
@@ -14,7 +13,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import math
-from ..bind import adopted, fingerprint
+from ..bind import fingerprint
+from ..lift import lift_bend, lift_finish, lift_row_bend, lift_terms
 from ..math import bits, select
 from ..spec import VectorFunctions, VectorRequest
 from .native import HELPER, at_address
@@ -290,105 +290,6 @@ def pull_terms(tile_at, numbers_at):
     return 0.0
 
 
-# ---- by jets ------------------------------------------------------------------------------------------
-
-
-def _positions(function: Any, first: int, names: tuple[str, ...]) -> tuple[int, ...]:
-    """Return each parameter's place among all numbers: the `first` by position, then by name in `names`."""
-    asked = tuple(inspect.signature(function).parameters)
-    return (*range(first), *(first + names.index(n) for n in asked[first:]))
-
-
-def _lift_terms(f: VectorFunctions, variable: int | None) -> Any:
-    """``(x, y, z, options) -> values`` of terms; with a variable ``-> slopes, curvatures``."""
-    jets = derivatives()
-    assert f.terms is not None
-    order = _positions(f.terms, f.arity, f.options)
-    body, pick, split = jets.jit(adopted(f.terms)), jets.pick(order), jets.split(f.sums)
-    seed = jets.seed(f.arity, variable)
-
-    @njit(**HELPER)
-    def values(x, y, z, o):
-        return split(body(*pick(seed(x, y, z) + o)), x)[0]
-
-    @njit(**HELPER)
-    def derived(x, y, z, o):
-        _, d, h = split(body(*pick(seed(x, y, z) + o)), x)
-        return d, h
-
-    return values if variable is None else derived
-
-
-def _finish(f: VectorFunctions) -> tuple[Any, Any]:
-    """A definition's compiled `finish`, and its arguments of all sums, row arrays and options."""
-    jets = derivatives()
-    order = _positions(f.finish, f.sums, (*f.row_arrays, *f.options))
-    return jets.jit(adopted(f.finish)), jets.pick(order)
-
-
-def _lift_finish(f: VectorFunctions, wrt: tuple[int, ...]) -> Any:
-    """``(sums and row arrays, options) -> value, slopes`` by some of the first."""
-    jets = derivatives()
-    body, pick = _finish(f)
-    constant, parts = jets.vary(None), jets.parts
-
-    @njit(**HELPER)
-    def value(numbers, o):
-        return parts(body(*pick(constant(numbers) + o)), numbers[0])[0], ()
-
-    def first(variable):
-        vary = jets.vary(variable)
-
-        @njit(**HELPER)
-        def derived(numbers, o):
-            value, slope, _ = parts(body(*pick(vary(numbers) + o)), numbers[0])
-            return value, (slope,)
-
-        return derived
-
-    def more(before, variable):
-        vary = jets.vary(variable)
-
-        @njit(**HELPER)
-        def derived(numbers, o):
-            value, slopes = before(numbers, o)
-            return value, slopes + (parts(body(*pick(vary(numbers) + o)), numbers[0])[1],)  # noqa: RUF005
-
-        return derived
-
-    found = first(wrt[0]) if wrt else value
-    for variable in wrt[1:]:
-        found = more(found, variable)
-    return found
-
-
-def _lift_bend(f: VectorFunctions) -> Any:
-    """``(sums, slopes, curvatures, row arrays, options) -> second derivative`` by a coordinate."""
-    jets = derivatives()
-    body, pick = _finish(f)
-    constant, parts, join = jets.vary(None), jets.parts, jets.join
-
-    @njit(**HELPER)
-    def bend(sums, slopes, curvatures, rows, o):
-        arguments = join(sums, slopes, curvatures) + constant(rows) + o
-        return parts(body(*pick(arguments)), sums[0])[2]
-
-    return bend
-
-
-def _lift_row_bend(f: VectorFunctions, row: int) -> Any:
-    """``(sums and row arrays, options) -> second derivative`` by one of the row arrays."""
-    jets = derivatives()
-    body, pick = _finish(f)
-    vary, parts = jets.vary(f.sums + row), jets.parts
-
-    @njit(**HELPER)
-    def bend(numbers, o):
-        return parts(body(*pick(vary(numbers) + o)), numbers[0])[2]
-
-    return bend
-
-
 # ---- blocks -------------------------------------------------------------------------------------------
 
 
@@ -430,7 +331,7 @@ def measure(f: VectorFunctions, dtype: np.dtype) -> Block:
         dtype,
         ARITY=f.arity,
         **_options(f),
-        terms=_lift_terms(f, None),
+        terms=lift_terms(f, derivatives(), None),
         zeros=zeros_of(f.sums),
         write_numbers=writer(tuple(range(f.sums))),
     )
@@ -456,8 +357,8 @@ def conclusion(f: VectorFunctions, request: VectorRequest, swap: bool, dtype: np
         ROW_CURVED=by_row,
         ROW_COUNT=len(f.row_arrays),
         **_options(f),
-        finish=_lift_finish(f, variables),
-        row_bend=_lift_row_bend(f, request.row_wrt[0]) if by_row else None,
+        finish=lift_finish(f, derivatives(), variables),
+        row_bend=lift_row_bend(f, derivatives(), request.row_wrt[0]) if by_row else None,
         read_numbers=reader(sums),
         write_factors=writer(factors),
         read_rows=row_reader(request.integers, dtype.itemsize),
@@ -472,7 +373,7 @@ def pull(f: VectorFunctions, request: VectorRequest, dtype: np.dtype) -> Block:
     """Return the block that gives the gradients of vectors through a definition's terms."""
     identity = identity_of(f, tuple(request), dtype.name)
     sums, factors = _sums_of(f)
-    lifted = {k: _lift_terms(f, k) for k in request.wrt}
+    lifted = {k: lift_terms(f, derivatives(), k) for k in request.wrt}
     scope = scope_of(
         dtype,
         ARITY=f.arity,
@@ -487,7 +388,7 @@ def pull(f: VectorFunctions, request: VectorRequest, dtype: np.dtype) -> Block:
         **by_vector(request.wrt),
     )
     if request.curvature:
-        scope |= dict(at0=lifted[request.wrt[0]], bend=_lift_bend(f))
+        scope |= dict(at0=lifted[request.wrt[0]], bend=lift_bend(f, derivatives()))
     loop = run_of_curves if request.curvature else run_of_terms
     scope["run"] = over_coordinates(loop, scope, f.name, identity)
     return Block(pull_terms, scope, f.name, identity)

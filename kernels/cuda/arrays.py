@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..spec import OnDevice, arithmetic_dtype, code_of
-from . import binaries, copy, driver, libraries, reduce
+from . import binaries, copy, driver, faults, reduce
 from .libraries import Library, Location
-
-VECTOR_BYTES = 16  # to which the arrays of a kernel with vectors are aligned
+from .record import VECTOR_BYTES, Recording, Slot
 
 _active = threading.local()
 
@@ -29,11 +28,13 @@ def current_queue() -> "Queue":
 class Queue:
     """A stream on a device, and the library that makes arrays there: what one call works with."""
 
-    __slots__ = ("device", "library", "others", "stream")
+    __slots__ = ("device", "library", "others", "record", "stream")
 
     def __init__(self, device: int, stream: int, library: Library) -> None:
         self.device, self.stream, self.library = device, stream, library
         self.others: set[int] = set()  # streams of which the call takes arrays
+        # What the call does, to be repeated; None of one that cannot be.
+        self.record = None if library.look is None else Recording()
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -57,6 +58,8 @@ class Queue:
         values = [0 if a is None else a.address if isinstance(a, DeviceArray) else a for a in arguments]
         for kernel in binaries.kernels(self.device, make, **request):
             driver.driver().launch(kernel, *grid, self.stream, values)
+            if self.record is not None:
+                self.record.steps.append((kernel, *grid, arguments))
 
     def empty(
         self,
@@ -75,7 +78,10 @@ class Queue:
             location = Location(library.address(made), dtype, shape, None, True, self.device, None)
         else:
             location = library.locate(made)
-        return DeviceArray(location, made, library, self)
+        array = DeviceArray(location, made, library, self)
+        if self.record is not None:
+            self.record.made.append(array)
+        return array
 
     def number(self, x: Any, dtype: Any) -> "DeviceArray":
         """A new 0-d array of a number that the host has."""
@@ -84,7 +90,8 @@ class Queue:
         return made
 
     def array(self, values: np.ndarray) -> "DeviceArray":
-        """A new array of what the host has."""
+        """A new array of what the host has: it is not looked at again, so the call is not repeated."""
+        self.record = None
         made = self.empty(values.shape, values.dtype)
         if made.size:
             driver.driver().store(made.address, np.ascontiguousarray(values), self.stream)
@@ -92,7 +99,16 @@ class Queue:
 
     def fill(self, array: "DeviceArray", x: Any) -> None:
         """Store a number in an array of one element."""
-        driver.driver().fill(array.address, np.asarray(x).astype(array.dtype).tobytes(), self.stream)
+        pattern = np.asarray(x).astype(array.dtype).tobytes()
+        driver.driver().fill(array.address, pattern, self.stream)
+        if self.record is not None:
+            self.record.steps.append((None, pattern, None, (array, None)))
+
+    def slot(self, kind: Any, error: Callable[[int, int], Exception]) -> Slot:
+        """Return where a kind of call records its faults: see `Faults.slot`."""
+        slot = Slot(faults.faults(self.device).slot(kind, error))
+        slot.kind = kind, error
+        return slot
 
 
 class _Interface:
@@ -227,12 +243,6 @@ def flat(array: Any, shape: tuple[int, ...], dtype: np.dtype, queue: Queue) -> D
     if array.shape != shape:
         array = array.broadcast_to(shape)
     return array.astype(dtype, copy=False)
-
-
-def wrap(value: Any, queue: Queue) -> DeviceArray:
-    """An array that a loss has made, as `DeviceArray`."""
-    library = libraries.library_of(value.__class__)
-    return DeviceArray(library.locate(value), value, library, queue)
 
 
 def aligned(arrays: Sequence[Any]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..devices import is_device_array
 from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors, code_of
-from . import driver, libraries
+from . import driver, libraries, record
 from .arithmetic import (
     assign,
     empty,
@@ -34,6 +34,7 @@ from .arrays import DeviceArray, Queue, current_queue
 from .elementwise import divisor_of as divisor
 from .faults import synchronize
 from .libraries import Library, Location
+from .record import signature
 
 __all__ = [
     "assign",
@@ -52,6 +53,7 @@ __all__ = [
     "ratio",
     "repeat",
     "run",
+    "signature",
     "sum_dtype",
     "sum_of_products",
     "synchronize",
@@ -81,11 +83,18 @@ def family(kind: Any) -> Any:
 def run(problem: Any, outputs: dict[str, Any]) -> Any:
     """Write the outputs that a problem is asked for, and return its value."""
     kind: Any = type(problem)
-    return family(kind).run(problem, outputs)
+    value = family(kind).run(problem, outputs)
+    recording = current_queue().record
+    if recording is not None:
+        recording.value = value
+    return value
 
 
-def repeat(problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]) -> None:
-    """Return nothing: calls on a device have quick calls of their own."""
+def repeat(
+    problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...], valued: bool
+) -> Any:
+    """Return the function that computes the same problem of other arrays; None where there is none."""
+    return record.repeat(current_queue(), outputs, made, values, valued)
 
 
 @contextmanager
@@ -168,6 +177,7 @@ def describe_call(loss: str, call: dict[str, Any]) -> tuple[dict[str, Any], Queu
     for name, value in arrays:
         if isinstance(value, DeviceArray):  # a loss calls another
             queue = queue or Queue(value.queue.device, value.queue.stream, value.library)
+            value.queue.record = None  # what that one does would be missing
             found[id(value)] = value
         if id(value) in found:
             continue

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numba
 
 from .. import bind
-from ..spec import CODES, Memo
+from ..spec import CODES
 from . import driver
 
 HALVES = "float16", "bfloat16"
@@ -63,10 +63,6 @@ def kernels(device: int, make: Callable[..., Any], **request: Any) -> tuple[Kern
 def _is_half(storage: Any) -> bool:
     """Whether a code or a dtype stands for 16 bits, which older devices do not pack by one instruction."""
     return getattr(storage, "name", storage) in (*HALVES, *map(CODES.get, HALVES))
-
-
-# Quick calls, by all that they depend on: their arrays' shape too.
-prepared = Memo()
 
 
 # A kernel's image, the name of its entry point, and its parameters' types.

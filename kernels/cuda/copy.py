@@ -8,22 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from ..bind import bind
 from ..spec import CODES
 from .reduce import MOST_BLOCKS, THREADS, Launch
-from .target import Binary, compile, cuda, device, dot, each, numba_type, storage, types, unravel
+from .target import Binary, as_kernel, compile, cuda, dot, each, numba_type, storage, types, unravel
 
-# Bound by `kernel`; named here for readers and checkers.
+# What the kernels are bound to.
 T: Any = np.float32
 INDEX: Any = np.int64
 AHEAD: Any = (0, 256, 512, 768)
-at_element: Any = None
-read: Any = None
-write: Any = None
-MOST: Any = np.uint64(2**63 - 1)
 source: Any = None
 target: Any = None
+read: Any = None
+write: Any = None
 
+MOST_LABEL = np.uint64(2**63 - 1)
 REPEAT = 4  # elements that a thread has in flight
 WIDE = 2**31  # elements from which an index has 64 bits
 
@@ -83,7 +81,7 @@ def loop(x, y, n, shape, source_strides, target_strides):
     """Copy the `n` elements of `x` to `y`: arrays of one shape, each of its strides in elements."""
     first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
     while first < n:
-        each(at_element, (AHEAD,), (first, n, x, y, shape, source_strides, target_strides))
+        each(element, (AHEAD,), (first, n, x, y, shape, source_strides, target_strides))
         first += cuda.gridDim.x * (THREADS * REPEAT)
 
 
@@ -92,7 +90,7 @@ def loop_shared(x, y, shares, n, shape, source_strides, target_strides, share_st
     first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
     while first < n:
         common = first, n, x, y, shares, shape, source_strides, target_strides, share_strides
-        each(at_element, (AHEAD,), common)
+        each(shared_element, (AHEAD,), common)
         first += cuda.gridDim.x * (THREADS * REPEAT)
 
 
@@ -106,7 +104,7 @@ def read_integer(p, i):
 
 def read_large(p, i):
     """What no int64 holds is the largest: no class has that index, nor is it ignored."""
-    return T(min(p[i], MOST))
+    return T(min(p[i], MOST_LABEL))
 
 
 def write_float(p, i, x):
@@ -119,24 +117,18 @@ def write_integer(p, i, x):
 
 def kernel(dtype: np.dtype, to: np.dtype, wide: bool, shared: bool = False) -> Any:
     """`loop`, or `loop_shared`, from one dtype to another: the four floating ones and `LABELS`."""
-    scope: dict[str, Any] = dict(
+    large = dtype == np.uint64 and to == LABELS
+    scope = dict(
         INDEX=np.int64 if wide else np.int32,
-        MOST=MOST,
         AHEAD=tuple(THREADS * k for k in range(REPEAT)),
         T=storage(CODES[to.name]).T if to.name in CODES else to.type,
         source=storage(CODES[dtype.name]) if dtype.name in CODES else None,
         target=storage(CODES[to.name]) if to.name in CODES else None,
+        read=read_float if dtype.name in CODES else read_large if large else read_integer,
+        write=write_float if to.name in CODES else write_integer,
     )
-    name = f"{dtype.name}_{to.name}"
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, name, (name, wide, shared), decorate)
-
-    large = dtype == np.uint64 and to == LABELS
-    scope["read"] = made(read_float if dtype.name in CODES else read_large if large else read_integer)
-    scope["write"] = made(write_float if to.name in CODES else write_integer)
-    scope["at_element"] = made(shared_element if shared else element)
-    return made(loop_shared if shared else loop, lambda f: f)
+    name, template = f"{dtype.name}_{to.name}", loop_shared if shared else loop
+    return as_kernel(template, scope, name, (name, wide))
 
 
 def compile_copy(

@@ -28,28 +28,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
 from ..layout import InOrder
 from ..math import exp, log
 from ..spec import INT64, Sequences, bad_label, bad_length, wrong_length
 from . import faults, rows
 from .arrays import DeviceArray, aligned, flat
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, quotient, warp_max, whole
-from .rows import INTEGERS, optional, team_sum
-from .target import WARP, Binary, compile, cuda, device, each, record, shared, storage, types
+from .rows import (
+    INTEGERS,
+    LANES,
+    WIDTH,
+    T,
+    array,
+    filled,
+    lanes,
+    optional,
+    row_team,
+    store_own_partial,
+    team_sum,
+)
+from .target import WARP, Binary, as_kernels, compile, cuda, device, each, record, shared, storage, types
 
-# Bound by `kernels`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
-WIDTH: Any = 4
-LANES: Any = (0, 1, 2, 3)
-ROOM: Any = 256
+# What else these kernels are bound to, by `kernels`.
+ROOM: Any = 256  # states that two lines in shared memory have together
+SPILLS: Any = False  # there may be more
 GRAD: Any = True
 MEAN: Any = True
 ZERO_INFINITY: Any = True
-line_of: Any = None
-at_class: Any = None
-at_fill: Any = None
 
 WRONG = ("input_lengths", "target_lengths", "targets")
 PERIOD = 8  # frames after which logarithms are taken relative to the largest, lest they lose their digits
@@ -150,15 +155,12 @@ def skips(targets, start, state):
     return targets[k] != targets[k - 1]
 
 
-def near_line(lines, states, start, n):
-    return shared(ROOM, T(0)), 0
-
-
-def any_line(lines, states, start, n):
+def line_of(lines, states, start, n):
+    """The memory of a sequence's two lines of states, and where they start."""
     near = shared(ROOM, T(0))
-    if 2 * states <= ROOM:
-        return near, 0
-    return lines, 2 * (2 * start + n)
+    if SPILLS and 2 * states > ROOM:
+        return lines, 2 * (2 * start + n)
+    return near, 0
 
 
 @device
@@ -223,7 +225,7 @@ def align(
         live = right and share != zero
         length = length if live else 0
         states = 2 * count + 1 if live else 0
-        if MEAN is not None:
+        if MEAN:
             share = share / T(max(count, 1))
         line, base = line_of(lines, states, start, n)
         step = batch * classes
@@ -254,7 +256,7 @@ def align(
                     c = line[before + s - 2] if may else never
                     a = log_sum(a, b, c) + (score - shift)
                 line[now + s] = a
-                if GRAD is not None:
+                if GRAD:
                     occupied[frames * (2 * start + n) + t * states + s] = a
                 s += threads
             cuda.syncthreads()
@@ -264,14 +266,14 @@ def align(
             total = log_sum(line[last], line[last - 1] if states > 1 else never, never)
         shifts, rest = add(shifts, rest, total)
         v, f = -whole(shifts, rest), scale * share * optional(upstream, n, one)
-        if ZERO_INFINITY is not None and v == T(np.inf):
+        if ZERO_INFINITY and v == T(np.inf):
             v = f = zero
         elif v - v != zero:
             f = T(np.nan)
         v = share * v
         if not live:
             v = f = zero if right else T(np.nan)
-        if GRAD is not None:
+        if GRAD:
             if thread == 0:
                 factors[n] = f
             if f == f and f != zero:
@@ -309,7 +311,7 @@ def align(
             hi, lo = add(hi, lo, v)
         n += cuda.gridDim.x
     if partials is not None:
-        rows.store_own_partial(partials, hi, lo)
+        store_own_partial(partials, hi, lo)
 
 
 # ---- the gradient -------------------------------------------------------------------------------------
@@ -325,20 +327,15 @@ def slope(x, lane, c, blank, blanks, f, inverse, heads, links, at, occupied, cha
     return (f * (exp(x) - p * inverse),)
 
 
-def filled(lane, x):
-    return (x,)
-
-
 def put(
     x, begins, input_lengths, target_lengths, g, frames, batch, classes, size, blank, deal, occupied, factors,
     chains,
 ):  # fmt: skip
-    team, height = 1 << deal, cuda.blockDim.x >> deal
-    lane = cuda.threadIdx.x & (team - 1)
+    team, height, of_block, lane = row_team(deal)
     vectors = classes // WIDTH
     first = cuda.blockIdx.x * height
     while first < frames * batch:
-        i = first + (cuda.threadIdx.x >> deal)
+        i = first + of_block
         there = i < frames * batch
         i = i if there else 0
         t = i // batch
@@ -361,11 +358,11 @@ def put(
         v = lane if there else vectors
         while v < vectors:
             place = (i * classes + v * WIDTH,)
-            ds = each(at_fill, (LANES,), (fill,))[0]
+            ds = each(filled, (LANES,), (fill,))[0]
             if live:
                 xs = array.load_vectors(x, place)
                 row = blanks, f, inverse, n * classes, batch * classes + start, at
-                ds = each(at_class, (xs, LANES), (v * WIDTH, blank, *row, occupied, chains))[0]
+                ds = each(slope, (xs, LANES), (v * WIDTH, blank, *row, occupied, chains))[0]
             array.store_vectors(g, place, (True,), ds)
             v += team
         first += cuda.gridDim.x * height
@@ -411,25 +408,17 @@ def starts_launch(batch: int) -> Launch:
     return Launch(max(1, -(-batch // THREADS)), THREADS)
 
 
-def kernels(request: Request, code: int, room: int, spills: bool, vectors: bool = True) -> tuple[Any, Any]:
+def kernels(request: Request, code: int, room: int, spills: bool, vectors: bool = True) -> tuple[Any, ...]:
     """`align` and `put`, in plain Python."""
-    array = storage(code, vectors)
-    scope: dict[str, Any] = dict(
-        array=array,
-        T=array.T,
-        WIDTH=array.width,
-        LANES=tuple(range(array.width)),
+    scope = dict(
+        lanes(code, vectors, 1, True),
         ROOM=2 * room,
-        GRAD=True if request.grad else None,
-        MEAN=True if request.mean else None,
-        ZERO_INFINITY=True if request.zero_infinity else None,
+        SPILLS=spills,
+        GRAD=request.grad,
+        MEAN=request.mean,
+        ZERO_INFINITY=request.zero_infinity,
     )
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, "ctc", (tuple(request), code, room, spills, vectors), decorate)
-
-    scope.update(line_of=made(any_line if spills else near_line), at_class=made(slope), at_fill=made(filled))
-    return made(align, lambda f: f), made(put, lambda f: f)
+    return as_kernels((align, put), scope, "ctc", (tuple(request), code, vectors))
 
 
 def signatures(request: Request, code: int, spills: bool, summed: bool, divided: bool) -> tuple[Any, Any]:
@@ -545,7 +534,7 @@ def run(p: Sequences, outputs: dict[str, Any]) -> Any:
     )
     chains = queue.empty((room.chains,), np.int32) if request.grad else None
     partials = None if terms is not None else queue.empty((2 * launch.align.blocks,), p.arithmetic)
-    slot = faults.faults(queue.device).slot(*_fault(p, most))
+    slot = queue.slot(*_fault(p, most))
     queue.launch(
         launch.align,
         compile_align,

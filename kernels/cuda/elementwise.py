@@ -6,32 +6,42 @@ gradient, an output) is None, and gone when compiled.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..bind import adopted, bind, fingerprint, gathered
+from ..bind import adopted, fingerprint, gathered
 from ..layout import axes_in_order, index_at
 from ..spec import (
     BY_ROWS,
     BY_WEIGHTS,
-    GRAD,
-    MISSING,
-    VALUE,
-    VALUE_GRAD_HESS,
     Elements,
-    Quick,
     Request,
     Scalars,
     arithmetic_dtype,
     code_of,
     out_of_domain,
 )
-from . import binaries, driver, faults, libraries, reduce
-from .arrays import VECTOR_BYTES, DeviceArray, aligned, current_queue, flat, store_sum, total
-from .reduce import THREADS, add, quotient, tiles
+from . import faults, reduce
+from .arrays import DeviceArray, aligned, current_queue, flat, store_sum, total
+from .reduce import (
+    AHEAD,
+    LANES,
+    REPEAT,
+    THREADS,
+    WIDTH,
+    T,
+    add,
+    array,
+    counted,
+    partial_sum,
+    place,
+    quotient,
+    tiles,
+)
 from .target import (
     Binary,
+    as_kernel,
     cgutils,
     compile,
     cuda,
@@ -46,25 +56,14 @@ from .target import (
     types,
 )
 
-# Bound by `kernel`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
-WIDTH: Any = 4
-REPEAT: Any = 2
-AHEAD: Any = (0, 256)
-LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-place: Any = None
-counted: Any = None
-store_partial: Any = None
-value: Any = None
-at0: Any = None
-at1: Any = None
-at2: Any = None
-curved: Any = None
-outside: Any = None
-unpack: Any = None
-at_element: Any = None
-at_report: Any = None
+# What else the kernel is bound to, by `kernel`.
+value: Any = None  # the definition
+at0: Any = None  # the same with its derivatives by the first operand to differentiate,
+at1: Any = None  # the second
+at2: Any = None  # and the third, where there are so many
+CURVED: Any = False  # the second derivative is asked for
+outside: Any = None  # the operand that is out of its domain
+unpack: Any = None  # gives the options as the definition takes them
 
 
 def element(x, t, u, w, c, scale, o):
@@ -98,7 +97,7 @@ def element(x, t, u, w, c, scale, o):
         d1 = at1(x, t, u, o)[1] * f if keep else zero
     if at2 is not None:
         d2 = at2(x, t, u, o)[1] * f if keep else zero
-    if curved is not None:
+    if CURVED:
         h = curvature * f if keep else zero
     return v, d0, d1, d2, h, bad
 
@@ -124,14 +123,14 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
         at, there = each(place, (AHEAD,), (first, vectors))
         xs, ts, us = array.load_vectors(x, at), array.load_vectors(t, at), array.load_vectors(u, at)
         ws, cs = array.load_vectors(w, at), array.load_vectors(c, at)
-        v, d0, d1, d2, k, bad = each(at_element, (xs, ts, us, ws, cs), (scale, o))
+        v, d0, d1, d2, k, bad = each(element, (xs, ts, us, ws, cs), (scale, o))
         array.store_vectors(terms, at, there, v)
         array.store_vectors(g0, at, there, d0)
         array.store_vectors(g1, at, there, d1)
         array.store_vectors(g2, at, there, d2)
         array.store_vectors(h, at, there, k)
         if faults is not None:
-            each(at_report, (bad, LANES), (at, faults))
+            each(report, (bad, LANES), (at, faults))
         if partials is not None:
             hi, lo = add(hi, lo, tree_sum(each(counted, (v, LANES), (there,))[0]))
         first += cuda.gridDim.x * (THREADS * REPEAT)
@@ -139,18 +138,18 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
     if cuda.blockIdx.x == 0 and rest < n:
         xi, ti, ui = array.load(x, rest), array.load(t, rest), array.load(u, rest)
         wi, ci = array.load(w, rest), array.load(c, rest)
-        v, d0, d1, d2, k, bad = at_element(xi, ti, ui, wi, ci, scale, o)
+        v, d0, d1, d2, k, bad = element(xi, ti, ui, wi, ci, scale, o)
         array.store(terms, rest, v)
         array.store(g0, rest, d0)
         array.store(g1, rest, d1)
         array.store(g2, rest, d2)
         array.store(h, rest, k)
         if faults is not None:
-            at_report(bad, 0, (rest,), faults)
+            report(bad, 0, (rest,), faults)
         if partials is not None:
             hi, lo = add(hi, lo, v)
     if partials is not None:
-        store_partial(partials, hi, lo)
+        partial_sum(partials, hi, lo)
 
 
 def finder(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
@@ -229,17 +228,12 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
         at0=None,
         at1=None,
         at2=None,
-        curved=request.curvature or None,
+        CURVED=request.curvature,
         outside=finder(scalars.domains, array.T),
         unpack=options(scalars.options),
     )
     scope.update(zip(("at0", "at1", "at2"), slopes, strict=False))
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, scalars.name, identity, decorate)
-
-    scope.update(at_element=made(element), at_report=made(report))
-    return made(loop, lambda f: f)
+    return as_kernel(loop, scope, scalars.name, identity)
 
 
 def signature(scalars: Scalars, request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
@@ -446,7 +440,7 @@ def _run_request(
     slot = None
     if any(p.scalars.domains):
         shapes = {n: a.shape for n, a in zip(p.names, p.operands, strict=True)}
-        slot = faults.faults(queue.device).slot(*_fault(p.scalars, shapes, p.shape, axes))
+        slot = queue.slot(*_fault(p.scalars, shapes, p.shape, axes))
     launch(p.scalars, request, contiguous, written, factor, divisor, p.numbers, partials, slot)
     for o, w in zip(ordered, written, strict=True):
         if o is not w:
@@ -521,151 +515,3 @@ def over(divisor: Any, scaled_by: Any, dtype: np.dtype) -> DeviceArray | None:
     if scaled_by is None:
         return divisor
     return combined(RATIO, np.ones(()) if divisor is None else divisor, scaled_by, dtype)
-
-
-# ---- quick calls --------------------------------------------------------------------------------------
-
-
-class Prepared(NamedTuple):
-    """The kernels of quick calls on arrays of one shape and dtype."""
-
-    kernel: binaries.Kernel
-    blocks: int
-    threads: int
-    finish: binaries.Kernel
-    finish_threads: int
-    scale: float
-    fault: tuple[Any, Any] | None
-
-
-def quick(prepared: Quick, operands: tuple[Any, ...], out: Any) -> Any:
-    """Serve the commonest call: contiguous arrays of one library, dtype and shape, and a reduced value."""
-    count = {VALUE: 0, VALUE_GRAD_HESS: 2}.get(prepared.mode, len(prepared.wrt))
-    first = operands[0]
-    kind = first.__class__
-    library = libraries.library_of(kind)
-    look = library.look
-    if look is None:
-        return MISSING
-    address, dtype, shape, on, plain = look(first)
-    addresses = [address]
-    together = address
-    for a in operands[1:]:
-        if a.__class__ is not kind:
-            return MISSING
-        address, *rest = look(a)
-        if rest != [dtype, shape, on, True]:
-            return MISSING
-        addresses.append(address)
-        together |= address
-    n = math.prod(shape)
-    if not plain or not n or dtype is None or code_of(dtype) is None or together % dtype.itemsize:
-        return MISSING
-    api = driver.driver()
-    entered = api.enter(on)
-    try:
-        outputs: Any = ()
-        if count:
-            if out is None:
-                outputs = [library.empty(shape, dtype, on) for _ in range(count)]
-                places = [library.address(o) for o in outputs]
-            else:
-                outputs = (out,) if count == 1 and prepared.single else out
-                found = _may_write(
-                    prepared, outputs, count, addresses, (kind, dtype, shape, on), n * dtype.itemsize
-                )
-                if found is None:
-                    return MISSING
-                places = found
-            for address in places:
-                together |= address
-        vectors = not together % VECTOR_BYTES
-        key = prepared, dtype, shape, on, vectors
-        made = binaries.prepared.get(key)
-        if made is None:
-            made = binaries.prepared[key] = _prepare(*key)
-        arithmetic = arithmetic_dtype(dtype)
-        partials = value = 0
-        if prepared.mode != GRAD:
-            scratch = library.empty((2 * made.blocks,), arithmetic, on)
-            result = library.empty((), dtype, on)
-            partials, value = library.address(scratch), library.address(result)
-        slot = 0
-        if made.fault is not None:
-            slot = faults.faults(on).slot(*made.fault)
-        absent = [0] * (3 - len(operands))
-        arguments = [*addresses, *absent, 0, 0, 0]
-        if count:
-            curved = prepared.mode == VALUE_GRAD_HESS
-            gradients = places[:1] if curved else places
-            arguments += [*gradients, *[0] * (3 - len(gradients)), places[1] if curved else 0]
-        else:
-            arguments += [0, 0, 0, 0]
-        stream = library.stream(on)
-        api.launch(
-            made.kernel,
-            made.blocks,
-            made.threads,
-            stream,
-            (*arguments, n, made.scale, 0, *prepared.problem.numbers, partials, slot),
-        )
-        if value:
-            api.launch(
-                made.finish, 1, made.finish_threads, stream, (partials, made.blocks, made.scale, 0, value)
-            )
-        if slot:
-            faults.check_now(on)
-    finally:
-        if entered:
-            api.leave()
-    return prepared.result(result if prepared.mode != GRAD else None, outputs)
-
-
-def _may_write(
-    prepared: Quick, outputs: Any, count: int, addresses: list[int], like: Any, size: int
-) -> list[int] | None:
-    """Return the outputs' addresses; None unless each is plainly its operand, or memory of its own."""
-    if outputs.__class__ is not tuple or len(outputs) != count:
-        return None
-    kind, *wanted = like
-    look = libraries.library_of(kind).look
-    assert look is not None
-    found: list[int] = []
-    for k, o in enumerate(outputs):
-        if o.__class__ is not kind:
-            return None
-        address, *rest = look(o)
-        if rest != [*wanted, True]:
-            return None
-        own = prepared.wrt[k] if k < len(prepared.wrt) else -1
-        for j, other in enumerate((*addresses, *found)):
-            if abs(other - address) < size and (j != own or other != address):
-                return None
-        found.append(address)
-    return found
-
-
-def _prepare(prepared: Quick, dtype: np.dtype, shape: tuple[int, ...], on: int, vectors: bool) -> Prepared:
-    """Return the kernels of quick calls on such arrays."""
-    p = prepared.problem
-    scalars, reduction = p.scalars, p.weighting.reduction
-    request = Request(wrt=prepared.wrt, curvature=prepared.mode == VALUE_GRAD_HESS)
-    code, n = code_of(dtype), math.prod(shape)
-    grid = reduce.launch(n, arithmetic_dtype(dtype))
-    (kernel,) = binaries.kernels(
-        on,
-        compile_kernel,
-        scalars=scalars,
-        request=request,
-        code=code,
-        summed=prepared.mode != GRAD,
-        divided=False,
-        vectors=vectors,
-    )
-    (finish,) = binaries.kernels(on, reduce.compile_finish, code=code, divided=False)
-    count = n if reduction == "mean" else shape[0] if shape else 1
-    scale = 1.0 if reduction == "sum" else 1.0 / count
-    fault = None
-    if any(scalars.domains):
-        fault = _fault(scalars, dict.fromkeys(p.names, shape), shape, tuple(range(len(shape))))
-    return Prepared(kernel, grid.blocks, grid.threads, finish, reduce.FINISH_THREADS, scale, fault)

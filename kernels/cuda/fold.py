@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bind import bind
 from ..spec import code_of
 from .arrays import DeviceArray
 from .libraries import strides_of
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, block_sum, whole
-from .target import Binary, compile, cuda, dot, storage, types, unravel
+from .target import Binary, as_kernel, compile, cuda, dot, storage, types, unravel
 
-# Bound by `kernel`; named here for readers and checkers.
+# What the kernel is bound to.
 T: Any = np.float32
 source: Any = None
 target: Any = None
@@ -44,7 +43,7 @@ def kernel(code: int, to: int) -> Any:
     """`loop` from an array of one storage to one of another, of the same arithmetic."""
     array = storage(code)
     scope = dict(T=array.T, source=array, target=storage(to))
-    return bind(loop, scope, "fold", (code, to), lambda f: f)
+    return as_kernel(loop, scope, "fold", (code, to))
 
 
 def compile_fold(code: int, to: int, axes: int, summed_axes: int, cc: tuple[int, int]) -> Binary:

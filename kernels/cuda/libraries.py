@@ -17,6 +17,11 @@ def strides_of(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return tuple(itemsize * math.prod(shape[k + 1 :]) for k in range(len(shape)))
 
 
+def inverse(axes: Sequence[int]) -> list[int]:
+    """Return the order of axes that undoes another."""
+    return sorted(range(len(axes)), key=axes.__getitem__)
+
+
 class Location(NamedTuple):
     """Where an array lies."""
 
@@ -70,11 +75,11 @@ class Library:
             raise TypeError(f"Numba has no arrays of {dtype.name}")
         axes = axes or tuple(range(len(shape)))
         strides = strides_of([shape[k] for k in axes], dtype.itemsize)
-        return cuda.device_array(shape, dtype, strides=tuple(strides[k] for k in np.argsort(axes)))
+        return cuda.device_array(shape, dtype, strides=tuple(strides[k] for k in inverse(axes)))
 
-    # For quick calls: address, dtype, shape, device, and whether it is an ordinary, contiguous array. None
-    # where the library does not tell quickly.
-    look: Callable[[Any], tuple[int, Any, tuple[int, ...], int, bool]] | None = None
+    # The address of an array that kernels can take, and how it lies; None of another. Calls with a library
+    # that does not tell quickly are not repeated.
+    look: Callable[[Any], tuple[int, Any] | None] | None = None
 
     def address(self, x: Any) -> int:
         return x.__cuda_array_interface__["data"][0]
@@ -96,7 +101,7 @@ class CuPy(Library):
         cupy = sys.modules["cupy"]
         if axes is not None:
             made = self.empty(tuple(shape[k] for k in axes), dtype, device)
-            return made.transpose(np.argsort(axes).tolist())
+            return made.transpose(inverse(axes))
         if cupy.cuda.runtime.getDevice() == device:
             return cupy.empty(shape, dtype)
         with cupy.cuda.Device(device):
@@ -105,9 +110,9 @@ class CuPy(Library):
     def address(self, x: Any) -> int:
         return x.data.ptr
 
-    def look(self, x: Any) -> tuple[int, Any, tuple[int, ...], int, bool]:
+    def look(self, x: Any) -> tuple[int, Any]:
         data = x.data
-        return data.ptr, x.dtype, x.shape, data.device_id, x.flags.c_contiguous
+        return data.ptr, (x.dtype, x.shape, x.strides, data.device_id)
 
 
 class Torch(Library):
@@ -121,7 +126,7 @@ class Torch(Library):
         for n in ("uint16", "uint32", "uint64"):
             if hasattr(torch, n):
                 self.dtypes[getattr(torch, n)] = np.dtype(n)
-        self.bfloat16 = torch.bfloat16
+        self.bfloat16, self.strided = torch.bfloat16, torch.strided
         self.kinds = {v: k for k, v in self.dtypes.items()}
 
     def dtype(self, kind: Any) -> np.dtype:
@@ -140,7 +145,7 @@ class Torch(Library):
     def locate(self, x: Any) -> Location:
         if x.requires_grad:
             raise TypeError("requires grad, which numbaloss does not record; pass tensor.detach()")
-        if x.layout != sys.modules["torch"].strided or x.is_neg():
+        if x.layout != self.strided or x.is_neg():
             raise TypeError("must be a dense tensor; pass tensor.to_dense() or tensor.resolve_neg()")
         dtype = self.dtype(x.dtype)
         strides = tuple(dtype.itemsize * s for s in x.stride())
@@ -155,15 +160,17 @@ class Torch(Library):
         torch = sys.modules["torch"]
         if axes is not None:
             made = self.empty(tuple(shape[k] for k in axes), dtype, device)
-            return made.permute(np.argsort(axes).tolist())
+            return made.permute(inverse(axes))
         return torch.empty(shape, dtype=self.kinds[dtype], device=torch.device("cuda", device))
 
     def address(self, x: Any) -> int:
         return x.data_ptr()
 
-    def look(self, x: Any) -> tuple[int, Any, tuple[int, ...], int, bool]:
-        plain = x.is_contiguous() and not x.requires_grad and not x.is_neg()
-        return x.data_ptr(), self.dtypes.get(x.dtype), tuple(x.shape), x.get_device(), plain
+    def look(self, x: Any) -> tuple[int, Any] | None:
+        device = x.get_device()
+        if device < 0 or x.requires_grad or x.layout != self.strided or x.is_neg():
+            return None
+        return x.data_ptr(), (x.dtype, tuple(x.shape), x.stride(), device)
 
 
 LIBRARIES: dict[str, type[Library]] = {"cupy": CuPy, "torch": Torch}

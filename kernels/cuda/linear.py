@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from .. import class_weights
-from ..bind import bind
 from ..chunks import CUDA_ROWS, chunk_rows
 from ..lift import scales_with_masses
 from ..spec import INT64, Linear, Request, Scores, bad_index, code_of
 from . import arithmetic, copy, elementwise, faults, rows, softmax
 from .arrays import DeviceArray, Queue, current_queue, flat, total
 from .reduce import THREADS
-from .rows import INTEGERS, look
-from .target import FAULT_MOST, Binary, compile, cuda, record, storage, types
+from .rows import INTEGERS, row_state
+from .target import FAULT_MOST, Binary, as_kernel, compile, cuda, record, storage, types
 
-# Bound by `kernel`; named here for readers and checkers.
+# What the kernel is bound to.
 T: Any = np.float32
 OWN_ONLY: Any = True
 
@@ -35,7 +34,7 @@ def settle(labels, weight, sample_weight, rows, positions, classes, ignore, chos
     n = rows * positions
     i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
     while i < n:
-        live, fill, label, share, _, _ = look(
+        live, fill, label, share, _, _ = row_state(
             labels, weight, sample_weight, None, i, n, classes, ignore, T(1), OWN_ONLY, False, faults
         )
         if fill != fill:
@@ -48,7 +47,7 @@ def settle(labels, weight, sample_weight, rows, positions, classes, ignore, chos
 def kernel(code: int, own_only: bool) -> Any:
     """`settle` for shares of one storage; `own_only` says that a row counts nothing if its class does not."""
     scope = dict(T=storage(code).T, OWN_ONLY=own_only)
-    return bind(settle, scope, "settle", (code, own_only), lambda f: f)
+    return as_kernel(settle, scope, "settle", code)
 
 
 def compile_settle(
@@ -270,7 +269,7 @@ class Work:
             return these.divisors()
         labels = these.over_rows(self.p.target, INT64)
         self.labels, self.weights = queue.empty((these.count,), INT64), self.empty(these.count)
-        self.slot = faults.faults(queue.device).slot(*_fault(self.p))
+        self.slot = queue.slot(*_fault(self.p))
         queue.launch(
             rows.counts_launch(these.count),
             compile_settle,
@@ -405,6 +404,7 @@ class Work:
 
 def run(p: Linear, outputs: dict[str, Any]) -> Any:
     """Write the gradients by their arguments' names; return the value, or the terms."""
+    current_queue().record = None  # the library's products are not its own steps
     return Work(p, outputs).run()
 
 

@@ -14,19 +14,40 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
 from ..layout import InOrder, index_at
 from ..math import sigmoid, softplus
-from ..spec import INT64, MANY, MISSING, ONE, SOFT, Margins, bad_index
+from ..spec import INT64, MANY, ONE, SOFT, Margins, bad_index
 from . import faults, rows
 from .arrays import aligned, flat
-from .reduce import MOST_BLOCKS, THREADS, add, block_sum, partial_sum, quotient, whole
-from .rows import STREAM, TEAM, Plan, look, team_sum, vector_at, weights_at
+from .reduce import MOST_BLOCKS, THREADS, add, block_sum, quotient, whole
+from .rows import (
+    AHEAD,
+    LANES,
+    REPEAT,
+    STREAM,
+    TEAM,
+    TOGETHER,
+    WIDTH,
+    Plan,
+    T,
+    array,
+    fill_row,
+    filled,
+    lanes,
+    load_weights,
+    numbers,
+    row_state,
+    row_team,
+    store_partial,
+    team_sum,
+    vector_at,
+)
 from .target import (
     EVERY_LANE,
     FAULT_MOST,
     WARP,
     Binary,
+    as_kernel,
     compile,
     cuda,
     device,
@@ -39,31 +60,10 @@ from .target import (
     types,
 )
 
-# Bound by `kernel`; named here for readers and checkers.
-array: Any = None
-numbers: Any = None
-T: Any = np.float32
-WIDTH: Any = 4
-REPEAT: Any = 2
-AHEAD: Any = (0, 1)
-LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-NUMBERS: Any = 4
+# What else these kernels are bound to, by `kernel`.
+NUMBERS: Any = 4  # elements of a vector of the arithmetic type
 NUMBER_LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-PIECES: Any = (0, 1)
-OFFSETS: Any = (0, 0)
-TOGETHER: Any = True
-SQUARED: Any = True
-at_hinge: Any = None
-at_cross: Any = None
-at_fill: Any = None
-at_pair: Any = None
-at_slope: Any = None
-at_scaled: Any = None
-pair_of: Any = None
-blank: Any = None
-total: Any = None
-wait: Any = None
-store_partial: Any = None
+SQUARED: Any = True  # the hinges are
 
 SCRATCH = 3  # numbers for each class, of a block of `many_labels`
 MOST_SCRATCH = 2**26  # bytes of all blocks, if there are more than one
@@ -83,38 +83,27 @@ class Request(NamedTuple):
     curvature: bool = False  # with squared hinges, or soft labels
 
 
-# ---- what the kernels share ---------------------------------------------------------------------------
+# ---- what the kernels share --------------------------------------------------------------------------------
 
 
 @device
-def block_total(x, team):
+def block_total(x):
     """The sum over a block, in each of its threads."""
     hi, lo = block_sum(x, type(x)(0))
     return whole(hi, lo)
 
 
-@device
-def wait_for_warp():
-    cuda.syncwarp()
+def row_total(x, team):
+    """The sum over the threads that share a row, in each of them."""
+    return team_sum(x, team) if TOGETHER else block_total(x)
 
 
-@device
-def wait_for_block():
-    cuda.syncthreads()
-
-
-def filled(lane, x):
-    return (x,)
-
-
-def blanked(g, h, base, lane, team, vectors, fill):
-    """Write one number to a row's outputs."""
-    xs = each(at_fill, (LANES,), (fill,))[0]
-    while lane < vectors:
-        at, there, _ = each(vector_at, (AHEAD,), (lane, team, vectors, base, -1, WIDTH))
-        array.store_vectors(g, at, there, xs)
-        array.store_vectors(h, at, there, xs)
-        lane += REPEAT * team
+def wait():
+    """Wait for the threads that share a row."""
+    if TOGETHER:
+        cuda.syncwarp()
+    else:
+        cuda.syncthreads()
 
 
 # ---- one class a row ----------------------------------------------------------------------------------
@@ -127,7 +116,7 @@ def hinge(x, lane, there, own, shift, f):
     v = select(z <= zero, zero, z)  # a NaN stays, in the slope too
     d = select(z > zero, one, v)
     c = zero
-    if SQUARED is not None:
+    if SQUARED:
         c = select(z > zero, T(2), v)
         d = v + v
         v = v * v
@@ -135,33 +124,31 @@ def hinge(x, lane, there, own, shift, f):
 
 
 def one_label(
-    x, labels, weight, sample_weight, upstream, terms, g, h, batch, classes, deal, margin, factor, divisor,
+    x, labels, weight, row_weights, upstream, terms, g, h, batch, classes, deal, margin, factor, divisor,
     partials, faults,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
     hi = lo = T(0)
-    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
-    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
-    lane = cuda.threadIdx.x & (team - 1)
+    team, height, of_block, lane = row_team(deal)
     vectors = classes // WIDTH
     first = cuda.blockIdx.x * height
     while first < batch:
-        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
-        live, fill, label, share, own_weight, up = look(
-            labels, weight, sample_weight, upstream, i, batch, classes, None, scale, True, lane == 0, faults
+        i = first + of_block
+        live, fill, label, row_weight, own_weight, up = row_state(
+            labels, weight, row_weights, upstream, i, batch, classes, None, scale, True, lane == 0, faults
         )
         base = i * classes
         loss = slope = curve = f = shift = T(0)
         if live:
-            share = own_weight * share / T(classes)
-            f = up * share
+            row_weight = own_weight * row_weight / T(classes)
+            f = up * row_weight
             shift = margin - array.load(x, base + label)
         wait()  # until all have read their own class's score, which the gradient may overwrite
         v = lane if live else vectors
         while v < vectors:
             at, there, own = each(vector_at, (AHEAD,), (v, team, vectors, base, label, WIDTH))
             losses, slopes, curves, gs, hs = each(
-                at_hinge, (array.load_vectors(x, at), LANES), (there, own, shift, f)
+                hinge, (array.load_vectors(x, at), LANES), (there, own, shift, f)
             )
             loss += tree_sum(losses)
             slope += tree_sum(slopes)
@@ -169,18 +156,18 @@ def one_label(
             array.store_vectors(g, at, there, gs)
             array.store_vectors(h, at, there, hs)
             v += REPEAT * team
-        loss = total(loss, team)
+        loss = row_total(loss, team)
         if g is not None:
-            slope = total(slope, team)
+            slope = row_total(slope, team)
         if h is not None:
-            curve = total(curve, team)
+            curve = row_total(curve, team)
         if live and label // WIDTH & (team - 1) == lane:  # who wrote the vector that it lies in
             array.store(g, base + label, -f * slope)
             array.store(h, base + label, f * curve)
         elif i < batch and not live:
-            blank(g, h, base, lane, team, vectors, fill)
+            fill_row((g, h, None), base, lane, team, vectors, fill)
         if i < batch and lane == 0:
-            fill = share * loss if live else fill
+            fill = row_weight * loss if live else fill
             array.store(terms, i, fill)
             hi, lo = add(hi, lo, fill)
         first += cuda.gridDim.x * height
@@ -212,42 +199,38 @@ def cross(x, t, w, lane, there, f):
 
 
 def soft_labels(
-    x, t, weight, sample_weight, upstream, terms, g, gt, h, batch, classes, pitch, deal, factor, divisor,
+    x, t, weight, row_weights, upstream, terms, g, gt, h, batch, classes, pitch, deal, factor, divisor,
     partials,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
     hi = lo = T(0)
-    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
-    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
-    lane = cuda.threadIdx.x & (team - 1)
+    team, height, of_block, lane = row_team(deal)
     vectors = classes // WIDTH
     first = cuda.blockIdx.x * height
     while first < batch:
-        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
-        live, fill, _, share, _, up = look(
-            None, None, sample_weight, upstream, i, batch, classes, None, scale, False, False, None
+        i = first + of_block
+        live, fill, _, row_weight, _, up = row_state(
+            None, None, row_weights, upstream, i, batch, classes, None, scale, False, False, None
         )
         base = i * classes
-        share = share / T(classes)
+        row_weight = row_weight / T(classes)
         loss = T(0)
         v = lane if live else vectors
         while v < vectors:
             at, there, _ = each(vector_at, (AHEAD,), (v, team, vectors, base, -1, WIDTH))
             xs, ts = array.load_vectors(x, at), array.load_vectors(t, at)
-            pieces = each(weights_at, (PIECES, OFFSETS), (v, team, vectors, i * pitch, WIDTH))[0]
-            ws = numbers.load_vectors(weight, pieces)
-            losses, ds, dts, hs = each(at_cross, (xs, ts, ws, LANES), (there, up * share))
+            ws = load_weights(weight, v, team, vectors, i * pitch)
+            losses, ds, dts, hs = each(cross, (xs, ts, ws, LANES), (there, up * row_weight))
             loss += tree_sum(losses)
             array.store_vectors(g, at, there, ds)
             array.store_vectors(gt, at, there, dts)
             array.store_vectors(h, at, there, hs)
             v += REPEAT * team
-        loss = total(loss, team)
+        loss = row_total(loss, team)
         if i < batch and not live:
-            blank(g, h, base, lane, team, vectors, fill)
-            blank(gt, None, base, lane, team, vectors, fill)
+            fill_row((g, gt, h), base, lane, team, vectors, fill)
         if i < batch and lane == 0:
-            fill = share * loss if live else fill
+            fill = row_weight * loss if live else fill
             array.store(terms, i, fill)
             hi, lo = add(hi, lo, fill)
         first += cuda.gridDim.x * height
@@ -281,12 +264,12 @@ def pair(x, there, shift):
 
 
 def pair_lane(x, lane, there, shift):
-    return pair_of(x, there[lane // NUMBERS], shift)
+    return pair(x, there[lane // NUMBERS], shift)
 
 
 def slope_lane(x, d, lane, own, shift, slope):
     """The slope of a score, after one class more."""
-    d += pair_of(x, True, shift)[1]
+    d += pair(x, True, shift)[1]
     return (select(own[lane // WIDTH] == lane % WIDTH, d - slope, d),)
 
 
@@ -295,7 +278,7 @@ def scaled(x, f):
 
 
 def many_labels(
-    x, labels, sample_weight, upstream, terms, g, batch, classes, factor, divisor, partials, faults, scratch
+    x, labels, row_weights, upstream, terms, g, batch, classes, factor, divisor, partials, faults, scratch
 ):
     scale = factor if divisor is None else quotient(factor, divisor[0])
     hi = lo = T(0)
@@ -306,8 +289,8 @@ def many_labels(
     vectors = classes // WIDTH
     i = cuda.blockIdx.x
     while i < batch:
-        live, fill, _, share, _, up = look(
-            None, None, sample_weight, upstream, i, batch, classes, None, scale, False, False, None
+        live, fill, _, row_weight, _, up = row_state(
+            None, None, row_weights, upstream, i, batch, classes, None, scale, False, False, None
         )
         base = i * classes
         count, wrong = classes, 0
@@ -324,8 +307,8 @@ def many_labels(
         if cuda.syncthreads_or(wrong) != 0:  # which has all read what they need of the row before
             live, fill = False, T(np.nan)
         live = live and count > 0
-        share = share / T(classes)
-        f = up * share
+        row_weight = row_weight / T(classes)
+        f = up * row_weight
         loss = T(0)
         if live:
             k = thread
@@ -350,7 +333,7 @@ def many_labels(
                         vector_at, (AHEAD,), (v, WARP, classes // NUMBERS, others, -1, NUMBERS)
                     )
                     losses, ds = each(
-                        at_pair, (numbers.load_vectors(scratch, at), NUMBER_LANES), (there, shift)
+                        pair_lane, (numbers.load_vectors(scratch, at), NUMBER_LANES), (there, shift)
                     )
                     loss += tree_sum(losses)
                     slope += tree_sum(ds)
@@ -359,25 +342,24 @@ def many_labels(
                 if thread & 31 == 0:
                     scratch[slopes + k] = slope
                 k += threads >> 5
-            loss = block_total(loss, threads)
+            loss = block_total(loss)
             v = thread if g is not None else vectors
             while v < vectors:
                 at, there, _ = each(vector_at, (AHEAD,), (v, threads, vectors, base, -1, WIDTH))
-                pieces = each(weights_at, (PIECES, OFFSETS), (v, threads, vectors, others, WIDTH))[0]
-                xs = numbers.load_vectors(scratch, pieces)
-                ds = each(at_fill, (LANES,), (T(0),))[0]
+                xs = load_weights(scratch, v, threads, vectors, others)
+                ds = each(filled, (LANES,), (T(0),))[0]
                 k = 0
                 while k < count:
                     own = each(vector_at, (AHEAD,), (v, threads, vectors, base, labels[base + k], WIDTH))[2]
                     shift, slope = T(1) - scratch[mine + k], scratch[slopes + k]
-                    ds = each(at_slope, (xs, ds, LANES), (own, shift, slope))[0]
+                    ds = each(slope_lane, (xs, ds, LANES), (own, shift, slope))[0]
                     k += 1
-                array.store_vectors(g, at, there, each(at_scaled, (ds,), (f,))[0])
+                array.store_vectors(g, at, there, each(scaled, (ds,), (f,))[0])
                 v += REPEAT * threads
         else:
-            blank(g, None, base, thread, threads, vectors, fill)
+            fill_row((g, None, None), base, thread, threads, vectors, fill)
         if thread == 0:
-            fill = share * loss if live else fill
+            fill = row_weight * loss if live else fill
             array.store(terms, i, fill)
             hi, lo = add(hi, lo, fill)
         i += cuda.gridDim.x
@@ -405,38 +387,14 @@ def plan(loss: str, batch: int, classes: int, code: int, vectors: bool) -> Plan:
 
 def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> Any:
     """The kernel, in plain Python."""
-    array, numbers = storage(code, vectors), rows.weights(code, vectors)
-    together = variant == TEAM
-    repeat = rows.repeat(code, vectors, variant)
-    pieces = [(k, j) for k in range(repeat) for j in range(0, array.width, numbers.width)]
-    scope: dict[str, Any] = dict(
-        array=array,
-        numbers=numbers,
-        T=array.T,
-        WIDTH=array.width,
-        NUMBERS=numbers.width,
-        REPEAT=repeat,
-        AHEAD=tuple(range(repeat)),
-        LANES=tuple(range(repeat * array.width)),
-        NUMBER_LANES=tuple(range(repeat * numbers.width)),
-        PIECES=tuple(k for k, _ in pieces),
-        OFFSETS=tuple(j for _, j in pieces),
-        TOGETHER=True if together else None,
-        SQUARED=True if request.squared else None,
-        total=team_sum if together else block_total,
-        wait=wait_for_warp if together else wait_for_block,
-        store_partial=device(partial_sum) if together else rows.store_own_partial,
+    width, repeat = rows.weights(code, vectors).width, rows.repeat(code, vectors, variant)
+    scope = dict(
+        lanes(code, vectors, repeat, variant == TEAM),
+        NUMBERS=width,
+        NUMBER_LANES=tuple(range(repeat * width)),
+        SQUARED=request.squared,
     )
-    identity = (tuple(request), code, together, vectors)
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return bind(template, scope, request.loss, identity, decorate)
-
-    scope["pair_of"] = made(pair)
-    lanes = dict(at_hinge=hinge, at_cross=cross, at_fill=filled, at_pair=pair_lane, at_slope=slope_lane)
-    scope.update({name: made(lane) for name, lane in lanes.items()}, at_scaled=made(scaled))
-    scope["blank"] = made(blanked)
-    return made(KERNELS[request.loss], lambda f: f)
+    return as_kernel(KERNELS[request.loss], scope, request.loss, (tuple(request), code, vectors))
 
 
 def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
@@ -526,7 +484,7 @@ def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
         curvature=outs[1] is not None,
     )
     partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
-    slot = faults.faults(queue.device).slot(*_fault(p.name, p.target.shape, classes))
+    slot = queue.slot(*_fault(p.name, p.target.shape, classes))
     given = these.sample_weight, these.upstream, terms, written[0]
     ends = these.factor / divisor, gradients_by, partials, slot
     arguments: tuple[Any, ...]
@@ -547,8 +505,8 @@ def _run_hinges(p: Margins, outputs: dict[str, Any]) -> Any:
         divided=gradients_by is not None,
         vectors=vectors,
     )
-    for array, w in zip(outs, written, strict=True):
-        these.copy_back(array, w)
+    for output, w in zip(outs, written, strict=True):
+        these.copy_back(output, w)
     faults.check_now(queue.device)
     return these.finish(partials, divisor, by) if terms is None else terms
 
@@ -598,8 +556,8 @@ def _run_soft(p: Margins, outputs: dict[str, Any]) -> Any:
         divided=gradients_by is not None,
         vectors=vectors,
     )
-    for array, w in zip(outs, written, strict=True):
-        these.copy_back(array, w)
+    for output, w in zip(outs, written, strict=True):
+        these.copy_back(output, w)
     return these.finish(partials, divisor, by) if terms is None else terms
 
 
@@ -616,8 +574,3 @@ def _fault(name: str, shape: tuple[int, ...], classes: int) -> tuple[Any, Any]:
         return bad_index(name, index, label, classes, most=FAULT_MOST)
 
     return (name, shape, classes), error
-
-
-def quick(*_: Any) -> Any:
-    """Leave all calls to the general one."""
-    return MISSING

@@ -9,27 +9,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
 from ..layout import Axes, class_rows
-from ..spec import INT64, MISSING, Picks
+from ..spec import INT64, Picks
 from . import faults, rows
 from .arrays import aligned, flat
 from .reduce import THREADS, Launch, add, partial_sum, quotient
 from .reduce import launch as launch_of_elements
-from .rows import COLUMNS, TEAM, look, vector_at
-from .target import Binary, compile, cuda, device, each, select, storage, types
-
-# Bound by `terms_kernel` and `gradient_kernel`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
-WIDTH: Any = 4
-AHEAD: Any = (0,)
-LANES: Any = (0, 1, 2, 3)
-TOGETHER: Any = True
-at_row_lane: Any = None
-at_look_column: Any = None
-at_column_lane: Any = None
-store_partial: Any = None
+from .rows import (
+    AHEAD,
+    COLUMNS,
+    LANES,
+    TEAM,
+    TOGETHER,
+    WIDTH,
+    T,
+    array,
+    lanes,
+    row_state,
+    row_team,
+    vector_at,
+)
+from .target import Binary, as_kernel, compile, cuda, each, select, storage, types
 
 
 class Request(NamedTuple):
@@ -41,22 +41,23 @@ class Request(NamedTuple):
     terms: bool = False
 
 
-def nll_terms(x, labels, weight, sample_weight, terms, n, classes, inner, ignore, partials, faults):
+def nll_terms(x, labels, weight, row_weights, terms, n, classes, inner, ignore, partials, faults):
     """The terms of `n` rows, or their partial sums."""
     hi = lo = T(0)
     i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
     while i < n:
-        live, v, label, share, own_weight, _ = look(
-            labels, weight, sample_weight, None, i, n, classes, ignore, T(1), True, True, faults
+        live, v, label, row_weight, own_weight, _ = row_state(
+            labels, weight, row_weights, None, i, n, classes, ignore, T(1), True, True, faults
         )
         if live:
             outer = i // inner
-            v = -(own_weight * share) * array.load(x, (outer * classes + label) * inner + (i - outer * inner))
+            at = (outer * classes + label) * inner + (i - outer * inner)
+            v = -(own_weight * row_weight) * array.load(x, at)
         array.store(terms, i, v)
         hi, lo = add(hi, lo, v)
         i += cuda.gridDim.x * THREADS
     if partials is not None:
-        store_partial(partials, hi, lo)
+        partial_sum(partials, hi, lo)
 
 
 def row_lane(lane, own, slope, fill):
@@ -64,14 +65,13 @@ def row_lane(lane, own, slope, fill):
 
 
 def nll_gradient(
-    labels, weight, sample_weight, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
+    labels, weight, row_weights, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
 ):
     """The gradient, where rows are contiguous."""
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    if TOGETHER is not None:
-        team, height = 1 << deal, cuda.blockDim.x >> deal
-        i, step = cuda.blockIdx.x * height + (cuda.threadIdx.x >> deal), cuda.gridDim.x * height
-        lane = cuda.threadIdx.x & (team - 1)
+    if TOGETHER:
+        team, height, of_block, lane = row_team(deal)
+        i, step = cuda.blockIdx.x * height + of_block, cuda.gridDim.x * height
     else:
         parts = max(deal, 1)
         team, step = parts * cuda.blockDim.x, cuda.gridDim.x // parts
@@ -79,23 +79,23 @@ def nll_gradient(
         lane = (cuda.blockIdx.x - i * parts) * cuda.blockDim.x + cuda.threadIdx.x
     vectors = classes // WIDTH
     while i < batch:
-        live, fill, label, share, own_weight, up = look(
-            labels, weight, sample_weight, upstream, i, batch, classes, ignore, scale, True, lane == 0, faults
+        live, fill, label, row_weight, own_weight, up = row_state(
+            labels, weight, row_weights, upstream, i, batch, classes, ignore, scale, True, lane == 0, faults
         )
-        slope = -(own_weight * share) * up if live else fill
+        slope = -(own_weight * row_weight) * up if live else fill
         v = lane
         while v < vectors:
             at, there, own = each(vector_at, (AHEAD,), (v, team, vectors, i * classes, label, WIDTH))
-            array.store_vectors(g, at, there, each(at_row_lane, (LANES,), (own, slope, fill))[0])
+            array.store_vectors(g, at, there, each(row_lane, (LANES,), (own, slope, fill))[0])
             v += team
         i += step
 
 
-def look_column(lane, i, labels, weight, sample_weight, upstream, n, classes, ignore, scale, reports, faults):
-    live, fill, label, share, own_weight, up = look(
-        labels, weight, sample_weight, upstream, i + lane, n, classes, ignore, scale, True, reports, faults
+def column_state(lane, i, labels, weight, row_weights, upstream, n, classes, ignore, scale, reports, faults):
+    live, fill, label, row_weight, own_weight, up = row_state(
+        labels, weight, row_weights, upstream, i + lane, n, classes, ignore, scale, True, reports, faults
     )
-    return label, -(own_weight * share) * up if live else fill, fill
+    return label, -(own_weight * row_weight) * up if live else fill, fill
 
 
 def column_lane(label, slope, fill, c):
@@ -103,7 +103,7 @@ def column_lane(label, slope, fill, c):
 
 
 def gradient_columns(
-    labels, weight, sample_weight, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
+    labels, weight, row_weights, upstream, g, batch, classes, inner, deal, ignore, factor, divisor, faults
 ):
     """The gradient, where classes are strided: a thread writes a vector of rows, or a part of its classes."""
     scale = factor if divisor is None else quotient(factor, divisor[0])
@@ -113,15 +113,15 @@ def gradient_columns(
     i = (cuda.blockIdx.x * across + cuda.threadIdx.x - part * across) * WIDTH
     while i < n:
         label, slope, fill = each(
-            at_look_column,
+            column_state,
             (LANES,),
-            (i, labels, weight, sample_weight, upstream, n, classes, ignore, scale, part == 0, faults),
+            (i, labels, weight, row_weights, upstream, n, classes, ignore, scale, part == 0, faults),
         )
         outer = i // inner
         base = outer * classes * inner + (i - outer * inner)
         c = part
         while c < classes:
-            vector = each(at_column_lane, (label, slope, fill), (c,))[0]
+            vector = each(column_lane, (label, slope, fill), (c,))[0]
             array.store_vectors(g, (base + c * inner,), (True,), vector)
             c += slices
         i += cuda.gridDim.x * across * WIDTH
@@ -135,31 +135,13 @@ def terms_launch(n: int) -> Launch:
 def terms_kernel(code: int) -> Any:
     """`nll_terms` for scores of one storage."""
     array = storage(code)
-    scope = dict(array=array, T=array.T, store_partial=device(partial_sum))
-    return bind(nll_terms, scope, "nll_loss", code, lambda f: f)
+    return as_kernel(nll_terms, dict(array=array, T=array.T), "nll_loss", code)
 
 
 def gradient_kernel(code: int, variant: str, vectors: bool = True) -> Any:
     """`nll_gradient`, or `gradient_columns`, for scores of one storage, in plain Python."""
-    array = storage(code, vectors)
-    together = variant == TEAM
-    identity = (code, together, vectors)
-    scope: dict[str, Any] = dict(
-        array=array,
-        T=array.T,
-        WIDTH=array.width,
-        LANES=tuple(range(array.width)),
-        TOGETHER=True if together else None,
-    )
-    for name, lane in (
-        ("at_row_lane", row_lane),
-        ("at_look_column", look_column),
-        ("at_column_lane", column_lane),
-    ):
-        scope[name] = bind(lane, scope, "nll_loss", identity, device)
-    return bind(
-        gradient_columns if variant == COLUMNS else nll_gradient, scope, "nll_loss", identity, lambda f: f
-    )
+    template = gradient_columns if variant == COLUMNS else nll_gradient
+    return as_kernel(template, lanes(code, vectors, 1, variant == TEAM), "nll_loss", (code, vectors))
 
 
 def compile_terms(request: Request, code: int, cc: tuple[int, int], summed: bool = True) -> Binary:
@@ -230,7 +212,7 @@ def run(p: Picks, outputs: dict[str, Any]) -> Any:
     weight = None if p.weight is None else flat(p.weight, (classes,), p.arithmetic, queue)
     labels, ignore = these.over_rows(p.target, INT64), p.ignore_index
     divisor, by = these.divisors(lambda: rows.count_rows(these, labels, weight, classes, ignore))
-    slot = faults.faults(queue.device).slot(*rows.index_fault(p.name, p.input.shape, axes.order))
+    slot = queue.slot(*rows.index_fault(p.name, p.input.shape, axes.order))
     request = Request(
         weighted=weight is not None,
         sample_weighted=these.sample_weight is not None,
@@ -272,8 +254,3 @@ def run(p: Picks, outputs: dict[str, Any]) -> Any:
         these.copy_back(gradient, written)
     faults.check_now(queue.device)
     return these.finish(partials, divisor, by) if terms is None else terms
-
-
-def quick(*_: Any) -> Any:
-    """Leave all calls to the general one."""
-    return MISSING

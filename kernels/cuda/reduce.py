@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
+from ..spec import FLOAT32
 from .target import (
     EVERY_LANE,
     Binary,
     Storage,
+    as_kernel,
     compile,
     cuda,
     device,
@@ -26,16 +27,15 @@ from .target import (
     types,
 )
 
-# Bound by `tiles`, `sums_kernel` and `finish_kernel`; named here for readers and checkers.
-array: Any = None
+# What kernels over one-dimensional arrays are bound to by `tiles`: the access to arrays; the arithmetic type;
+# the elements of a vector; the vectors that a thread has in flight, how far each is from the first, and the
+# numbers of their elements, of which ``k`` is in vector ``k // WIDTH``.
+array: Any = storage(FLOAT32)
 T: Any = np.float32
 WIDTH: Any = 4
 REPEAT: Any = 2
 AHEAD: Any = (0, 256)
 LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-place: Any = None
-counted: Any = None
-store_partial: Any = None
 
 THREADS = 256  # a block of a kernel that reads arrays
 # Bytes of each array, as numbers to compute with, that a thread has in flight: enough for the bandwidth of
@@ -62,17 +62,11 @@ def launch(n: int, arithmetic: Any) -> Launch:
 
 @cache
 def tiles(array: Storage) -> dict[str, Any]:
-    """What a kernel's loop over one-dimensional arrays of a storage is bound to.
-
-    ``place`` gives the indices of the vectors that a thread has in flight, each a block further than the
-    last, and whether they are there: past the end the first one stands for them. ``counted`` makes zeros of
-    the lanes of those that are not. Of `LANES`, lane ``k`` is of vector ``k // WIDTH``. ``store_partial``
-    ends a sum.
-    """
+    """What a kernel's loop over one-dimensional arrays of a storage is bound to."""
     # Single elements take an address each.
     elements = IN_FLIGHT // np.dtype(array.T).itemsize // (1 if array.width > 1 else 2)
     repeat = elements // array.width
-    scope = dict(
+    return dict(
         array=array,
         T=array.T,
         WIDTH=array.width,
@@ -80,9 +74,6 @@ def tiles(array: Storage) -> dict[str, Any]:
         AHEAD=tuple(THREADS * k for k in range(repeat)),
         LANES=tuple(range(repeat * array.width)),
     )
-    for name, template in (("place", at_vector), ("counted", if_there), ("store_partial", partial_sum)):
-        scope[name] = bind(template, scope, array.__name__, (array.code, array.width), device)
-    return scope
 
 
 # ---- what kernels call --------------------------------------------------------------------------------
@@ -142,12 +133,14 @@ def quotient(factor, divisor):
     return factor / divisor if divisor != type(divisor)(0) else type(divisor)(np.nan)
 
 
-def at_vector(ahead, first, vectors):
+def place(ahead, first, vectors):
+    """Where a vector in flight is, and whether it is there: else the first stands for it."""
     there = first + ahead < vectors
     return (first + ahead if there else first) * WIDTH, there
 
 
-def if_there(x, lane, there):
+def counted(x, lane, there):
+    """A lane, or zero of a vector that is not there."""
     return (x if there[lane // WIDTH] else T(0),)
 
 
@@ -175,7 +168,7 @@ def sums(x, n, partials):
     rest = vectors * WIDTH + cuda.threadIdx.x
     if cuda.blockIdx.x == 0 and rest < n:
         hi, lo = add(hi, lo, array.load(x, rest))
-    store_partial(partials, hi, lo)
+    partial_sum(partials, hi, lo)
 
 
 def finish(partials, blocks, factor, divisor, out):
@@ -193,13 +186,13 @@ def finish(partials, blocks, factor, divisor, out):
 
 def sums_kernel(code: int, vectors: bool = True) -> Any:
     """`sums` of an array of one storage."""
-    return bind(sums, tiles(storage(code, vectors)), "sums", (code, vectors), lambda f: f)
+    return as_kernel(sums, tiles(storage(code, vectors)), "sums", (code, vectors))
 
 
 def finish_kernel(code: int) -> Any:
     """`finish` into an array of one storage."""
     array = storage(code)
-    return bind(finish, dict(array=array, T=array.T), "finish", code, lambda f: f)
+    return as_kernel(finish, dict(array=array, T=array.T), "finish", code)
 
 
 def compile_sums(code: int, cc: tuple[int, int], vectors: bool = True) -> Binary:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
 from ..layout import class_axis, class_rows, index_at
 from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, arithmetic_dtype, bad_index, code_of
 from .arrays import VECTOR_BYTES, DeviceArray, current_queue, flat, store_sum, total
@@ -26,16 +25,30 @@ from .target import (
     WARP,
     Binary,
     Storage,
+    as_kernel,
     compile,
     cuda,
     device,
+    each,
     record,
     storage,
     types,
 )
 
-# Bound by `counts_kernel`; named here for readers and checkers.
+# What kernels over rows are bound to by `lanes`: the access to arrays, and to class weights; the arithmetic
+# type; the elements of a vector; the vectors of a row that a thread holds or has in flight, their numbers
+# and, as `LANES`, those of their elements; for each vector of class weights the vector that it goes with and
+# the lane where it starts there; whether a part of a warp has a row, and not a block; what ends a sum.
+array: Any = storage(FLOAT32)
+numbers: Any = storage(FLOAT32)
 T: Any = np.float32
+WIDTH: Any = 4
+REPEAT: Any = 2
+AHEAD: Any = (0, 1)
+LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
+PIECES: Any = (0, 1)
+OFFSETS: Any = (0, 0)
+TOGETHER: Any = True
 store_partial: Any = None
 
 INTEGERS = types.CPointer(types.int64)
@@ -120,6 +133,25 @@ def weights(code: int, vectors: bool = True) -> Storage:
     return storage(FLOAT64 if code == FLOAT64 else FLOAT32, vectors)
 
 
+def lanes(code: int, vectors: bool, repeat: int, together: bool) -> dict[str, Any]:
+    """Return what a kernel over rows is bound to."""
+    array, numbers = storage(code, vectors), weights(code, vectors)
+    pieces = [(k, j) for k in range(repeat) for j in range(0, array.width, numbers.width)]
+    return dict(
+        array=array,
+        numbers=numbers,
+        T=array.T,
+        WIDTH=array.width,
+        REPEAT=repeat,
+        AHEAD=tuple(range(repeat)),
+        LANES=tuple(range(repeat * array.width)),
+        PIECES=tuple(k for k, _ in pieces),
+        OFFSETS=tuple(j for _, j in pieces),
+        TOGETHER=together,
+        store_partial=partial_sum if together else store_own_partial,
+    )
+
+
 # ---- what kernels call --------------------------------------------------------------------------------
 
 
@@ -132,14 +164,23 @@ def optional(array, i, otherwise):
         return array[i]
 
 
+def row_team(deal):
+    """Threads to a row, rows of a block, this thread's row among these, and its number in the row's team."""
+    if TOGETHER:
+        team = 1 << deal
+        return team, cuda.blockDim.x >> deal, cuda.threadIdx.x >> deal, cuda.threadIdx.x & (team - 1)
+    else:
+        return cuda.blockDim.x, 1, 0, cuda.threadIdx.x & (cuda.blockDim.x - 1)
+
+
 @device
-def look(labels, weight, sample_weight, upstream, i, n, classes, ignore, scale, own_only, reports, faults):
+def row_state(labels, weight, row_weights, upstream, i, n, classes, ignore, scale, own_only, reports, faults):
     """What a row counts for.
 
     Parameters
     ----------
-    labels, weight, sample_weight, upstream : pointers
-        Each may be None; without labels only the sample weight decides.
+    labels, weight, row_weights, upstream : pointers
+        Each may be None; without labels only the row's weight decides.
     i, n : int
         The row, and how many there are.
     ignore : int or None
@@ -155,16 +196,16 @@ def look(labels, weight, sample_weight, upstream, i, n, classes, ignore, scale, 
     live : bool
         Whether the row is read. Else its term and gradients are `fill`.
     fill, label
-    share, own_weight, factor
+    row_weight, own_weight, factor
         The row's weight, that of its class, and what multiplies its gradients.
     """
     zero, one = type(scale)(0), type(scale)(1)
     live, fill, label = i < n, zero, -1
-    share = own_weight = factor = one
+    row_weight = own_weight = factor = one
     if live:
-        share = optional(sample_weight, i, one)
+        row_weight = optional(row_weights, i, one)
         factor = scale * optional(upstream, i, one)
-        live = share != zero
+        live = row_weight != zero
         if labels is not None:
             label = labels[i]
             ignored = False
@@ -178,8 +219,8 @@ def look(labels, weight, sample_weight, upstream, i, n, classes, ignore, scale, 
                     record(faults, i, label)
             else:
                 own_weight = optional(weight, label, one)
-                live = share != zero and not (own_only and own_weight * share == zero)
-    return live, fill, label, share, own_weight, factor
+                live = row_weight != zero and not (own_only and own_weight * row_weight == zero)
+    return live, fill, label, row_weight, own_weight, factor
 
 
 @device
@@ -203,6 +244,33 @@ def weights_at(ahead, offset, first, step, stop, base, width):
     return (base + (v if v < stop else 0) * width + offset,)
 
 
+def load_weights(weight, first, step, stop, base):
+    """The weights that go with a thread's vectors of a row; they start at `base`."""
+    at = each(weights_at, (PIECES, OFFSETS), (first, step, stop, base, WIDTH))[0]
+    return numbers.load_vectors(weight, at)
+
+
+def filled(lane, x):
+    return (x,)
+
+
+def fill_vectors(outputs, at, there, fill):
+    """Write one number to some vectors of three outputs, each of which may be None."""
+    first, second, third = outputs
+    xs = each(filled, (LANES,), (fill,))[0]
+    array.store_vectors(first, at, there, xs)
+    array.store_vectors(second, at, there, xs)
+    array.store_vectors(third, at, there, xs)
+
+
+def fill_row(outputs, base, first, step, stop, fill):
+    """Write one number to a thread's part of a row of three outputs: from the vector `first` to `stop`."""
+    while first < stop:
+        at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
+        fill_vectors(outputs, at, there, fill)
+        first += REPEAT * step
+
+
 @device
 def team_max(x, team):
     """The largest of the numbers of a team, which is a part of a warp; NaNs do not count."""
@@ -221,7 +289,6 @@ def team_sum(x, team):
     return x
 
 
-@device
 def store_own_partial(partials, hi, lo):
     """As `reduce.partial_sum`, where the block's first thread has all of the sum."""
     if cuda.threadIdx.x == 0:
@@ -244,7 +311,7 @@ def counts(labels, weight, sample_weight, n, classes, ignore, partials):
         if label != ignore and label >= 0 and label < classes:
             hi, lo = add(hi, lo, optional(weight, label, T(1)) * optional(sample_weight, i, T(1)))
         i += cuda.gridDim.x * THREADS
-    store_partial(partials, hi, lo)
+    partial_sum(partials, hi, lo)
 
 
 def counts_launch(n: int) -> Launch:
@@ -254,8 +321,7 @@ def counts_launch(n: int) -> Launch:
 
 def counts_kernel(code: int) -> Any:
     """`counts` for scores of one storage."""
-    scope = dict(T=storage(code).T, store_partial=device(partial_sum))
-    return bind(counts, scope, "counts", code, lambda f: f)
+    return as_kernel(counts, dict(T=storage(code).T), "counts", code)
 
 
 def compile_counts(code: int, cc: tuple[int, int], weighted: bool, sample_weighted: bool) -> Binary:

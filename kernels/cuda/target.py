@@ -4,11 +4,11 @@ No other module touches what numba-cuda does not promise. `compile` needs neithe
 
 A kernel is a plain function at module level. Its arrays are raw pointers, whose elements only a
 :class:`Storage` reads and writes: always as numbers of the arithmetic type, float32 for all but float64. What
-varies from loss to loss is a global that :func:`kernels.bind.bind` sets, device functions made by
-:func:`device` among them; what a call does not ask for is an argument of type ``none``, and gone when
-compiled::
+varies from loss to loss is a global that :func:`as_kernel` binds; what the kernel calls is bound along with
+it, and inlined. What a call does not ask for is an argument of type ``none``, and gone when compiled::
 
-    array = storage(BFLOAT16)
+    def twice(x):
+        return (x + x,)
 
     def double(x, y, n):
         i = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * array.width
@@ -16,7 +16,9 @@ compiled::
             doubled = each(twice, (array.load_vectors(x, (i,)),), ())
             array.store_vectors(y, (i,), (True,), doubled[0])
 
-    compile(double, (array.pointer, array.pointer, types.int64), (9, 0), threads=256).image
+    array = storage(BFLOAT16)
+    kernel = as_kernel(double, dict(array=array), "double", BFLOAT16)
+    compile(kernel, (array.pointer, array.pointer, types.int64), (9, 0), threads=256).image
 
 Indices are 64-bit: Numba's integer arithmetic is. A literal takes float32 to float64, so a float constant is
 ``T(0.5)`` with a bound ``T``, or meets only Jets and Consts. Multiply and add contract to one instruction;
@@ -25,7 +27,7 @@ nothing else is relaxed but float32 division, which may err by 2 ulp and costs n
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from types import ModuleType, SimpleNamespace
@@ -43,6 +45,7 @@ from numba.cuda.extending import intrinsic, lower_cast, register_model
 from numba.cuda.extending import overload as _overload
 
 from .. import jets
+from ..bind import Helpers, bind
 from ..spec import BFLOAT16, FLOAT16, FLOAT64
 
 WARP = 32
@@ -94,6 +97,17 @@ def device(function: Callable[..., Any]) -> Any:
     return cuda.jit(device=True, forceinline=True)(function)
 
 
+def as_kernel(template: Any, scope: Mapping[str, Any], name: str, identity: object) -> Any:
+    """A template bound to what varies, in plain Python; what it calls is compiled into it. See `bind`."""
+    return as_kernels((template,), scope, name, identity)[0]
+
+
+def as_kernels(templates: Any, scope: Mapping[str, Any], name: str, identity: object) -> tuple[Any, ...]:
+    """Several templates bound to the same."""
+    helpers = Helpers(device)
+    return tuple(bind(t, scope, name, identity, lambda f: f, helpers) for t in templates)
+
+
 def compile(
     function: Callable[..., Any],
     signature: tuple[Any, ...],
@@ -106,7 +120,7 @@ def compile(
     Parameters
     ----------
     function : function
-        Plain Python, as `bind` gives it with ``decorate=lambda f: f``.
+        Plain Python, as `as_kernel` gives it.
     signature : tuple of Numba types
         Of its arguments. One of type ``none`` is a pointer too, to be passed as null; a tuple is passed as so
         many scalars.
@@ -542,6 +556,23 @@ def reciprocal(typingctx, x):
             return builder.fdiv(F64(1), args[0])
         approximate = ir.InlineAsm(ir.FunctionType(F32, [F32]), "rcp.approx.ftz.f32 $0, $1;", "=f,f")
         return builder.call(approximate, args)
+
+    return x(x), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, x):
+    """A power of two that scales a magnitude to about 1; 1 for infinity and NaN."""
+    mantissa, top = (23, 255) if x == types.float32 else (52, 2047)
+
+    def codegen(context, builder, sig, args):
+        kind = I32 if x == types.float32 else I64
+        field = builder.lshr(builder.bitcast(args[0], kind), kind(mantissa))
+        field = builder.select(builder.icmp_signed("<", field, kind(1)), kind(1), field)
+        e = builder.sub(kind(top - 1), field)
+        e = builder.select(builder.icmp_signed("<", e, kind(1)), kind(1), e)
+        e = builder.select(builder.icmp_signed("==", field, kind(top)), kind(top // 2), e)
+        return builder.bitcast(builder.shl(e, kind(mantissa)), context.get_value_type(x))
 
     return x(x), codegen
 

@@ -1,20 +1,25 @@
-"""Losses of vectors, contiguous rows of (rows, size): each row of two or three arrays gives one term.
+"""Losses of vectors by definition: contiguous rows of (rows, size), two or three arrays; each gives one term.
 
-A row's sums over its coordinates make the distances between its vectors, these the term, and all of them the
-gradients. Sums that lost terms, or would lose their gradients, are formed again of what is scaled by its
-largest magnitude. How threads are dealt to rows follows from :func:`plan`: a part of a warp (TEAM) or a block
-(BLOCK) holds a row in registers, so each array is read once; a block (STREAM) reads a longer one again for
-its gradients.
+A row's sums over its coordinates, or the distances that they make, are what its definition's `finish` takes;
+its value, and the slopes by the sums and by arrays of one number a row, are derived from that (see
+`kernels.lift`). The gradients by the vectors are those of the sums, times these slopes. Sums that lost
+terms, or would lose their gradients, are formed again of what is scaled: by its largest magnitude, or of a
+definition that is homogeneous by a power of two.
+
+How threads are dealt to rows follows from :func:`plan`: a part of a warp (TEAM) or a block (BLOCK) holds a
+row in registers, so each array is read once; a block (STREAM) reads a longer one again for its gradients.
 
 The kernel's arguments, `none` where a call does not ask for them:
 
 - the vectors ``x y z`` (`z` with triplets), of one storage;
-- labels (with pairs: 1, -1, or any other, which gives 0), weights and upstream gradients of the rows, of the
+- a tuple of arrays of one number a row, then weights and upstream gradients of the rows, all of the
   arithmetic type;
-- the terms and the gradients by ``x y z``, of the storage; a gradient may lie over its vector;
+- the terms, the gradients by ``x y z`` and the curvature by one of them, of the storage; a gradient may lie
+  over its vector;
+- a tuple of the gradients by arrays of one number a row, and the curvature by one, of the arithmetic type;
 - the number of rows, the size of a vector, the plan's `deal`;
-- the norm's p, the eps that is added to each coordinate's difference or under each squared norm, the margin,
-  and the gradient's factor;
+- a norm's p, the eps that is added to each coordinate's difference or under each squared norm, a tuple of the
+  definition's options, and the gradient's factor;
 - a pointer to the gradient's divisor, and one to the partial sums.
 """
 
@@ -22,8 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import bind
+from ..bind import fingerprint
 from ..layout import InOrder
+from ..lift import lift_bend, lift_finish, lift_row_bend, lift_terms
 from ..math import power, sign, sqrt
 from ..spec import (
     COSINE,
@@ -33,68 +39,94 @@ from ..spec import (
     ROOT_OF_SQUARES,
     SQUARES,
     SUM,
+    VectorFunctions,
     Vectors,
 )
 from . import rows
 from .arrays import aligned
-from .reduce import MOST_BLOCKS, THREADS, add, partial_sum, quotient
-from .rows import BLOCK, STREAM, TEAM, Plan, look, optional, vector_at
-from .target import EVERY_LANE, WARP, Binary, compile, cuda, device, each, shared, storage, tree_sum, types
+from .reduce import MOST_BLOCKS, THREADS, add, quotient
+from .rows import (
+    AHEAD,
+    BLOCK,
+    LANES,
+    REPEAT,
+    STREAM,
+    TEAM,
+    TOGETHER,
+    WIDTH,
+    Plan,
+    T,
+    array,
+    fill_row,
+    lanes,
+    row_state,
+    row_team,
+    store_partial,
+    vector_at,
+)
+from .target import (
+    EVERY_LANE,
+    WARP,
+    Binary,
+    as_kernel,
+    compile,
+    cuda,
+    derivatives,
+    each,
+    power_of_two,
+    select,
+    shared,
+    storage,
+    tree_sum,
+    types,
+)
+from .target import options as unpack_options
 
-# Bound by `kernel`; named here for readers and checkers.
-array: Any = None
-T: Any = np.float32
+# What else the kernel is bound to, by `kernel`.
 MOST: Any = np.finfo(np.float32).max
-WIDE: Any = np.float32(2.0**60)
-WIDTH: Any = 4
-REPEAT: Any = 2
-AHEAD: Any = (0, 1)
-LANES: Any = (0, 1, 2, 3, 4, 5, 6, 7)
-NOTHING: Any = (np.float32(0),) * 8
-FIRST: Any = (0, 0, 1)
-SECOND: Any = (1, 2, 2)
-PRODUCT: Any = (3, 4, 5)
-SCALES: Any = (0, 1, 2)
+WIDE: Any = np.float32(2.0**60)  # a sum above it, or below its inverse, is formed again
+NOTHING: Any = (np.float32(0),) * 8  # a thread's part of a vector that is not read
+FIRST: Any = (0, 0, 1)  # of each distance the first vector,
+SECOND: Any = (1, 2, 2)  # the second,
+PRODUCT: Any = (3, 4, 5)  # and with cosines the sum of their products
+SCALES: Any = (0, 1, 2)  # what is scaled: differences, or with cosines vectors, or all of a row
 SUMS: Any = (0, 1, 2, 3, 4, 5)
 ONES: Any = (np.float32(1),) * 3
 NO_PEAKS: Any = (np.float32(0),) * 3
 NO_SUMS: Any = (np.float32(0),) * 6
-THREE: Any = True
+THREE: Any = True  # vectors, not two
 SWAP: Any = True
-TOGETHER: Any = True
-WRITES: Any = True
-SCALED: Any = True
-together: Any = None
-power_of: Any = None
-root_of: Any = None
-slope_of: Any = None
-at_power: Any = None
-at_square: Any = None
-at_product: Any = None
-at_magnitude: Any = None
-at_apart: Any = None
-at_hit: Any = None
-at_summand: Any = None
-at_peak: Any = None
-at_lost: Any = None
-at_inverse: Any = None
-at_finish: Any = None
-at_push: Any = None
-push: Any = None
-at_slope: Any = None
-held: Any = None
-held_third: Any = None
-join: Any = None
-take: Any = None
-visit: Any = None
-give: Any = None
-blank: Any = None
-summed: Any = None
-peaks: Any = None
-measure: Any = None
-finish: Any = None
-judge: Any = None
-store_partial: Any = None
+WRITES: Any = True  # there is a gradient by a vector
+STREAMED: Any = False  # a row is read twice
+BY_TERMS: Any = False  # the definition has terms, and no distance
+COSINES: Any = False
+COUNTS: Any = False  # how often the largest difference is there is added up
+SCALED: Any = True  # sums are formed again where they lost terms
+power_of: Any = None  # by kind of distance: a difference's power,
+root_of: Any = None  # the sum's root,
+slope_of: Any = None  # the gradient by a difference,
+finished: Any = None  # and what ends a distance
+BY0: Any = True  # the gradient by this vector is asked for
+BY1: Any = True
+BY2: Any = False
+DEGREE: Any = 0  # the value goes with this power of the scale
+CURVED: Any = False  # the second derivative by a vector is asked for,
+ROW_CURVED: Any = False  # or by an array of one number a row
+ROW_ARRAYS: Any = False  # there are such arrays
+ROW_WRT: Any = False  # gradients by them are asked for
+terms_at: Any = None  # the definition's terms, and their derivatives by each vector
+at0: Any = None
+at1: Any = None
+at2: Any = None
+finish: Any = None  # its value, and the slopes by sums and by arrays of one number a row
+bend: Any = None  # its second derivative by a coordinate,
+row_bend: Any = None  # or by such an array
+of_sums: Any = None  # of those slopes the sums',
+of_rows: Any = None  # and the arrays'
+unpack: Any = None  # gives the options as the definition takes them
+stretch: Any = None  # and those that scale with the vectors, scaled
+STRETCHES: Any = False  # there are such options:
+LENGTHS: Any = (0,)  # their places among those that are numbers
 
 MOST_HOLDING = 512  # threads of a block that holds a row; half as many of float64, with twice the registers
 DISTANCES = {"euclidean": ROOT_OF_SQUARES, "sqeuclidean": SQUARES, "cosine": COSINE, "manhattan": SUM}
@@ -103,24 +135,21 @@ DISTANCES = {"euclidean": ROOT_OF_SQUARES, "sqeuclidean": SQUARES, "cosine": COS
 class Request(NamedTuple):
     """What one kernel computes."""
 
-    kind: int  # of distance, as in `kernels.cpu.vectors`
-    three: bool = True  # triplets, else pairs
+    kind: int | None  # of distance, as in `kernels.spec`; None: the definition has terms
     swap: bool = False
     weighted: bool = False  # rows have weights
     upstream: bool = False
     terms: bool = False
     wrt: tuple[int, ...] = ()  # vectors to differentiate
+    row_wrt: tuple[int, ...] = ()  # arrays of one number a row to differentiate
+    curvature: bool = False  # by the one vector, or array, that is differentiated
 
 
 # ---- one coordinate -----------------------------------------------------------------------------------
 
 
-def two(x, y, z):
-    return x, y
-
-
-def three(x, y, z):
-    return x, y, z
+def together(x, y, z):
+    return (x, y, z) if THREE else (x, y)
 
 
 def power_between(first, second, r, vs, there, eps, p):
@@ -150,28 +179,45 @@ def hit(first, second, top, vs, there, eps):
     return (T(0) if u < top or not there else T(1) if u == top else u,)
 
 
-# What a coordinate adds to the sums, by distance; with cosines by vector, and then by distance.
-
-
-def summands_of_norm(x, y, z, lane, there, rs, eps, p):
-    return each(at_power, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps, p))[0]
-
-
-def summands_of_cosine(x, y, z, lane, there, rs, eps, p):
+def summands(x, y, z, lane, there, rs, settings):
+    """What a coordinate adds to the sums; with distances by these, with cosines by vector before."""
+    eps, p, o, _ = settings
     vs, here = together(x, y, z), there[lane // WIDTH]
-    return each(at_square, (vs, rs), (here,))[0] + each(at_product, (FIRST, SECOND), (vs, rs, here))[0]
+    if BY_TERMS:
+        a, b, c = scaled(x, y, z, rs[0])
+        return each(if_here, (terms_at(a, b, c, stretched(o, rs[0])),), (here,))[0]
+    elif COSINES:
+        return each(square, (vs, rs), (here,))[0] + each(product, (FIRST, SECOND), (vs, rs, here))[0]
+    elif COUNTS:
+        return each(hit, (FIRST, SECOND, rs), (vs, here, eps))[0]
+    else:
+        return each(power_between, (FIRST, SECOND, rs), (vs, here, eps, p))[0]
 
 
-def magnitudes_of_norm(x, y, z, lane, there, rs, eps, p):
-    return each(at_apart, (FIRST, SECOND), (together(x, y, z), there[lane // WIDTH], eps))[0]
+def scaled(x, y, z, r):
+    """The three numbers that terms take, of two vectors the last stands for none."""
+    return (x * r, y * r, z * r) if THREE else (x * r, y * r, x * r)
 
 
-def magnitudes_of_cosine(x, y, z, lane, there, rs, eps, p):
-    return each(at_magnitude, (together(x, y, z),), (there[lane // WIDTH],))[0]
+def stretched(o, r):
+    """The options, those that are lengths scaled."""
+    return stretch(o, r) if SCALED and BY_TERMS else o
 
 
-def hits(x, y, z, lane, there, rs, eps, p):
-    return each(at_hit, (FIRST, SECOND, rs), (together(x, y, z), there[lane // WIDTH], eps))[0]
+def if_here(v, there):
+    return (v if there else T(0),)
+
+
+def magnitudes(x, y, z, lane, there, rs, settings):
+    """The magnitudes of what is scaled."""
+    eps, _, _, _ = settings
+    vs, here = together(x, y, z), there[lane // WIDTH]
+    if BY_TERMS:
+        return largest(each(magnitude, (vs,), (here,))[0])
+    elif COSINES:
+        return each(magnitude, (vs,), (here,))[0]
+    else:
+        return each(apart, (FIRST, SECOND), (vs, here, eps))[0]
 
 
 # By kind of norm: a difference's power, the sum's root, and the gradient by a difference.
@@ -187,10 +233,6 @@ def squared(u, p):
 
 def raised(u, p):
     return power(u, p)
-
-
-def as_it_is(s, p):
-    return s
 
 
 def square_root(s, p):
@@ -235,34 +277,65 @@ def pushed_by_cosine(first, second, factor, slope, own, other, vs, rs):
     return by_first if counts else T(0), by_second if counts else T(0)
 
 
-def push_norms(vs, factors, slopes, owns, others, values, rs, eps, p):
-    return each(at_push, (FIRST, SECOND, factors, slopes, values, rs), (vs, eps, p))
+def push(vs, factors, slopes, owns, others, values, rs, eps, p):
+    """Each distance's gradients by its first vector, and by its second."""
+    if COSINES:
+        return each(pushed_by_cosine, (FIRST, SECOND, factors, slopes, owns, others), (vs, rs))
+    else:
+        return each(pushed_by_norm, (FIRST, SECOND, factors, slopes, values, rs), (vs, eps, p))
 
 
-def push_cosines(vs, factors, slopes, owns, others, values, rs, eps, p):
-    return each(at_push, (FIRST, SECOND, factors, slopes, owns, others), (vs, rs))
-
-
-def slopes(x, y, z, factors, slopes, owns, others, values, rs, eps, p):
+def slopes_of_distances(x, y, z, factors, slopes, owns, others, values, rs, eps, p):
     """The gradients by the vectors."""
     t, o = push(together(x, y, z), factors, slopes, owns, others, values, rs, eps, p)
-    if THREE is None:
+    if not THREE:
         return t[0], o[0], None
-    elif SWAP is None:
+    elif not SWAP:
         return t[0] + t[1], o[0], o[1]
     else:
         return t[0] + t[1], o[0] + t[2], o[1] + o[2]
 
 
+def slopes_of_terms(x, y, z, factors, curve, sums, given, r, o):
+    """The gradients by the vectors, and the second derivative by the one that is differentiated."""
+    a, b, c = scaled(x, y, z, r)
+    dx = dy = dz = h = T(0)
+    if BY0:
+        d, curvatures = at0(a, b, c, o)
+        dx = weighed(factors, d)
+    if BY1:
+        d, curvatures = at1(a, b, c, o)
+        dy = weighed(factors, d)
+    if BY2:
+        d, curvatures = at2(a, b, c, o)
+        dz = weighed(factors, d)
+    if CURVED:
+        h = select(curve == T(0), T(0), curve * bend(sums, d, curvatures, given, o))
+    return dx, dy, dz, h
+
+
+def weighed(factors, slopes):
+    """The sum of slopes times their factors; nothing of a slope whose factor is zero."""
+    return tree_sum(each(product_if, (factors, slopes), ())[0])
+
+
+def product_if(factor, x):
+    """A product that is zero where the first factor is, whatever the other."""
+    return (select(factor == T(0), T(0), factor * x),)
+
+
+def product_or_zero(x, y):
+    """A product that is zero where a factor is, whatever the other."""
+    return (select((x == T(0)) | (y == T(0)), T(0), x * y),)
+
+
 # ---- sums over a row ----------------------------------------------------------------------------------
 
 
-@device
 def total(xs):
     return (tree_sum(xs),)
 
 
-@device
 def largest(xs):
     top = xs[0]
     for x in xs:
@@ -270,22 +343,18 @@ def largest(xs):
     return (top,)
 
 
-@device
 def plus(x, y):
     return (x + y,)
 
 
-@device
 def larger(x, y):
     return (max(x, y),)
 
 
-@device
 def across(x, step):
     return (cuda.shfl_xor_sync(EVERY_LANE, x, step),)
 
 
-@device
 def join_team(xs, numbers, pairwise, team):
     """The numbers of a part of a warp joined two by two, in each of its threads."""
     step = team >> 1
@@ -295,18 +364,15 @@ def join_team(xs, numbers, pairwise, team):
     return xs
 
 
-@device
 def leave(x, k, memory, warp):
     memory[WARP * k + warp] = x
     return ()
 
 
-@device
 def found(k, memory, lane, warps, zero):
     return (memory[WARP * k + lane] if lane < warps else zero,)
 
 
-@device
 def join_block(xs, numbers, pairwise, team):
     """The same for a block; of `xs` the `numbers` are 0, 1, ..."""
     memory = shared(192, xs[0])  # for a warp's, six at most
@@ -320,7 +386,12 @@ def join_block(xs, numbers, pairwise, team):
     return join_team(xs, numbers, pairwise, WARP)
 
 
-def loaded(p, at, live):
+def join(xs, numbers, pairwise, team):
+    """The numbers of the threads that share a row joined, in each of them."""
+    return join_team(xs, numbers, pairwise, team) if TOGETHER else join_block(xs, numbers, pairwise, team)
+
+
+def in_registers(p, at, live):
     """A thread's part of a vector; zeros of one that is not to be read."""
     xs = NOTHING
     if live:
@@ -328,123 +399,126 @@ def loaded(p, at, live):
     return xs
 
 
-def not_loaded(p, at, live):
-    return None
+def take(x, y, z, row, live):
+    """What a thread has of a row: its part of each vector, its place and what is there; or the arrays."""
+    if STREAMED:
+        return x, y, z
+    else:
+        base, first, step, stop = row
+        at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
+        third = in_registers(z, at, live) if THREE else None
+        return in_registers(x, at, live), in_registers(y, at, live), third, at, there
 
 
-# What a thread has of a row: its part of each vector, its place, and what of it is there; or the arrays.
-
-
-def take_held(x, y, z, row, live):
-    base, first, step, stop = row
-    at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
-    return held(x, at, live), held(y, at, live), held_third(z, at, live), at, there
-
-
-def take_streamed(x, y, z, row, live):
-    return x, y, z
-
-
-def visit_held(at, fold, pairwise, start, own, row, rs, eps, p):
+def fold_row(at, fold, pairwise, start, own, row, rs, settings):
     """A thread's part of some sums over a row, or of some maxima."""
-    x, y, z, _, there = own
-    return each(fold, (each(at, (x, y, z, LANES), (there, rs, eps, p)),), ())[0]
+    if STREAMED:
+        x, y, z = own
+        base, v, step, stop = row
+        sums = start
+        while v < stop:
+            i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+            a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+            more = each(fold, (each(at, (a, b, c, LANES), (there, rs, settings)),), ())[0]
+            sums = each(pairwise, (sums, more), ())[0]
+            v += REPEAT * step
+        return sums
+    else:
+        x, y, z, _, there = own
+        return each(fold, (each(at, (x, y, z, LANES), (there, rs, settings)),), ())[0]
 
 
-def visit_streamed(at, fold, pairwise, start, own, row, rs, eps, p):
-    x, y, z = own
-    base, v, step, stop = row
-    sums = start
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
-        more = each(fold, (each(at, (a, b, c, LANES), (there, rs, eps, p)),), ())[0]
-        sums = each(pairwise, (sums, more), ())[0]
-        v += REPEAT * step
-    return sums
+def store_gradients(outputs, own, row, found):
+    """Write the gradients of what a thread has read, or reads again."""
+    if STREAMED:
+        x, y, z = own
+        base, v, step, stop = row
+        while v < stop:
+            i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
+            a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
+            store_slopes(outputs, i, there, a, b, c, found)
+            v += REPEAT * step
+    else:
+        x, y, z, at, there = own
+        store_slopes(outputs, at, there, x, y, z, found)
 
 
-def give_held(gx, gy, gz, own, row, found):
-    """Write the gradients of what a thread has read."""
-    x, y, z, at, there = own
-    dx, dy, dz = each(at_slope, (x, y, z), found)
+def store_slopes(outputs, at, there, x, y, z, found):
+    gx, gy, gz, h = outputs
+    if BY_TERMS:
+        dx, dy, dz, c = each(slopes_of_terms, (x, y, z), found)
+        array.store_vectors(h, at, there, c)
+    else:
+        dx, dy, dz = each(slopes_of_distances, (x, y, z), found)
     array.store_vectors(gx, at, there, dx)
     array.store_vectors(gy, at, there, dy)
     array.store_vectors(gz, at, there, dz)
 
 
-def give_streamed(gx, gy, gz, own, row, found):
-    x, y, z = own
-    base, v, step, stop = row
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        a, b, c = array.load_vectors(x, i), array.load_vectors(y, i), array.load_vectors(z, i)
-        dx, dy, dz = each(at_slope, (a, b, c), found)
-        array.store_vectors(gx, i, there, dx)
-        array.store_vectors(gy, i, there, dy)
-        array.store_vectors(gz, i, there, dz)
-        v += REPEAT * step
-
-
-def blanked(gx, gy, gz, row):
-    base, v, step, stop = row
-    while v < stop:
-        i, there, _ = each(vector_at, (AHEAD,), (v, step, stop, base, -1, WIDTH))
-        array.store_vectors(gx, i, there, NOTHING)
-        array.store_vectors(gy, i, there, NOTHING)
-        array.store_vectors(gz, i, there, NOTHING)
-        v += REPEAT * step
-
-
 # ---- a row's distances --------------------------------------------------------------------------------
 
 
-def lost_by_norm(k, sums):
+def lost(k, sums):
     """Whether a sum of powers lost terms, or would lose its gradients; that of NaN, too."""
-    return (not (sums[k] <= WIDE and sums[k] * WIDE >= T(1)),)
-
-
-def lost_by_cosine(k, sums):
-    return (not sums[k] <= WIDE,)
-
-
-def inverse(m, wanted):
-    """1 over the largest of some magnitudes, if that is a number."""
-    return (min(T(1) / m, MOST) if wanted and m > T(0) and m <= MOST else T(1),)
-
-
-def all_summed(own, row, rs, eps, p):
-    return join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
-
-
-def all_peaks(own, row, eps, p):
-    return join(visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2])
-
-
-def measure_sums(own, row, live, eps, p):
-    """A row's sums, and what its vectors or differences were scaled by."""
-    sums = summed(own, row, ONES, eps, p)
-    rs = ONES
-    if SCALED is not None:
-        wanted = each(at_lost, (SCALES,), (sums,))[0]
+    if BY_TERMS:
         some = False
-        for one in wanted:
-            some = some or (one and live)
-        if cuda.any_sync(EVERY_LANE, some):
-            peaks = join(
-                visit(at_peak, largest, larger, NO_PEAKS, own, row, ONES, eps, p), SCALES, larger, row[2]
-            )
-            rs = each(at_inverse, (peaks, wanted), ())[0]
-            again = join(visit(at_summand, total, plus, NO_SUMS, own, row, rs, eps, p), SUMS, plus, row[2])
-            if some:
-                sums = again
-    return sums, rs
+        for one in sums:
+            some = some or not (abs(one) <= WIDE and abs(one) * WIDE >= T(1))
+        return (some,)
+    elif COSINES:
+        return (not sums[k] <= WIDE,)
+    else:
+        return (not (sums[k] <= WIDE and sums[k] * WIDE >= T(1)),)
 
 
-def measure_peaks(own, row, live, eps, p):
-    """How often a row's largest differences are there, and what they are."""
-    tops = peaks(own, row, eps, p)
-    return summed(own, row, tops, eps, p), tops
+def inverse(m, wanted, least):
+    """1 over the largest of some magnitudes, or about that, if it is a number; of terms at most 1 / least."""
+    if BY_TERMS:
+        return (power_of_two(max(m, least)) if wanted else T(1),)
+    else:
+        return (min(T(1) / m, MOST) if wanted and m > T(0) and m <= MOST else T(1),)
+
+
+def least_peak(options):
+    """The least magnitude to scale by: of options that are much longer even the squares stay finite."""
+    least = T(0)
+    if STRETCHES:
+        for x in each(length, (LENGTHS,), (options,))[0]:
+            least = max(least, abs(x) / WIDE)
+    return least
+
+
+def length(k, options):
+    return (options[k],)
+
+
+def summed(own, row, rs, settings):
+    return join(fold_row(summands, total, plus, NO_SUMS, own, row, rs, settings), SUMS, plus, row[2])
+
+
+def peaks(own, row, settings):
+    tops = fold_row(magnitudes, largest, larger, NO_PEAKS, own, row, ONES, settings)
+    return join(tops, SCALES, larger, row[2])
+
+
+def measure(own, row, live, settings):
+    """A row's sums, and what its vectors or differences were scaled by, or the largest of them."""
+    if COUNTS:
+        tops = peaks(own, row, settings)
+        return summed(own, row, tops, settings), tops
+    else:
+        sums, rs = summed(own, row, ONES, settings), ONES
+        if SCALED:
+            wanted = each(lost, (SCALES,), (sums,))[0]
+            some = False
+            for one in wanted:
+                some = some or (one and live)
+            if cuda.any_sync(EVERY_LANE, some):
+                rs = each(inverse, (peaks(own, row, settings), wanted), (settings[3],))[0]
+                again = summed(own, row, rs, settings)
+                if some:
+                    sums = again
+        return sums, rs
 
 
 # Of each distance its value, and what its gradients are made of: a factor of the differences' powers, or of
@@ -475,72 +549,119 @@ def cosine_finished(first, second, product, sums, rs, eps):
     return (n - xy) / n, T(1) / n, c / xx, c / yy
 
 
-def finish_norms(sums, rs, eps, p):
-    return each(at_finish, (sums, rs), (p,))
-
-
-def finish_cosines(sums, rs, eps, p):
-    return each(at_finish, (FIRST, SECOND, PRODUCT), (sums, rs, eps))
-
-
-# ---- a row's term, and the factors of its distances' gradients ----------------------------------------
-
-
-def judge_pair(values, label, share, factor, margin):
-    zero, one = T(0), T(1)
-    term = values[0] if label == one else one - values[0] - margin
-    counts = label == one or (label == -one and not term < zero)
-    return share * term if counts else zero, (label * factor if counts else zero,)
-
-
-def judge_triplet(values, label, share, factor, margin):
-    zero, half, one = T(0), T(0.5), T(1)
-    least, kept = values[1], one
-    if SWAP is not None:
-        other = values[2]
-        kept = one if least < other else half if least == other else zero
-        least = least if least < other or least != least else other
-    term = margin + values[0] - least
-    counts = not term < zero
-    factor = factor if counts else zero
-    term = share * term if counts else zero
-    if SWAP is None:
-        return term, (factor, -factor)
+def distances_of(sums, rs, eps, p):
+    """The distances, and what their gradients are made of."""
+    if COSINES:
+        return each(cosine_finished, (FIRST, SECOND, PRODUCT), (sums, rs, eps))
     else:
-        return term, (factor, -factor * kept, -factor * (one - kept))
+        return each(finished, (sums, rs), (p,))
+
+
+# ---- a row's term, and what its gradients are made of --------------------------------------------------
+
+
+def conclude(values, given, r, o, row_weight, factor):
+    """What follows from a row's sums, or distances, and its numbers in arrays.
+
+    Returns
+    -------
+    term : float
+    factors : tuple
+        Of the gradients of each sum, or distance.
+    curve : float
+        Of the second derivative by a coordinate.
+    by_rows, row_curve : tuple, float
+        The gradients by arrays of one number a row, and the second derivative by one.
+    """
+    one = T(1)
+    kept = one
+    if SWAP:
+        far, other = values[1], values[2]
+        kept = one if far < other else T(0.5) if far == other else T(0)
+        least = far if far < other or far != far else other
+        arguments = (values[0], least) + given  # noqa: RUF005
+    else:
+        arguments = values + given
+    v, slopes = finish(arguments, o)
+    term = row_weight * rescaled(v, r, -DEGREE)
+    factors = by_rows = ()
+    row_curve = T(0)
+    if WRITES:
+        factors = each(product_or_zero, (of_sums(slopes),), (rescaled(factor, r, 1 - DEGREE),))[0]
+        if SWAP:
+            factors = factors[0], factors[1] * kept, factors[1] * (one - kept)
+    if ROW_WRT:
+        of_row = rescaled(factor, r, -DEGREE)
+        by_rows = each(product_or_zero, (of_rows(slopes),), (of_row,))[0]
+        if ROW_CURVED:
+            row_curve = product_or_zero(of_row, row_bend(arguments, o))[0]
+    return term, factors, rescaled(factor, r, 2 - DEGREE), by_rows, row_curve
+
+
+def rescaled(x, r, power):
+    """``x * r**power`` of a definition's scale, for a power of -2 to 2."""
+    if SCALED and BY_TERMS:
+        by = T(1) / r if power < 0 else r
+        x = x * by if power != 0 else x
+        x = x * by if power * power == 4 else x
+    return x
+
+
+def number_of_row(array, i):
+    return (array[i],)
+
+
+def store_number(array, x, i, live):
+    array[i] = x if live else T(0)
+    return ()
 
 
 # ---- the kernel ---------------------------------------------------------------------------------------
 
 
 def loop(
-    x, y, z, labels, weights, upstream, terms, gx, gy, gz, count, size, deal, p, eps, margin, factor, divisor,
-    partials,
+    x, y, z, row_arrays, weights, upstream, terms, gx, gy, gz, h, row_gradients, row_curvature, count, size,
+    deal, p, eps, options, factor, divisor, partials,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
+    settings = eps, p, unpack(options, factor), least_peak(options)
+    outputs = gx, gy, gz, h
     hi = lo = T(0)
-    team = cuda.blockDim.x if TOGETHER is None else 1 << deal
-    height = 1 if TOGETHER is None else cuda.blockDim.x >> deal
-    lane = cuda.threadIdx.x & (team - 1)
+    team, height, of_block, lane = row_team(deal)
     vectors = size // WIDTH
     first = cuda.blockIdx.x * height
     while first < count:
-        i = first + (0 if TOGETHER is None else cuda.threadIdx.x >> deal)
-        live, fill, _, share, _, up = look(
+        i = first + of_block
+        live, fill, _, row_weight, _, up = row_state(
             None, None, weights, upstream, i, count, 0, None, scale, False, False, None
         )
         row = i * size, lane, team, vectors if live else 0
         own = take(x, y, z, row, live)
-        sums, rs = measure(own, row, live, eps, p)
-        values, slopes, owns, others = finish(sums, rs, eps, p)
-        label = optional(labels, i if live else 0, T(1))
-        term, factors = judge(values, label, share, up * share, margin)
-        if WRITES is not None:
+        sums, rs = measure(own, row, live, settings)
+        given = ()
+        if ROW_ARRAYS:
+            given = each(number_of_row, (row_arrays,), (i if live else 0,))[0]
+        up = up * row_weight
+        if BY_TERMS:
+            o = stretched(settings[2], rs[0])
+            term, factors, curve, by_rows, row_curve = conclude(sums, given, rs[0], o, row_weight, up)
+            found = factors, curve, sums, given, rs[0], o
+        else:
+            values, slopes, owns, others = distances_of(sums, rs, eps, p)
+            term, factors, _, by_rows, row_curve = conclude(values, given, T(1), settings[2], row_weight, up)
+            found = factors, slopes, owns, others, values, rs, eps, p
+        if WRITES:
             if live:
-                give(gx, gy, gz, own, row, (factors, slopes, owns, others, values, rs, eps, p))
+                store_gradients(outputs, own, row, found)
             elif i < count:
-                blank(gx, gy, gz, (i * size, lane, team, vectors))
+                fill_row((gx, gy, gz), i * size, lane, team, vectors, fill)
+                if CURVED:
+                    fill_row((h, None, None), i * size, lane, team, vectors, fill)
         if lane == 0 and i < count:
+            if ROW_WRT:
+                each(store_number, (row_gradients, by_rows), (i, live))
+            if ROW_CURVED:
+                row_curvature[i] = row_curve if live else T(0)
             term = term if live else fill
             array.store(terms, i, term)
             hi, lo = add(hi, lo, term)
@@ -590,27 +711,27 @@ NORMS: dict[int, tuple[Any, ...]] = {
 }
 
 
-def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> Any:
-    """The kernel, in plain Python."""
-    array = storage(code, vectors)
-    T, ahead = array.T, repeat(code, vectors)
-    cosine, most = request.kind == COSINE, request.kind == LARGEST
-    streamed, together = variant == STREAM, variant == TEAM
-    count = 3 if request.three else 2
-    distances = ((0, 1), (0, 2), (1, 2))[: (2 + request.swap) if request.three else 1]
-    scales = count if cosine else len(distances)
-    sums = count * cosine + len(distances)
-    power, root, slope, finished = NORMS.get(request.kind, (None, None, None, cosine_finished))
-    scope: dict[str, Any] = dict(
-        array=array,
-        T=T,
+def kernel(
+    functions: VectorFunctions, request: Request, code: int, variant: str, vectors: bool = True
+) -> Any:
+    """The kernel of a definition, in plain Python."""
+    f, r, jets = functions, request, derivatives()
+    by_terms, cosine = r.kind is None, r.kind == COSINE
+    numbers = [n for n, flag in zip(f.options, flags_of(f), strict=True) if flag is None]
+    lengths = tuple(k for k, n in enumerate(numbers) if n in f.lengths and f.homogeneous is not None)
+    bound = lanes(code, vectors, repeat(code, vectors), variant == TEAM)
+    T, count = bound["T"], f.arity
+    distances = ((0, 1), (0, 2), (1, 2))[: (2 + r.swap) if count == 3 else 1]
+    scales = 1 if by_terms else count if cosine else len(distances)
+    sums = f.sums if by_terms else count * cosine + len(distances)
+    power, root, slope, finished = NORMS.get(-1 if r.kind is None else r.kind, (None,) * 4)
+    at = {k: lift_terms(f, jets, k) for k in r.wrt if by_terms}
+    slopes = (*range(f.sums), *(f.sums + k for k in r.row_wrt)) if r.wrt or r.row_wrt else ()
+    scope = dict(
+        bound,
         MOST=np.finfo(T).max,
         WIDE=T(2.0**60 if T is np.float32 else 2.0**500),
-        WIDTH=array.width,
-        REPEAT=ahead,
-        AHEAD=tuple(range(ahead)),
-        LANES=tuple(range(ahead * array.width)),
-        NOTHING=(T(0),) * (ahead * array.width),
+        NOTHING=(T(0),) * len(bound["LANES"]),
         FIRST=tuple(a for a, _ in distances),
         SECOND=tuple(b for _, b in distances),
         PRODUCT=tuple(range(count, sums)),
@@ -619,59 +740,52 @@ def kernel(request: Request, code: int, variant: str, vectors: bool = True) -> A
         ONES=(T(1),) * scales,
         NO_PEAKS=(T(0),) * scales,
         NO_SUMS=(T(0),) * sums,
-        THREE=True if request.three else None,
-        SWAP=True if request.swap else None,
-        TOGETHER=True if together else None,
-        WRITES=True if request.wrt else None,
-        SCALED=True if request.kind in (POWER, ROOT_OF_SQUARES, COSINE) else None,
-        join=join_team if together else join_block,
-        store_partial=device(partial_sum) if together else rows.store_own_partial,
+        THREE=count == 3,
+        SWAP=r.swap,
+        WRITES=bool(r.wrt),
+        STREAMED=variant == STREAM,
+        BY_TERMS=by_terms,
+        COSINES=cosine,
+        COUNTS=r.kind == LARGEST,
+        SCALED=f.homogeneous is not None if by_terms else r.kind in (POWER, ROOT_OF_SQUARES, COSINE),
+        power_of=power,
+        root_of=root,
+        slope_of=slope,
+        finished=finished,
+        BY0=0 in r.wrt,
+        BY1=1 in r.wrt,
+        BY2=2 in r.wrt,
+        DEGREE=f.homogeneous or 0,
+        CURVED=r.curvature and bool(r.wrt),
+        ROW_CURVED=r.curvature and bool(r.row_wrt),
+        ROW_ARRAYS=bool(f.row_arrays),
+        ROW_WRT=bool(r.row_wrt),
+        terms_at=lift_terms(f, jets, None) if by_terms else None,
+        at0=at.get(0),
+        at1=at.get(1),
+        at2=at.get(2),
+        finish=lift_finish(f, jets, slopes),
+        bend=lift_bend(f, jets) if r.curvature and r.wrt else None,
+        row_bend=lift_row_bend(f, jets, r.row_wrt[0]) if r.curvature and r.row_wrt else None,
+        of_sums=jets.pick(tuple(range(f.sums))),
+        of_rows=jets.pick(tuple(range(f.sums, f.sums + len(r.row_wrt)))),
+        unpack=unpack_options(flags_of(f)),
+        stretch=jets.stretch(tuple(n in f.lengths for n in f.options)),
+        STRETCHES=bool(lengths),
+        LENGTHS=lengths,
     )
-    identity = (tuple(request), code, streamed, together, vectors)
-
-    def made(template: Any, decorate: Any = device) -> Any:
-        return None if template is None else bind(template, scope, "vectors", identity, decorate)
-
-    layers: tuple[dict[str, Any], ...] = (
-        dict(
-            together=three if request.three else two,
-            power_of=power,
-            root_of=root,
-            slope_of=slope,
-            at_square=square,
-            at_product=product,
-            at_magnitude=magnitude,
-            at_apart=apart,
-            at_hit=hit,
-            at_lost=lost_by_cosine if cosine else lost_by_norm,
-            at_inverse=inverse,
-            held=loaded,
-            held_third=loaded if request.three else not_loaded,
-            blank=blanked,
-            judge=judge_triplet if request.three else judge_pair,
-        ),
-        dict(
-            at_power=power_between,
-            at_push=pushed_by_cosine if cosine else pushed_by_norm,
-            at_finish=finished,
-            take=take_streamed if streamed else take_held,
-        ),
-        dict(
-            at_summand=summands_of_cosine if cosine else hits if most else summands_of_norm,
-            at_peak=magnitudes_of_cosine if cosine else magnitudes_of_norm,
-            push=push_cosines if cosine else push_norms,
-            finish=finish_cosines if cosine else finish_norms,
-            visit=visit_streamed if streamed else visit_held,
-        ),
-        dict(at_slope=slopes, summed=all_summed, peaks=all_peaks),
-        dict(give=give_streamed if streamed else give_held, measure=measure_peaks if most else measure_sums),
-    )
-    for layer in layers:
-        scope.update({name: made(template) for name, template in layer.items()})
-    return made(loop, lambda f: f)
+    definition = f.terms and fingerprint(f.terms), fingerprint(f.finish), f[4:]
+    return as_kernel(loop, scope, "vectors", (f.arity, definition, tuple(r), code, vectors))
 
 
-def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple[Any, ...]:
+def flags_of(f: VectorFunctions) -> tuple[bool | None, ...]:
+    """Return for each option the bool that it is compiled with, or None for a number."""
+    return f.flags or (None,) * len(f.options)
+
+
+def signature(
+    functions: VectorFunctions, request: Request, code: int, summed: bool, divided: bool
+) -> tuple[Any, ...]:
     """The types of the kernel's arguments; ``none`` is passed as a null pointer."""
     arithmetic, pointer = storage(code).arithmetic, storage(code).pointer
     numbers = types.CPointer(arithmetic)
@@ -679,24 +793,30 @@ def signature(request: Request, code: int, summed: bool, divided: bool) -> tuple
     def given(present: Any, kind: Any = pointer) -> Any:
         return kind if present else types.none
 
-    r = request
+    f, r = functions, request
     return (
         pointer,
         pointer,
-        given(r.three),
-        given(not r.three, numbers),
+        given(f.arity == 3),
+        types.UniTuple(numbers, len(f.row_arrays)),
         given(r.weighted, numbers),
         given(r.upstream, numbers),
         given(r.terms),
         *[given(k in r.wrt) for k in range(3)],
+        given(r.curvature and r.wrt),
+        types.UniTuple(numbers, len(r.row_wrt)),
+        given(r.curvature and r.row_wrt, numbers),
         *[types.int64] * 3,
-        *[arithmetic] * 4,
+        *[arithmetic] * 2,
+        types.UniTuple(arithmetic, flags_of(f).count(None)),
+        arithmetic,
         given(divided, numbers),
         given(summed, numbers),
     )
 
 
 def compile_kernel(
+    functions: VectorFunctions,
     request: Request,
     code: int,
     cc: tuple[int, int],
@@ -705,20 +825,25 @@ def compile_kernel(
     divided: bool = False,
     vectors: bool = True,
 ) -> Binary:
-    """Compile the kernel of a request, storage, plan and compute capability."""
-    arguments = signature(request, code, summed, divided)
-    return compile(kernel(request, code, plan.variant, vectors), arguments, cc, plan.threads)
+    """Compile the kernel of a definition, request, storage, plan and compute capability."""
+    arguments = signature(functions, request, code, summed, divided)
+    return compile(kernel(functions, request, code, plan.variant, vectors), arguments, cc, plan.threads)
 
 
 # ---- launching ----------------------------------------------------------------------------------------
 
 
 def run(p: Vectors, outputs: dict[str, Any]) -> Any:
-    """Write the gradients by the vectors' names; return the value."""
-    distance, margin = p.distance, p.numbers[0]
-    assert distance is not None and p.functions.options == ("margin",), "the family refuses all others"
-    shape = p.vectors[0].shape
-    outs = [outputs.get(n) for n in p.names]
+    """Write the gradients by their arguments' names, and the curvature; return the value."""
+    f, distance, shape = p.functions, p.distance, p.vectors[0].shape
+    outs, by_rows = [outputs.get(n) for n in p.names], [outputs.get(n) for n in f.row_arrays]
+    row_wrt = tuple(k for k, a in enumerate(by_rows) if a is not None)
+    row_outs = [a for a in by_rows if a is not None]
+    curvature = outputs.get("curvature")
+    if row_wrt and curvature is not None:
+        row_outs.append(curvature)
+    elif not row_wrt:
+        outs.append(curvature)
     arrays = [*p.vectors, *(a for a in outs if a is not None)]
     these = rows.Rows(p, arrays, shape[:-1], InOrder(len(shape)))
     terms, queue = these.terms(), these.queue
@@ -729,26 +854,33 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
     given, written = [these.as_kernel_input(v) for v in p.vectors], [these.output_buffer(a) for a in outs]
     vectors = rows.whole_vectors(shape[-1], 1, these.storage) and aligned([*given, *written])
     launch = plan(these.count, shape[-1], these.code, vectors)
+    count = len(given)
     request = Request(
-        kind_of(distance.kind, distance.p, these.code),
-        three=len(given) == 3,
-        swap=distance.swap,
+        None if distance is None else kind_of(distance.kind, distance.p, these.code),
+        swap=distance is not None and distance.swap,
         weighted=these.sample_weight is not None,
         upstream=these.upstream is not None,
         terms=terms is not None,
-        wrt=tuple(k for k, a in enumerate(outs) if a is not None),
+        wrt=tuple(k for k, a in enumerate(outs[:count]) if a is not None),
+        row_wrt=row_wrt,
+        curvature=curvature is not None,
     )
     partials = None if terms is not None else queue.empty((2 * launch.partials,), p.arithmetic)
-    absent = [None] * (3 - len(given))
-    labels = these.over_rows(p.row_arrays[0] if p.row_arrays else None, p.arithmetic)
+    absent = [None] * (3 - count)
+    row_written = [queue.empty((these.count,), p.arithmetic) for _ in row_outs]
+    row_absent = [None] * (len(row_wrt) + 1 - len(row_outs))
     queue.launch(
         (launch.blocks, launch.threads),
         compile_kernel,
         (
-            *(*given, *absent, labels, these.sample_weight, these.upstream, terms, *written, *absent),
-            *(these.count, shape[-1], launch.deal, distance.p, distance.eps, margin),
-            *(these.factor / divisor, gradients_by, partials),
+            *(*given, *absent, *(these.over_rows(a, p.arithmetic) for a in p.row_arrays)),
+            *(these.sample_weight, these.upstream, terms, *written[:count], *absent),
+            *(None if row_wrt else written[count], *row_written, *row_absent),
+            *(these.count, shape[-1], launch.deal),
+            *((2.0, 0.0) if distance is None else (distance.p, distance.eps)),
+            *(*p.numbers, these.factor / divisor, gradients_by, partials),
         ),
+        functions=f,
         request=request,
         code=these.code,
         plan=rows.shape_free(launch),
@@ -756,6 +888,8 @@ def run(p: Vectors, outputs: dict[str, Any]) -> Any:
         divided=gradients_by is not None,
         vectors=vectors,
     )
-    for array, w in zip(outs, written, strict=True):
-        these.copy_back(array, w)
+    for output, w in zip(outs, written, strict=True):
+        these.copy_back(output, w)
+    for output, w in zip(row_outs, row_written, strict=True):
+        output.assign(w.reshape(shape[:-1]))
     return these.finish(partials, divisor, by) if terms is None else terms

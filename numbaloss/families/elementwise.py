@@ -20,7 +20,6 @@ from ..kernels.spec import (
     VALUE_GRAD_HESS,
     Elements,
     Memo,
-    Quick,
     Scalars,
     Weighting,
 )
@@ -205,30 +204,6 @@ class ElementwiseLoss(Loss):
         if found is None:
             found = cls._settled[key] = ElementSettings(cls, mode, call)
         return found
-
-    @classmethod
-    def _prepare_quick(cls, mode: str, call: dict[str, Any]) -> Quick | None:
-        """Return what quick calls with these options need; None where they do not serve."""
-        settings = cls._settings(mode, call)
-        if settings.reduction == "none" or "weight" in settings.wrt:
-            return None
-        names = cls._required
-        if any(n not in names for n in settings.wrt):
-            return None
-        problem = Elements(
-            cls.function.__name__,
-            settings.scalars[len(names)],
-            (),
-            names,
-            settings.numbers,
-            Weighting(settings.reduction),
-            BY_TERMS,
-            mode != GRAD,
-            (),
-            None,
-            None,
-        )
-        return Quick(problem, mode, tuple(map(names.index, settings.wrt)), settings.single)
 
     @classmethod
     def _problem(cls, settings: ElementSettings, call: dict[str, Any], backend: Any) -> Elements:

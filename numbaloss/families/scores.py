@@ -20,7 +20,6 @@ from ..kernels.spec import (
     Margins,
     NllFunctions,
     Picks,
-    Quick,
     ScoreFunctions,
     Scores,
     Weighting,
@@ -36,7 +35,7 @@ class Rows(NamedTuple):
     has_probabilities: bool  # the target holds probabilities, not indices
     weight: Any  # of the classes, or None
     weighting: Weighting
-    dtype: Any  # that the arrays promote to; None of a quick call
+    dtype: Any  # that the arrays promote to
     arithmetic: Any
 
 
@@ -54,13 +53,6 @@ class ClassLoss(RowLoss):
     def _record(cls, options: dict[str, Any], rows: Rows) -> Any:
         """Return the problem of checked arrays: what a loss states."""
         raise NotImplementedError
-
-    @classmethod
-    def _quick(cls, settings: Settings, weighting: Weighting) -> Quick | None:
-        if settings.wrt and (settings.wrt, settings.single) != (("input",), True):
-            return None
-        problem = cls._record(settings.options, Rows(None, None, False, None, weighting, None, None))
-        return Quick(problem, settings.mode, (0,) if settings.wrt else (), settings.single)
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Any:

@@ -11,8 +11,8 @@ from ..arguments import Interval, Operand, numbers_of_rows, scores
 from ..arrays import as_array, floating, is_weak
 from ..call import RowLoss, Settings, dtypes_of
 from ..kernels import inside
-from ..kernels.spec import VALUE_GRAD_HESS, Distance, VectorFunctions, Vectors, is_described
-from ..loss import plain_function, registry
+from ..kernels.spec import VALUE_GRAD_HESS, Distance, VectorFunctions, Vectors
+from ..loss import plain_function
 
 MOST_SUMS, MOST_ROW_ARRAYS, MOST_OPTIONS = 6, 4, 28
 
@@ -53,7 +53,6 @@ class VectorLoss(RowLoss):
     distance: ClassVar[Any] = None
     named_distances: ClassVar[dict[str, Distance]] = {}  # where an option names one, for compiled code
     most_axes: ClassVar[int | None] = None
-    on_devices: ClassVar[bool] = False  # whether a device's kernels know `finish`
 
     _rows: ClassVar[tuple[str, ...]] = ()  # the row arrays
     _functions: ClassVar[VectorFunctions]
@@ -164,15 +163,6 @@ class VectorLoss(RowLoss):
                 raise ValueError(f"{name}: {n} must have {first}'s shape {shape}, got {floats[n].shape}")
         cls._check_shape(shape)
         vectors = tuple(floats.values())
-        if is_described(vectors[0]) and not cls._runs_on_devices():
-            there = [
-                n
-                for n, f in registry.items()
-                if issubclass(f.Class, VectorLoss) and f.Class._runs_on_devices()
-            ]
-            raise TypeError(
-                f"{name}: runs on the CPU alone; of losses of vectors {', '.join(there)} run on a CUDA device"
-            )
         rows = tuple(cls._row_array(n, shape[:-1], settings, call, floats) for n in cls._rows)
         weighting = cls._weighting(settings, call, shape[:-1], floats)
         values = [settings.options[n] for n in cls._functions.options]
@@ -219,12 +209,6 @@ class VectorLoss(RowLoss):
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         return array if array.flags.aligned else array.copy()
-
-    @classmethod
-    def _runs_on_devices(cls) -> bool:
-        """Return whether the class that states `finish` says that a device's kernels know it."""
-        owner = next(c for c in cls.__mro__ if "finish" in c.__dict__)
-        return bool(owner.__dict__.get("on_devices", False))
 
     # ---- inside compiled code ----------------------------------------------------------------------
     @classmethod

@@ -67,7 +67,6 @@ class CosineEmbeddingLoss(VectorLoss, function="cosine_embedding_loss"):
     domains = {"target": Operand(draw=lambda rng, shape: signs().draw(rng, shape[:-1]))}
     labels = ("target",)
     most_axes = 2
-    on_devices = True
 
     distance = Distance(COSINE, eps=COSINE_EPS)
 
@@ -173,7 +172,6 @@ class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):
     reduction: str = reduction()
 
     vectors = "anchor", "positive", "negative"
-    on_devices = True
 
     def distance(p, eps, swap):
         kind = {1.0: SUM, 2.0: ROOT_OF_SQUARES, inf: LARGEST}.get(p, POWER)
@@ -247,7 +245,6 @@ class TripletMarginWithDistanceLoss(
 
     vectors = "anchor", "positive", "negative"
     named_distances = DISTANCES
-    on_devices = True
 
     _function_keyword_only = True
 

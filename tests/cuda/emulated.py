@@ -38,6 +38,8 @@ from numbaloss.kernels.cuda import (
     vectors,
 )
 from numbaloss.kernels.cuda.target import types
+from numbaloss.loss import Loss
+from numbaloss.quick import never
 
 SIZE = 1 << 26
 TEMPLATES = copy, ctc, elementwise, fold, linear, margins, nll, reduce, rows, softmax, vectors
@@ -391,6 +393,20 @@ class Driver:
 TORCH: Any = None
 
 
+def losses(of: type = Loss) -> Iterator[Any]:
+    """All losses, the tests' own included."""
+    if "function" in of.__dict__:
+        yield of.function
+    for more in of.__subclasses__():
+        yield from losses(more)
+
+
+def prepared_calls() -> list[Any]:
+    """What was prepared since `install`."""
+    memos = [b.prepared for loss in losses() for b in loss._bindings.values()]
+    return [made for memo in memos for made in memo.values() if made is not never]
+
+
 def install(monkeypatch: Any, compiled: bool = False) -> Driver:
     """Put all of it in place, until the test ends; with `compiled`, kernels are compiled nevertheless."""
     global TORCH
@@ -415,7 +431,8 @@ def install(monkeypatch: Any, compiled: bool = False) -> Driver:
     monkeypatch.setattr(driver, "driver", lambda: found)
     monkeypatch.setattr(driver, "capability", found.capability)
     monkeypatch.setattr(binaries, "_kernels", {} if compiled else KERNELS)
-    monkeypatch.setattr(binaries, "prepared", {})
+    for loss in losses():
+        loss._bindings.clear()  # what was prepared is of another driver's kernels
     monkeypatch.setattr(faults, "_faults", {})
     for name in ("library", "library_of"):
         monkeypatch.setattr(libraries, name, cache(getattr(libraries, name).__wrapped__))

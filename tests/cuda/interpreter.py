@@ -568,6 +568,48 @@ def _placed(intrinsic: Any) -> Any:
     return place
 
 
+def _varied(intrinsic: Any) -> Any:
+    """`jets.vary`: the number `variable` as a Jet of slope one."""
+    variable = _cells(intrinsic._defn)["variable"]
+
+    def vary(numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(Jet(x, type(x)(1), type(x)(0)) if k == variable else x for k, x in enumerate(numbers))
+
+    return vary
+
+
+def _picked(intrinsic: Any) -> Any:
+    """`jets.pick`."""
+    indices = _cells(intrinsic._defn)["indices"]
+    return lambda items: tuple(items[k] for k in indices)
+
+
+def _stretched(intrinsic: Any) -> Any:
+    """`jets.stretch`."""
+    flags = _cells(intrinsic._defn)["flags"]
+    return lambda o, r: tuple(x * r if flag else x for x, flag in zip(o, flags, strict=True))
+
+
+def _parts_of(intrinsic: Any) -> Any:
+    """`jets.split`: values, slopes and curvatures of several."""
+    count = _cells(intrinsic._defn)["count"]
+
+    def split(ys: Any, like: Any) -> tuple[Any, ...]:
+        found = [_parts(y, like) for y in (ys if isinstance(ys, tuple) else (ys,))]
+        assert len(found) == count
+        return tuple(zip(*found, strict=True))
+
+    return split
+
+
+def _power_of_two(m: Any) -> Any:
+    """`target.power_of_two`."""
+    bits, bias = {np.float32: (23, 127), np.float64: (52, 1023)}[type(m)]
+    field = max(int(m.view(f"i{m.itemsize}")) >> bits, 1)
+    e = bias if field == 2 * bias + 1 else max(2 * bias - field, 1)
+    return type(m)(np.ldexp(1.0, e - bias))
+
+
 def _options(intrinsic: Any) -> Any:
     """`target.options`."""
     values = _cells(intrinsic._defn)["values"]
@@ -608,7 +650,15 @@ def _cells(function: Any) -> dict[str, Any]:
 
 
 # An intrinsic that is made anew for each loss is known by its name.
-_MADE = {"seeded": _seeded, "placed": _placed, "unpack": _options}
+_MADE = {
+    "seeded": _seeded,
+    "placed": _placed,
+    "unpack": _options,
+    "varied": _varied,
+    "picked": _picked,
+    "stretched": _stretched,
+    "parts_of": _parts_of,
+}
 
 
 class _Substitution:
@@ -627,7 +677,9 @@ class _Substitution:
             id(target.atomic_max): _atomic_max,
             id(target.unravel): lambda i, shape: tuple(map(int, np.unravel_index(int(i), shape))),
             id(target.dot): lambda xs, ys: sum(map(operator.mul, xs, ys)),
+            id(target.power_of_two): _power_of_two,
             id(target.derivatives().parts): _parts,
+            id(target.derivatives().join): lambda *parts: tuple(Jet(*x) for x in zip(*parts, strict=True)),
             **{id(f): getattr(MATH, f.__name__) for f in vars(nm).values() if hasattr(MATH, _name_of(f))},
         }
 
@@ -710,6 +762,8 @@ def launch(
     def given(a: Any) -> Any:
         if isinstance(a, At):
             return Pointer(a.array, grid, origin=a.origin)
+        if isinstance(a, tuple):
+            return tuple(map(given, a))
         return Pointer(a, grid) if isinstance(a, np.ndarray) else a
 
     grid.run(_Substitution(grid)(kernel), tuple(map(given, arguments)))

@@ -104,7 +104,7 @@ class Call:
             vectors = (inner if inner > 1 else classes) % storage(self.code).width == 0
         plan = plan or rows.plan(batch, classes, inner, self.code, vectors)
         request = Request(
-            probable=self.q is not None,
+            has_probabilities=self.q is not None,
             smoothed=self.smoothing > 0 if smoothed is None else smoothed,
             weighted=self.weight is not None,
             sample_weighted=self.sample_weight is not None,
@@ -131,13 +131,13 @@ class Call:
         )
         T = self.T
         partials = np.full(2 * plan.partials, np.nan, T) if summed else None
-        faults = None if request.probable else np.zeros(1, np.int64)
+        faults = None if request.has_probabilities else np.zeros(1, np.int64)
         scratch = np.full(plan.blocks * softmax.STATE, np.nan, T) if plan.variant == SPLIT else None
         arguments = (
-            x, q, None if request.probable else self.labels.reshape(-1), weight, sample_weight, upstream,
+            x, q, self.labels.reshape(-1) if q is None else None, weight, sample_weight, upstream,
             *made.values(), batch, classes, inner, plan.deal, self.ignore, T(1 - self.smoothing),
-            T(self.smoothing / classes) if request.probable or request.smoothed else None, None, None, (),
-            T(factor), divisor, partials, faults, scratch,
+            T(self.smoothing / classes) if request.has_probabilities or request.smoothed else None,
+            None, None, (), T(factor), divisor, partials, faults, scratch,
         )  # fmt: skip
         for kernel in softmax.kernels(CROSS_ENTROPY, request, self.code, plan, vectors):
             launch(kernel, plan.blocks, plan.threads, *arguments, order=order, seed=seed)
@@ -492,8 +492,8 @@ REQUESTS = {
         smoothed=True, weighted=True, sample_weighted=True, grad=True, terms=True, upstream=True
     ),
     "curvature": Request(grad=True, curvature=True),
-    "probabilities": Request(probable=True, weighted=True, grad=True),
-    "both": Request(probable=True, grad=True, target_grad=True),
+    "probabilities": Request(has_probabilities=True, weighted=True, grad=True),
+    "both": Request(has_probabilities=True, grad=True, target_grad=True),
 }
 PLANS = {
     TEAM: Plan(TEAM, 1, 256, 3, 1),

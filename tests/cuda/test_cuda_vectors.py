@@ -24,10 +24,12 @@ from numbaloss.kernels.spec import (
     SQUARES,
     SUM,
 )
+from numbaloss.losses.embedding import CosineEmbeddingLoss, TripletMarginLoss
 
 AMPERE, HOPPER = (8, 0), (9, 0)
 NAMES = {kind: name for name, kind in vectors.DISTANCES.items()}
 KINDS = {**NAMES, POWER: "power", LARGEST: "largest"}
+FUNCTIONS = {False: CosineEmbeddingLoss._functions, True: TripletMarginLoss._functions}  # whether of triplets
 
 # A small launch of each variant, and sizes of vectors: with empty lanes, and without 16-byte loads.
 PLANS = {TEAM: Plan(TEAM, 2, 64, 4, 2), BLOCK: Plan(BLOCK, 2, 64, 0, 2), STREAM: Plan(STREAM, 2, 64, 0, 2)}
@@ -153,7 +155,6 @@ class Call:
         wrt = tuple(k for k in wrt if k < len(self.vectors))
         request = Request(
             kind=vectors.kind_of(self.kind, self.p, self.code),
-            three=self.three,
             swap=self.swap,
             weighted=self.weights is not None,
             upstream=self.upstream is not None,
@@ -172,10 +173,10 @@ class Call:
         made = dict(terms=blank(terms, count), **{f"g{k}": gradients[k] for k in range(3)})
         partials = np.full(2 * plan.partials, np.nan, T) if summed else None
         launch(
-            vectors.kernel(request, self.code, plan.variant, vectors_), plan.blocks, plan.threads, *given,
-            *[None] * (3 - len(given)), self.labels, self.weights, self.upstream, *made.values(), count, size,
-            plan.deal, T(self.p), T(self.eps), T(self.margin), T(factor), divisor, partials,
-            order=order, seed=seed,
+            vectors.kernel(FUNCTIONS[self.three], request, self.code, plan.variant, vectors_), plan.blocks,
+            plan.threads, *given, *[None] * (3 - len(given)), () if self.three else (self.labels,),
+            self.weights, self.upstream, *made.values(), None, (), None, count, size, plan.deal, T(self.p),
+            T(self.eps), (T(self.margin),), T(factor), divisor, partials, order=order, seed=seed,
         )  # fmt: skip
         results = {k: a.astype(np.float64) for k, a in made.items() if a is not None}
         for k in wrt:
@@ -459,7 +460,7 @@ def test_unaligned_rows_are_refused_by_vectors():
 
 ALL = (0, 1, 2)
 REQUESTS = {
-    "cosine": Request(COSINE, three=False, wrt=(0, 1)),
+    "cosine": Request(COSINE, wrt=(0, 1)),  # of pairs
     "triplet": Request(ROOT_OF_SQUARES, wrt=ALL),
     "value": Request(ROOT_OF_SQUARES),
     "swap": Request(ROOT_OF_SQUARES, swap=True, weighted=True, upstream=True, terms=True, wrt=ALL),
@@ -486,8 +487,9 @@ def inspect(what, variant, dtype, cc, vectors_):
     plan = COMPILED[variant]
     if plan.threads > vectors.MOST_HOLDING >> (code == FLOAT64):
         plan = plan._replace(threads=vectors.MOST_HOLDING // 2)
+    functions = FUNCTIONS[what != "cosine"]
     binary = vectors.compile_kernel(
-        request, code, cc, plan, summed=summed, divided=request.weighted, vectors=vectors_
+        functions, request, code, cc, plan, summed=summed, divided=request.weighted, vectors=vectors_
     )
     used = instructions(binary)
     assert binary.image[:4] == b"\x7fELF"
@@ -497,7 +499,7 @@ def inspect(what, variant, dtype, cc, vectors_):
     assert any(i.startswith("st.global.v") for i in used) == (vectors_ and bool(request.wrt))
     # At least what joins a block's sums, and what joins its partial sums.
     assert (32 * 6 if variant != TEAM else 64 * summed) * 4 <= binary.shared_bytes <= 4096
-    assert len(binary.parameters) == 19
+    assert len(binary.parameters) == 20 + len(functions.row_arrays)
     return binary
 
 

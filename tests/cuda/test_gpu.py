@@ -79,8 +79,6 @@ def test_value_and_gradients(library, name, dtype):
     if name == "linear_cross_entropy":
         pytest.importorskip("cupy")  # for its products, whichever library's the arrays are
     loss = registry[name]
-    if issubclass(loss.Class, nl.VectorLoss) and not loss.Class._runs_on_devices():
-        pytest.skip("runs on the CPU alone")
     arrays = testing.samples(loss, np.random.default_rng(1), SHAPE, dtype)
     wrt = tuple(n for n in loss.Class._required if arrays[n].dtype.kind == "f")[:2]
     wrt = wrt if name != "cosine_embedding_loss" else ("input1", "input2")
