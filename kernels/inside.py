@@ -27,10 +27,13 @@ def of_elements(
     return _module("cpu.inside").compile_whole(scalars, names, defaults, options)
 
 
-def of_rows(name: str, *definitions: Any) -> Any:
-    """Return the compiled function of a loss with a term for each row, by its name: of its definitions."""
-    module = _module("cpu.inside_rows")
-    return getattr(module, f"compile_{name}")(*definitions) if definitions else getattr(module, name)
+def of_rows(kind: str, *definitions: Any) -> Any:
+    """Return the compiled function of a loss with a term for each row.
+
+    Its kind is ``'picks'``, ``'margins'``, ``'soft_margins'``, ``'product'`` or ``'sequences'``: see
+    `cpu.inside_rows`.
+    """
+    return getattr(_module("cpu.inside_rows"), f"compile_{kind}")(*definitions)
 
 
 def of_scores(
@@ -42,11 +45,6 @@ def of_scores(
 ) -> Any:
     """Return the compiled function of a loss of class scores: see `cpu.inside_rows.compile_score_loss`."""
     return _module("cpu.inside_rows").compile_score_loss(definitions, names, defaults, options, own)
-
-
-def of_soft_margins(scalars: Scalars) -> Any:
-    """Return the compiled function of the mean, over each row, of an elementwise loss."""
-    return _module("cpu.inside_rows").compile_multilabel_soft_margin(scalars)
 
 
 def of_vectors(

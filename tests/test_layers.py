@@ -1,9 +1,12 @@
 """Who may import whom. Every import is read, also one within a function."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
+
+from numbaloss.loss import registry
 
 ROOT = Path(__file__).parent.parent
 # What `numbaloss` may know of `kernels`; `inside` alone gives the functions for compiled code.
@@ -65,6 +68,15 @@ def test_imports_point_downward(module):
 def test_kernels_of_shared_code_import_no_device():
     for module in ("spec", "layout", "chunks", "class_weights", "math", "jets", "bind", "devices", "inside"):
         assert not [n for n in IMPORTS[f"kernels.{module}"] if n.startswith(("kernels.cpu", "kernels.cuda"))]
+
+
+def test_kernels_name_no_loss():
+    # `cross_entropy` is a statistic of a row, too.
+    names = [name for name in registry if name != "cross_entropy"]
+    for module, path in FILES.items():
+        if module.startswith("kernels"):
+            said = [f"{name} in {module}" for name in names if re.search(rf"\b{name}\b", path.read_text())]
+            assert not said
 
 
 def test_there_are_no_circles():

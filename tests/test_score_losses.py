@@ -41,7 +41,7 @@ def test_check_loss(name):
     testing.check_loss(LOSSES[name], label_smoothing=0.1, **held)
 
 
-@pytest.mark.parametrize("name", sweep(LOSSES, "cross_entropy", "focal_cross_entropy"))
+@pytest.mark.parametrize("name", sweep(LOSSES, "focal_cross_entropy"))
 @pytest.mark.parametrize("shape", [(7,), (12, 9), (4, 80), (2, 5, 3)], ids=str)
 def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
     loss, oracle = LOSSES[name], getattr(reference, name)

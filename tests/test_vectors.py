@@ -389,6 +389,14 @@ def test_contrastive_loss_of_huge_and_tiny_vectors(size):
         np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-6 * size)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-30])
+def test_a_length_stays_finite_beside_tiny_vectors(size):
+    """Scaled as far as tiny vectors would want it, the square of a margin of 5 would be infinite."""
+    x = np.full((2, 3), size, np.float32)
+    value = Scaled.function(x, -x, np.array([0.0, 1.0], np.float32), margin=5.0, reduction="none")
+    np.testing.assert_allclose(value, [25.0, 0.0], rtol=1e-6)
+
+
 # ---- definitions of the user's own ------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ constant messages: that is all that Numba can do where the GIL is not held.
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..bind import bind, fingerprint, gathered
 from ..chunks import chunk_rows, product_columns
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
 from . import ctc, margins, nll, scores
+from .elementwise import identity_of
 from .inside import apart, compile_runs, flat_or_none
 from .labels import first_wrong
 from .native import HELPER, addresses, at_address, caller, compile_function, stack, store, store_all
@@ -180,13 +182,15 @@ def by_dtype(compile_kernel: Callable[[np.dtype], Any]) -> Any:
     return call
 
 
-rows_of: Any = None  # bound by `of_definitions`
+def entry(template: Any, name: str, identity: Any, **scope: Any) -> Any:
+    """Return a template as a loss's function; its messages say the loss's name for ``{loss}``."""
+    code = template.__code__
+    said = tuple(c.replace("{loss}", name) if isinstance(c, str) else c for c in code.co_consts)
+    of_loss = FunctionType(code.replace(co_consts=said), template.__globals__, name, template.__defaults__)
+    return bind(of_loss, scope, "inside", (name, identity), njit(**ENTRY))
 
 
-def of_definitions(template: Any, compile_kernel: Callable[[np.dtype], Any], identity: Any) -> Any:
-    """Return an interface that calls, as `rows_of`, the kernel that is made of definitions."""
-    scope = dict(rows_of=by_dtype(compile_kernel))
-    return bind(template, scope, "inside", identity, njit(**ENTRY))
+rows_of: Any = None  # bound to the kernel
 
 
 @njit(**PART)
@@ -528,96 +532,91 @@ def compile_score_loss(
     return njit(nogil=True)(gathered(enter, names, defaults, name))
 
 
-def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
+def picks(input, target, weight=None, ignore_index=-100, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     extents = extents_of(input)
     if extents[1] == 0:
-        raise ValueError("nll_loss: input must have at least one class")
+        raise ValueError("{loss}: input must have at least one class")
     if not one_a_row(target, input):
-        raise ValueError("nll_loss: target must have input's shape without the axis of classes")
+        raise ValueError("{loss}: target must have input's shape without the axis of classes")
     if not weight_fits(weight, extents[1]):
-        raise ValueError("nll_loss: weight must have one element per class")
+        raise ValueError("{loss}: weight must have one element per class")
     if not same_shape(out, input):
-        raise ValueError("nll_loss: out must have input's shape")
+        raise ValueError("{loss}: out must have input's shape")
     T = input.dtype.type
     if input.size == 0:
         return T(0 * divisor)
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
-        raise ValueError("nll_loss: out overlaps an argument; it may be input itself")
+        raise ValueError("{loss}: out overlaps an argument; it may be input itself")
     value, wrong = rows_of(x, (labels, g, w, extents, (np.int64(ignore_index), divisor)))
     if wrong >= 0:
-        raise IndexError("nll_loss: target holds a class index that is out of range")
+        raise IndexError("{loss}: target holds a class index that is out of range")
     return T(value)
 
 
 @cache
-def compile_nll_loss(functions: NllFunctions) -> Any:
-    """`nll_loss` of its definition."""
-    return of_definitions(nll_loss, partial(nll.compile_inside, functions), nll.identity_of(functions))
+def compile_picks(functions: NllFunctions) -> Any:
+    """Return a function of a definition."""
+    kernel = by_dtype(partial(nll.compile_inside, functions))
+    return entry(picks, functions.name, nll.identity_of(functions), rows_of=kernel)
 
 
-def multi_margin_loss(input, target, p=1, margin=1.0, weight=None, reduction="mean", out=None):
+def one_label_margins(input, target, p=1, margin=1.0, weight=None, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
     if classes == 0 or input.ndim > 2:
-        raise ValueError("multi_margin_loss: input must have shape (C) or (N, C), C at least 1")
+        raise ValueError("{loss}: input must have shape (C) or (N, C), C at least 1")
     if not one_a_row(target, input):
-        raise ValueError("multi_margin_loss: target must have one class index for each row of input")
+        raise ValueError("{loss}: target must have one class index for each row of input")
     if p != 1 and p != 2:
-        raise ValueError("multi_margin_loss: p must be 1 or 2")
+        raise ValueError("{loss}: p must be 1 or 2")
     if margin != margin:
-        raise ValueError("multi_margin_loss: margin must be a number")
+        raise ValueError("{loss}: margin must be a number")
     if not weight_fits(weight, classes):
-        raise ValueError("multi_margin_loss: weight must have one element per class")
+        raise ValueError("{loss}: weight must have one element per class")
     if not same_shape(out, input):
-        raise ValueError("multi_margin_loss: out must have input's shape")
+        raise ValueError("{loss}: out must have input's shape")
     T = input.dtype.type
     if input.size == 0:
         return T(0 * divisor)
     x, g, labels, w = flat(input, T), gradient(out, input), flat(target, np.int64), flat(weight, T)
     if not (may_write((g,), (x, w)) and apart(g, labels)):
-        raise ValueError("multi_margin_loss: out overlaps an argument; it may be input itself")
+        raise ValueError("{loss}: out overlaps an argument; it may be input itself")
     value, wrong = rows_of(x, (labels, g, w, (batch, classes), (np.int64(p == 2), float(margin), divisor)))
     if wrong >= 0:
-        raise IndexError("multi_margin_loss: target holds a class index that is out of range")
+        raise IndexError("{loss}: target holds a class index that is out of range")
     return T(value)
 
 
-@cache
-def compile_multi_margin_loss(linear: MarginFunctions, squared: MarginFunctions) -> Any:
-    """`multi_margin_loss` of its definitions with p = 1 and 2."""
-    definitions = linear, squared
-    identity = [margins.identity_of(f) for f in definitions]
-    return of_definitions(multi_margin_loss, partial(margins.compile_inside, definitions), identity)
-
-
-def multilabel_margin_loss(input, target, reduction="mean", out=None):
+def many_label_margins(input, target, reduction="mean", out=None):
     divisor = divisor_of(reduction)
     batch, classes, _ = extents_of(input)
     if classes == 0 or input.ndim > 2:
-        raise ValueError("multilabel_margin_loss: input must have shape (C) or (N, C), C at least 1")
+        raise ValueError("{loss}: input must have shape (C) or (N, C), C at least 1")
     if not lists_fit(target, input):
-        raise ValueError("multilabel_margin_loss: target must have input's shape")
+        raise ValueError("{loss}: target must have input's shape")
     if not same_shape(out, input):
-        raise ValueError("multilabel_margin_loss: out must have input's shape")
+        raise ValueError("{loss}: out must have input's shape")
     T = input.dtype.type
     if input.size == 0:
         return T(0 * divisor)
     x, g, labels = flat(input, T), gradient(out, input), flat(target, np.int64)
     if not (may_write((g,), (x,)) and apart(g, labels)):
-        raise ValueError("multilabel_margin_loss: out overlaps an argument; it may be input itself")
+        raise ValueError("{loss}: out overlaps an argument; it may be input itself")
     value, wrong = rows_of(x, (labels, g, x[:0], (batch, classes), (np.int64(0), 0.0, divisor)))
     if wrong >= 0:
-        raise IndexError("multilabel_margin_loss: target holds a class index that is out of range")
+        raise IndexError("{loss}: target holds a class index that is out of range")
     return T(value)
 
 
 @cache
-def compile_multilabel_margin_loss(functions: MarginFunctions) -> Any:
-    """`multilabel_margin_loss` of its definition."""
-    kernel = partial(margins.compile_inside, (functions,))
-    return of_definitions(multilabel_margin_loss, kernel, margins.identity_of(functions))
+def compile_margins(*definitions: MarginFunctions) -> Any:
+    """Return a function of all definitions: with p = 1 and 2, where a row has one label."""
+    template = many_label_margins if definitions[0].many else one_label_margins
+    kernel = by_dtype(partial(margins.compile_inside, definitions))
+    identity = [margins.identity_of(f) for f in definitions]
+    return entry(template, definitions[0].name, identity, rows_of=kernel)
 
 
 def lists_fit(target, x):
@@ -677,32 +676,35 @@ def broadcasts_to_scores(weight, x):
     return impl if weight.ndim else lambda weight, x: True
 
 
-def compile_multilabel_soft_margin(scalars: Scalars) -> Any:
-    """`multilabel_soft_margin_loss`, of the elementwise loss that it averages over classes."""
-    runs = compile_runs(scalars)
+# Bound by `compile_soft_margins`.
+runs: Any = None
 
-    @njit(**ENTRY)
-    def multilabel_soft_margin_loss(input, target, weight=None, reduction="mean", out=None):
-        divisor = divisor_of(reduction)
-        if not marks_fit(target, input):
-            raise ValueError("multilabel_soft_margin_loss: target must have input's shape")
-        classes = input.shape[input.ndim - 1]
-        if classes == 0:
-            raise ValueError("multilabel_soft_margin_loss: input must have shape (..., C), C at least 1")
-        if not broadcasts(weight, input):
-            raise ValueError("multilabel_soft_margin_loss: weight must broadcast to input's shape")
-        if not same_shape(out, input):
-            raise ValueError("multilabel_soft_margin_loss: out must have input's shape")
-        T = input.dtype.type
-        if input.size == 0:
-            return T(0 * divisor)
-        x, t, w = flat(input, T), flat(target, T), over(weight, input)
-        if not may_write((gradient(out, input),), (x, t)):
-            raise ValueError("multilabel_soft_margin_loss: out overlaps an argument; it may be input itself")
-        scale = 1 / classes if divisor == 1 else 1 / x.size
-        return T(runs(x, t, None, w, flat_or_none(out), scale, ()) * scale)
 
-    return multilabel_soft_margin_loss
+def soft_margins(input, target, weight=None, reduction="mean", out=None):
+    divisor = divisor_of(reduction)
+    if not marks_fit(target, input):
+        raise ValueError("{loss}: target must have input's shape")
+    classes = input.shape[input.ndim - 1]
+    if classes == 0:
+        raise ValueError("{loss}: input must have shape (..., C), C at least 1")
+    if not broadcasts(weight, input):
+        raise ValueError("{loss}: weight must broadcast to input's shape")
+    if not same_shape(out, input):
+        raise ValueError("{loss}: out must have input's shape")
+    T = input.dtype.type
+    if input.size == 0:
+        return T(0 * divisor)
+    x, t, w = flat(input, T), flat(target, T), over(weight, input)
+    if not may_write((gradient(out, input),), (x, t)):
+        raise ValueError("{loss}: out overlaps an argument; it may be input itself")
+    scale = 1 / classes if divisor == 1 else 1 / x.size
+    return T(runs(x, t, None, w, flat_or_none(out), scale, ()) * scale)
+
+
+@cache
+def compile_soft_margins(name: str, scalars: Scalars) -> Any:
+    """Return a function of the elementwise loss that it averages over classes."""
+    return entry(soft_margins, name, identity_of(scalars), runs=compile_runs(scalars))
 
 
 # ---- scores that are a matrix product --------------------------------------------------------------
@@ -918,12 +920,12 @@ def number_or_absent(option, absent):
     return lambda option, absent: float(option)
 
 
-# Bound by `compile_linear_cross_entropy`.
+# Bound by `compile_product`.
 linear_of: Any = None
 check: Any = None
 
 
-def linear_cross_entropy(
+def linear(
     input,
     linear_weight,
     target,
@@ -941,26 +943,23 @@ def linear_cross_entropy(
     by_input, by_weight = pair(out)
     if not linear_fits(target, input, linear_weight, options):
         raise ValueError(
-            "linear_cross_entropy: shapes must be (N, F) or (F) of input, (C, F) of linear_weight and (N) or "
-            "() of target"
+            "{loss}: shapes must be (N, F) or (F) of input, (C, F) of linear_weight and (N) or () of target"
         )
     classes, features = linear_weight.shape
     if classes == 0 or features == 0:
-        raise ValueError("linear_cross_entropy: linear_weight must have at least one class and one feature")
+        raise ValueError("{loss}: linear_weight must have at least one class and one feature")
     if not weight_fits(linear_bias, classes):
-        raise ValueError("linear_cross_entropy: linear_bias must have one element per class")
+        raise ValueError("{loss}: linear_bias must have one element per class")
     if not weight_fits(weight, classes):
-        raise ValueError("linear_cross_entropy: weight must have one element per class")
+        raise ValueError("{loss}: weight must have one element per class")
     check((label_smoothing, softcap, lse_square_scale))
     if not (same_shape(by_input, input) and same_shape(by_weight, linear_weight)):
-        raise ValueError("linear_cross_entropy: out must have the shapes of input and linear_weight")
+        raise ValueError("{loss}: out must have the shapes of input and linear_weight")
     T = input.dtype.type
     x, w, b, c = flat(input, T), flat(linear_weight, T), flat(linear_bias, T), flat(weight, T)
     gx, gw, labels = gradient(by_input, input), gradient(by_weight, linear_weight), flat(target, np.int64)
     if not (may_write((gx, gw), (x, w, b, c)) and apart(gx, labels) and apart(gw, labels)):
-        raise ValueError(
-            "linear_cross_entropy: out overlaps an argument; it may be input and linear_weight themselves"
-        )
+        raise ValueError("{loss}: out overlaps an argument; it may be input and linear_weight themselves")
     settings = (
         ignored(ignore_index),
         divisor,
@@ -982,13 +981,13 @@ def linear_cross_entropy(
         ),
     )
     if wrong >= 0:
-        raise IndexError("linear_cross_entropy: target holds a class index that is out of range")
+        raise IndexError("{loss}: target holds a class index that is out of range")
     return T(value)
 
 
 @cache
-def compile_linear_cross_entropy(functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
-    """`linear_cross_entropy` of its definition, and of its options' domains."""
+def compile_product(functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
+    """Return a function of a definition, and of its options' domains."""
     known = {o.name: o for o in options}
     names = "label_smoothing", "softcap", "lse_square_scale"
 
@@ -999,8 +998,8 @@ def compile_linear_cross_entropy(functions: ScoreFunctions, options: tuple[Score
         result, codegen = link(typingctx, kernel, (x, *arguments))
         return result(options, x, arguments), codegen
 
-    scope = dict(linear_of=of_dtype, check=checks_of(functions.name, names, tuple(known[n] for n in names)))
-    return bind(linear_cross_entropy, scope, "inside", fingerprint(functions.value), njit(**ENTRY))
+    check = checks_of(functions.name, names, tuple(known[n] for n in names))
+    return entry(linear, functions.name, fingerprint(functions.value), linear_of=of_dtype, check=check)
 
 
 # ---- sequences -------------------------------------------------------------------------------------
@@ -1053,8 +1052,7 @@ def width_of_targets(targets, log_probs):
 ctc_of = by_dtype(ctc.compile_inside)
 
 
-@njit(**ENTRY)
-def ctc_loss(
+def sequences(
     log_probs,
     targets,
     input_lengths,
@@ -1067,33 +1065,39 @@ def ctc_loss(
     divisor = divisor_of(reduction)
     longest, batch, classes = sequences_of(log_probs)
     if classes == 0:
-        raise ValueError("ctc_loss: log_probs must have shape (T, N, C) or (T, C), C at least 1")
+        raise ValueError("{loss}: log_probs must have shape (T, N, C) or (T, C), C at least 1")
     if not 0 <= blank < classes:
-        raise ValueError("ctc_loss: blank must be a class")
+        raise ValueError("{loss}: blank must be a class")
     width = width_of(targets, log_probs)
     if width < 0:
-        raise ValueError("ctc_loss: targets must have shape (N, S), or one axis with all sequences' labels")
+        raise ValueError("{loss}: targets must have shape (N, S), or one axis with all sequences' labels")
     if not lengths_fit(input_lengths, batch, longest):
-        raise ValueError("ctc_loss: input_lengths must be one for each sequence, at most the frames")
+        raise ValueError("{loss}: input_lengths must be one for each sequence, at most the frames")
     if not lengths_fit(target_lengths, batch, targets.shape[targets.ndim - 1]):
-        raise ValueError("ctc_loss: target_lengths must be one for each sequence, at most the labels")
+        raise ValueError("{loss}: target_lengths must be one for each sequence, at most the labels")
     if not same_shape(out, log_probs):
-        raise ValueError("ctc_loss: out must have log_probs's shape")
+        raise ValueError("{loss}: out must have log_probs's shape")
     T = log_probs.dtype.type
     x, g, labels = flat(log_probs, T), gradient(out, log_probs), flat(targets, np.int64)
     frame_counts, label_counts = flat(input_lengths, np.int64), flat(target_lengths, np.int64)
     if targets.ndim == 1 and log_probs.ndim == 3 and label_counts.sum() != labels.size:
-        raise ValueError("ctc_loss: target_lengths must sum to the number of labels")
+        raise ValueError("{loss}: target_lengths must sum to the number of labels")
     if not (may_write((g,), (x,)) and apart(g, labels) and apart(g, frame_counts) and apart(g, label_counts)):
-        raise ValueError("ctc_loss: out overlaps an argument; it may be log_probs itself")
+        raise ValueError("{loss}: out overlaps an argument; it may be log_probs itself")
     settings = np.int64(blank), bool(zero_infinity), reduction == "mean", 1.0, divisor
     value, status = ctc_of(
         x, (labels, label_counts, frame_counts, g, width, (longest, batch, classes), settings)
     )
     if status >= 0:
-        raise IndexError("ctc_loss: targets holds a class index that is out of range")
+        raise IndexError("{loss}: targets holds a class index that is out of range")
     if status == ctc.NO_MEMORY:
-        raise MemoryError("ctc_loss: no memory for the alignments of sequences as long as these")
+        raise MemoryError("{loss}: no memory for the alignments of sequences as long as these")
     if status != ctc.OK:
-        raise ValueError("ctc_loss: arrays do not fit together")
+        raise ValueError("{loss}: arrays do not fit together")
     return T(value)
+
+
+@cache
+def compile_sequences(name: str) -> Any:
+    """Return a function of sequences of labels."""
+    return entry(sequences, name, name)

@@ -74,6 +74,8 @@ BY1: Any = True
 BY2: Any = False
 CURVED: Any = False  # whether the second derivative by a vector is asked for
 ROW_CURVED: Any = False  # by a row array
+HAS_LENGTHS: Any = False  # whether options are lengths,
+LENGTHS: Any = (0,)  # and where these are among the numbers
 SCALED: Any = False  # whether rows are scaled where their sums would overflow or underflow
 DEGREE: Any = 0  # a row's value goes with this power of the scale
 stretch: Any = None
@@ -153,6 +155,9 @@ def measure_terms(tile_at, numbers_at):
                 if again:
                     tried = True
                     m = bits(zero)
+                    if HAS_LENGTHS:  # which must not become infinite where vectors are tiny
+                        for k in range(len(LENGTHS)):
+                            m = larger(m, T(at_address(numbers_at, 0.0)[LENGTHS[k]]) / T(WIDE))
                     for j in range(size):
                         m = larger(larger(larger(m, x[j]), y[j]), z[j])
                     r = power_of_two(m, zero)
@@ -315,12 +320,15 @@ def _options(f: VectorFunctions) -> dict[str, Any]:
     """Return the names that blocks of a definition are bound to for its options and its scale."""
     jets, is_scaled = derivatives(), f.homogeneous is not None
     flags = f.flags or (None,) * len(f.options)
+    given = [n for n, flag in zip(f.options, flags, strict=True) if flag is None]
     return dict(
         options=jets.options(flags, start=OPTIONS),
         SUMS=f.sums,
         SCALED=is_scaled,
         DEGREE=f.homogeneous or 0,
         stretch=jets.stretch(tuple(n in f.lengths for n in f.options)) if is_scaled else None,
+        HAS_LENGTHS=bool(f.lengths),
+        LENGTHS=tuple(OPTIONS + given.index(n) for n in f.lengths) or (0,),
     )
 
 

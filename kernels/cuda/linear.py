@@ -70,7 +70,7 @@ def compile_settle(
 # ---- launching ----------------------------------------------------------------------------------------
 
 INSTALL = (
-    "on a CUDA device its matrix products need CuPy and cuBLAS: pip install 'cupy-cuda12x[ctk]' or "
+    "matrix products on a CUDA device need CuPy and cuBLAS: pip install 'cupy-cuda12x[ctk]' or "
     "'cupy-cuda13x[ctk]', as your driver's CUDA version is"
 )
 
@@ -131,11 +131,8 @@ def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, more: bool = False
 
 def multiply(a: DeviceArray, b: DeviceArray, out: DeviceArray, more: bool) -> None:
     """`product` of matrices that are not empty. Only here CuPy is imported."""
-    try:
-        import cupy
-        from cupy import cublas
-    except ImportError as error:
-        raise TypeError(f"linear_cross_entropy: {INSTALL}") from error
+    import cupy
+    from cupy import cublas
 
     def seen(x: DeviceArray) -> Any:
         # By its address: with __cuda_array_interface__ CuPy would ask the driver for the device each time.
@@ -405,7 +402,10 @@ class Work:
 def run(p: Linear, outputs: dict[str, Any]) -> Any:
     """Write the gradients by their arguments' names; return the value, or the terms."""
     current_queue().record = None  # the library's products are not its own steps
-    return Work(p, outputs).run()
+    try:
+        return Work(p, outputs).run()
+    except ImportError as error:
+        raise TypeError(f"{p.name}: {INSTALL}") from error
 
 
 def _fault(p: Linear) -> tuple[Any, Any]:

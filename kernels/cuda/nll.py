@@ -135,13 +135,13 @@ def terms_launch(n: int) -> Launch:
 def terms_kernel(code: int) -> Any:
     """`nll_terms` for scores of one storage."""
     array = storage(code)
-    return as_kernel(nll_terms, dict(array=array, T=array.T), "nll_loss", code)
+    return as_kernel(nll_terms, dict(array=array, T=array.T), "picks", code)
 
 
 def gradient_kernel(code: int, variant: str, vectors: bool = True) -> Any:
     """`nll_gradient`, or `gradient_columns`, for scores of one storage, in plain Python."""
     template = gradient_columns if variant == COLUMNS else nll_gradient
-    return as_kernel(template, lanes(code, vectors, 1, variant == TEAM), "nll_loss", (code, vectors))
+    return as_kernel(template, lanes(code, vectors, 1, variant == TEAM), "picks", (code, vectors))
 
 
 def compile_terms(request: Request, code: int, cc: tuple[int, int], summed: bool = True) -> Binary:

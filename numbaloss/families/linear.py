@@ -20,7 +20,7 @@ class LinearLoss(RowLoss):
 
     @classmethod
     def _jit(cls) -> Any:
-        return inside.of_rows(cls.function.__name__, cls._definition(), compiled_options(cls.fields))
+        return inside.of_rows("product", cls._definition(), compiled_options(cls.fields))
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Linear:

@@ -242,7 +242,7 @@ class PickLoss(ClassLoss):
 
     @classmethod
     def _jit(cls) -> Any:
-        return inside.of_rows(cls.function.__name__, cls._functions())
+        return inside.of_rows("picks", cls._functions())
 
 
 class MarginLoss(ClassLoss):
@@ -281,7 +281,7 @@ class MarginLoss(ClassLoss):
     def _jit(cls) -> Any:
         defaults, choices = {n: f.default for n, f in cls.fields.items()}, cls._choices()
         chosen = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-        return inside.of_rows(cls.function.__name__, *(cls._functions(defaults | c)[0] for c in chosen))
+        return inside.of_rows("margins", *(cls._functions(defaults | c)[0] for c in chosen))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Margins:
