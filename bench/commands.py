@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from numbaloss.kernels.spec import VALUE
 from . import machine, options
 from .cases import DTYPES, FAMILIES, MODES, Case, Shape, cases, family_of
 from .checks import check as check_loss
-from .devices import Absent, Device, open_device
+from .devices import CPU, Absent, Device, open_device
 from .measure import Row, first_call
 from .peers import DEFAULT, PEERS, Peer
 from .report import FORMATS, Report, amount, change, duration, print_table, render, slower
@@ -233,23 +235,19 @@ def check(loss: list[str], dtype: list[str], device: list[str], thorough: bool, 
     Values are compared with a plain float64 reference, gradients with its finite differences, at every sample
     of every option; then all threads with one. Returns 1 if a loss fails.
     """
-    jobs = [(n, d, t) for n in loss for d in open_devices(device) for t in dtype]
+    jobs = [(n, d, t, thorough) for n in loss for d in open_devices(device) for t in dtype]
+    workers = min(os.cpu_count() or 1, len(jobs) // A_WORKERS_CHECKS)
+    on_host = all(isinstance(where, CPU) for _, where, _, _ in jobs)
     results = []
-    with progress(len(jobs)) as show:
-        for done, (name, where, narrow) in enumerate(jobs):
+    with progress(len(jobs)) as show, ExitStack() as stack:
+        found: Iterator[Checked] = itertools.starmap(checked, jobs)
+        if on_host and workers > 1:  # most of the time is the compiler's
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            found = pool.map(checked, *zip(*jobs, strict=True))
+        for done, (name, _, narrow, _) in enumerate(jobs):
             show(done, f"{name} {narrow}")
-            start, message = time.perf_counter(), None
-            function = nl.registry[name]
-            try:
-                check_loss(function, narrow, where)
-                if thorough and narrow == "float64" and issubclass(function.Class, CHECKED):
-                    testing.check_loss(function)
-            except Exception as error:  # whatever it is, it is the loss that fails
-                message = (
-                    str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-                )
-            seconds = time.perf_counter() - start
-            results.append(Checked(name, narrow, where.name, seconds, message is None, message))
+            results.append(next(found))
     failed = [r for r in results if not r.passed]
     if form == "json":
         content = {"passed": not failed, "results": list(map(dataclasses.asdict, results))}
@@ -261,6 +259,22 @@ def check(loss: list[str], dtype: list[str], device: list[str], thorough: bool, 
     kinds = ", ".join(dict.fromkeys(f"{r.dtype} on {r.device}" for r in results))
     click.echo(f"{len(loss) - len(names)} losses passed, {len(names)} failed: {kinds}")
     return FAILED if failed else 0
+
+
+A_WORKERS_CHECKS = 8  # checks that are worth the start of a process
+
+
+def checked(name: str, where: Device, dtype: str, thorough: bool) -> Checked:
+    """Check one loss."""
+    start, message = time.perf_counter(), None
+    function = nl.registry[name]
+    try:
+        check_loss(function, dtype, where)
+        if thorough and dtype == "float64" and issubclass(function.Class, CHECKED):
+            testing.check_loss(function)
+    except Exception as error:  # whatever it is, it is the loss that fails
+        message = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return Checked(name, dtype, where.name, time.perf_counter() - start, message is None, message)
 
 
 @numbaloss.command(short_help="Compile into the cache.")
