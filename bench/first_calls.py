@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numbaloss as nl
 
+from . import machine
 from .cases import family_of
 from .report import markdown
 
@@ -82,7 +83,7 @@ def report(losses: list[str]) -> str:
         for name, (cold, large, warm) in measured
     ]
     head = ["loss", "cold, s", f"cold / {BASE}", "then large, s", f"large / {BASE}", "warm, s"]
-    return markdown(head, rows)
+    return f"{machine.heading()}\n{markdown(head, rows)}"
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,13 @@ def processor() -> str:
             return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def heading(*peers: str) -> str:
+    """When and where tables were made, with the versions of these peers."""
+    made = ", ".join(f"{n} {v}" for n, v in versions(*peers).items() if n not in ("numbaloss", "llvmlite"))
+    where = f"{date.today()}, {processor()}, {numba.get_num_threads()} threads; {made}."
+    return f"{where}\nWhat is wanted stands in brackets.\n"
 
 
 def simd_bits() -> int:

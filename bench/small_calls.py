@@ -19,6 +19,7 @@ import numpy as np
 
 import numbaloss as nl
 
+from . import machine
 from .cases import Case, family_of
 from .measure import Side, interleave
 from .report import markdown
@@ -160,7 +161,8 @@ def report(losses: list[str]) -> str:
     """The table, in Markdown, and the geometric mean of PyTorch's ratios."""
     measured = [row for name in losses for row in rows(name)]
     ratios = [r for *_, r in measured if r is not None]
-    text = markdown(
+    text = machine.heading("torch") + "\n"
+    text += markdown(
         ["loss", "option", "us", "/ plain (2)", "torch / ours (4)"],
         [
             [n, o, f"{s * 1e6:.2f}", f"{p:.2f}", "-" if r is None else f"{r:.1f}"]

@@ -15,11 +15,9 @@ import sys
 import tempfile
 import time
 import warnings
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import njit, prange
 
@@ -256,11 +254,8 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
 def report() -> str:
     warnings.simplefilter("ignore")  # PyTorch's, of kl_div's 'mean'
     elementwise = [n for n, f in nl.registry.items() if family_of(f) is ELEMENTWISE]
-    versions = machine.versions("torch", "jax")
-    made = ", ".join(f"{n} {v}" for n, v in versions.items() if n not in ("numbaloss", "llvmlite"))
     parts = [
-        f"{date.today()}, {machine.processor()}, {numba.get_num_threads()} threads; {made}.",
-        "What is wanted stands in brackets.\n",
+        machine.heading("torch", "jax"),
         table(
             f"value_and_grad, {LARGE // 10**6} million float32, milliseconds",
             LARGE_COLUMNS,
