@@ -1,5 +1,6 @@
 """Kernels below the losses: half precision, fingerprints, rules of differentiation, what is compiled."""
 
+import pickle
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss.kernels import bind, jets
-from numbaloss.kernels.cpu import elementwise, halves
+from numbaloss.kernels.cpu import elementwise, halves, native
 from numbaloss.kernels.cpu.target import derivatives
 from numbaloss.kernels.spec import Request
 
@@ -186,3 +187,11 @@ def test_a_float32_kernel_computes_in_float32(monkeypatch):
     if not vectors:
         pytest.skip("not the assembly of an x86 processor with AVX")
     assert vectors == {"s"}
+
+
+def test_code_for_other_kernels_is_not_taken_from_the_disk(monkeypatch):
+    kept = pickle.dumps(native.Needed(("a", "b"), min, (1, 2)))
+    assert pickle.loads(kept).names == ("a", "b")
+    monkeypatch.setattr(native, "sources", lambda: "an edited file's")
+    with pytest.raises(OSError, match="other kernels"):  # Numba compiles the code anew
+        pickle.loads(kept)

@@ -748,3 +748,34 @@ def test_class_call_errors():
         criterion.grad(X, Y, wrt="linear_bias")
     with pytest.raises(TypeError, match="unexpected keyword argument 'linear_bais'"):
         criterion(X, Y, linear_bais=None)
+
+
+def test_small_calls_leave_what_is_not_plain_to_the_general_one(rng):
+    x, w, y = rng.normal(size=(6, 5)), rng.normal(size=(4, 5)), np.array([0, 1, 2, 3, 0, 1])
+    class_weight = np.array([1.0, 2.0, 0.5, 3.0])
+    function = linear_cross_entropy.value_and_grad
+    for _ in range(3):  # the second call is prepared
+        value, (by_x, by_w) = function(x, w, y)
+        scores = x @ w.T
+        expected, slope = cross_entropy.value_and_grad(scores, y)
+        np.testing.assert_allclose(value, expected, rtol=1e-14)
+        np.testing.assert_allclose(by_x, slope @ w, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(by_w, slope.T @ x, rtol=1e-12, atol=1e-15)
+        function(x, w, y, weight=class_weight)
+    some, dirty = y.copy(), x.copy()
+    some[2], dirty[2] = -100, np.nan
+    _, (by_x, by_w) = function(dirty, w, some)
+    assert not by_x[2].any() and np.isfinite(by_w).all()
+    none = class_weight * (np.arange(4) != 3)
+    dirty[2], dirty[3] = x[2], np.nan
+    assert np.isfinite(function(dirty, w, y, weight=none)[0])
+    with pytest.raises(IndexError, match=r"target\[4\] is 9"):
+        function(x, w, np.array([0, 1, 2, 3, 9, 1]))
+    with pytest.raises(ValueError, match="linear_cross_entropy"):
+        function(x, w[:, :4].copy(), y)
+    for _ in range(2):
+        given = x.copy(), w.copy()
+        function(*given, y, out=given)
+        _, expected = function(x, w, y)
+        for g, e in zip(given, expected, strict=True):
+            np.testing.assert_array_equal(g, e)
