@@ -330,7 +330,7 @@ def recall(version: str, *needed: Any) -> Needed:
 
 
 def keep_needed() -> None:
-    """Let Numba keep what code needs with all code: not so C functions, nor what links code from the disk."""
+    """Let Numba keep what code needs also with C functions, and with code that links some from the disk."""
     reduce, rebuild = CompileResult._reduce, CompileResult._rebuild.__func__
 
     def reduce_with_needed(self):

@@ -48,7 +48,7 @@ SCALE, P, EPS, OPTIONS = range(4)  # of the numbers: the gradient's scale, the n
 
 
 class Block:
-    """A template and its scope: to be called by address, or linked into another function."""
+    """A template and its scope, to be called by address."""
 
     def __init__(
         self, template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object

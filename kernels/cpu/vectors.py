@@ -104,8 +104,7 @@ MODE, PLACE, WIDTH, BYTES, FUNCTION, CODE, SLOT = range(7)
 # A task's context: int64.
 RECIPE, NUMBERS, COUNT, SIZE, HEIGHT, TILES, WORKERS, SUMS, TABLE, LAYOUTS, CONTEXT = range(11)
 
-# Calls of the recipe's blocks by address. In compiled code of the caller's these names are bound to functions
-# that are linked.
+# Calls of the recipe's blocks by address.
 run_measure = run_conclude = run_pull = caller(types.float64, 2)
 
 
