@@ -129,6 +129,16 @@ def product(a: DeviceArray, b: DeviceArray, out: DeviceArray, more: bool = False
         clear(out)
 
 
+class External:
+    """A stream, by CUDA's protocol for Python."""
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.stream
+
+
 def multiply(a: DeviceArray, b: DeviceArray, out: DeviceArray, more: bool) -> None:
     """`product` of matrices that are not empty. Only here CuPy is imported."""
     import cupy
@@ -139,7 +149,10 @@ def multiply(a: DeviceArray, b: DeviceArray, out: DeviceArray, more: bool) -> No
         memory = cupy.cuda.UnownedMemory(x.address, x.size * x.itemsize, x.owner, x.queue.device)
         return cupy.ndarray(x.shape, x.dtype, cupy.cuda.MemoryPointer(memory, 0), x.strides)
 
-    with cupy.cuda.ExternalStream(out.queue.stream):
+    # CuPy 14 has another way, which takes streams by CUDA's protocol, and warns of this one.
+    from_external = getattr(cupy.cuda.Stream, "from_external", None)
+    make = cupy.cuda.ExternalStream if from_external is None else lambda s: from_external(External(s))
+    with make(out.queue.stream):
         cublas.gemm("N", "N", seen(a), seen(b), out=seen(out), beta=float(more))
 
 
