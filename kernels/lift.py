@@ -272,6 +272,7 @@ def lift_finish(f: VectorFunctions, jets: Any, wrt: tuple[int, ...]) -> Any:
         @jets.jit
         def derived(numbers, o):
             value, slopes = before(numbers, o)
+            # Numba joins tuples, but unpacks none whose types differ.
             return value, slopes + (parts(body(*pick(vary(numbers) + o)), numbers[0])[1],)  # noqa: RUF005
 
         return derived

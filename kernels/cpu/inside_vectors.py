@@ -312,6 +312,7 @@ def flats(positions: list[int]) -> Any:
         @njit(**PART)
         def more(arguments):
             # A tuple of one array is added: the others are of the same type.
+            # Numba joins tuples, but unpacks none whose types differ.
             return before(arguments) + (flat(arguments[k], arguments[0].dtype.type),)  # noqa: RUF005
 
         return more
@@ -328,6 +329,7 @@ def gradients(count: int) -> Any:
     def step(before, k):
         @njit(**PART)
         def more(outs, like):
+            # Numba joins tuples, but unpacks none whose types differ.
             return before(outs, like) + (gradient(outs[k], like),)  # noqa: RUF005
 
         return more

@@ -579,6 +579,7 @@ def conclude(values, given, r, o, row_weight, factor):
         far, other = values[1], values[2]
         kept = one if far < other else T(0.5) if far == other else T(0)
         least = far if far < other or far != far else other
+        # Numba joins tuples, but unpacks none whose types differ.
         arguments = (values[0], least) + given  # noqa: RUF005
     else:
         arguments = values + given

@@ -670,6 +670,9 @@ def test_what_cupy_is_given(monkeypatch):
     cublas = SimpleNamespace(gemm=gemm)  # which, without a device, may not be there to import
     monkeypatch.setitem(sys.modules, "cupy.cublas", cublas)
     monkeypatch.setattr(cupy, "cublas", cublas, raising=False)
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        ways = SimpleNamespace(from_external=lambda external: Stream(external.__cuda_stream__()[1]))
+        monkeypatch.setattr(cupy.cuda, "Stream", ways)
     monkeypatch.setattr(cupy.cuda, "ExternalStream", Stream)
     queue = device_arrays.Queue(0, 9, libraries.library(""))
     location = libraries.Location(4096, np.dtype("f4"), (6, 4), None, True, 0, None)
