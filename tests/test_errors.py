@@ -77,6 +77,13 @@ def test_var_must_fit(shape):
         nl.gaussian_nll_loss(x, y, np.ones(shape))
 
 
+@pytest.mark.parametrize("shape", [(4,), (3,), (6,), (6, 4, 1), (2, 1)], ids=str)
+def test_gaussian_target_must_fit(shape):
+    x, var = np.ones((2, 6, 4))
+    with pytest.raises(ValueError, match="^gaussian_nll_loss: target of shape"):
+        nl.gaussian_nll_loss(x, np.ones(shape), var)
+
+
 DOMAINS = [
     (nl.binary_cross_entropy, "input", [-0.1, 1.1, math.inf, math.nan], "in [0, 1]"),
     (nl.binary_cross_entropy, "target", [-1e-9, 2.0, -math.inf, math.nan], "in [0, 1]"),

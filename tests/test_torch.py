@@ -149,6 +149,19 @@ def test_var_of_fewer_axes(torch, rng):
         np.testing.assert_allclose(gradient, wanted["var"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(), (3, 1), (1, 4)], ids=str)
+def test_gaussian_target_that_broadcasts(torch, rng, shape):
+    target = np.asarray(rng.normal(size=shape))
+    arrays = {"input": rng.normal(size=(3, 4)), "target": target, "var": rng.uniform(0.5, 2, 3)}
+    for reduction in ("mean", "none"):
+        value, wanted = gradients(torch, nl.gaussian_nll_loss, arrays, {}, reduction)
+        got, found = nl.gaussian_nll_loss.value_and_grad(**arrays, reduction=reduction, wrt=tuple(arrays))
+        np.testing.assert_allclose(got, value, rtol=1e-14)
+        for (name, a), gradient in zip(arrays.items(), found, strict=True):
+            assert gradient.shape == a.shape
+            np.testing.assert_allclose(gradient, wanted[name], rtol=1e-12, err_msg=name)
+
+
 def test_where_we_differ_on_purpose(torch):
     """Finite where PyTorch overflows, 0 where it has 0 * inf, an error where it warns and broadcasts."""
     F = torch.nn.functional

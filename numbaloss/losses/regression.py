@@ -3,6 +3,7 @@
 from ..arguments import (
     counts,
     flag,
+    like_scores,
     non_negative,
     positive,
     rates,
@@ -240,11 +241,13 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
 
     Parameters
     ----------
-    input, target : array
-        Of the same shape: expectations and observations.
+    input : array
+        Expectations.
+    target : array
+        Observations: of the input's shape, of that shape with axes of 1, or one number.
     var : array or float
         Variances, at least 0: of the input's shape, of that shape with one axis of 1 or without the last
-        axis, or one number. A gradient by ``var`` has its shape.
+        axis, or one number. A gradient has the shape of the argument that it is by.
     full : bool, default False
         Add the constant :math:`\tfrac12 \log 2\pi`.
     eps : float, default 1e-6
@@ -271,7 +274,7 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
     full: bool = flag(False)
     eps: float = positive(1e-6)
     reduction: str = reduction()
-    domains = {"var": variances()}
+    domains = {"target": like_scores(broadcast=True), "var": variances()}
 
     def value(input, target, var, full, eps):
         v = math.maximum(var, eps)
@@ -289,12 +292,12 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
 
     @classmethod
     def _broadcast(cls, name, argument, array, shape):
-        if array.ndim == len(shape) - 1 and array.shape == shape[:-1]:
+        of_var = argument == "var"
+        if of_var and array.ndim == len(shape) - 1 and array.shape == shape[:-1]:
             return array[..., None]
         ones = [n for n, m in zip(array.shape, shape, strict=False) if n == 1 != m]
-        if array.ndim and not (
-            array.ndim == len(shape) and len(ones) == 1 and broadcasts(array.shape, shape)
-        ):
+        fits = array.ndim == len(shape) and broadcasts(array.shape, shape) and not (of_var and len(ones) > 1)
+        if array.ndim and not fits:
             raise ValueError(f"{name}: {argument} of shape {array.shape} does not fit input's shape {shape}")
         return array
 
