@@ -40,6 +40,7 @@ from numba.extending import intrinsic, overload
 # caller's loop may be compiled with more.
 STRICT = {
     "forceinline": True,
+    "fastmath": False,  # what is not said is taken from the caller
     "error_model": "numpy",
     "no_cpython_wrapper": True,  # nobody calls these from Python: two functions less for each
     "no_cfunc_wrapper": True,
