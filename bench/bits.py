@@ -5,8 +5,8 @@
 Each call of ``value_and_grad`` is made again in other ways: for the value or the gradient alone, with the
 curvature, in place, on one thread, of slices, with options at their neutral value, inside compiled code. All
 must give the same bits. With processors that LLVM knows (``haswell``, ``nehalem``, ``skylake-avx512``; as
-``NUMBA_CPU_NAME``) all is done again, compiled for each, and the bits are compared with this processor's: they
-are promised to be equal where the processors fuse products with sums, and no libm function is called.
+``NUMBA_CPU_NAME``) all is done again, compiled for each, and the bits are compared with this processor's. Those of
+ elementwise losses are promised to be equal on processors that fuse products with sums, but for libm's functions.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def neutral(loss: Any, arrays: Call, given: Call) -> Call:
 
 
 def ways(loss: Any, arrays: Call, given: Call) -> Iterator[tuple[str, Callable[[], tuple[Any, Any]]]]:
-    """Names of ways to make a call, and functions that make it: value and gradients, None for what is not asked."""
+    """Names of ways to make a call, and functions that give value and gradients, or None for one of them."""
     valued = {n: v for n, v in given.items() if n != "grad_output"}
     wrt = tuple_of(loss.Class._default_wrt())
 
@@ -161,7 +161,7 @@ def on_processor(name: str, losses: list[str]) -> dict[str, Any]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each loss: for each processor, whether all ways agree, and whether its bits are the first's."""
+    """A row for each loss: on each processor, whether all ways agree, and with the first processor's bits."""
     first = next(iter(found))
     rows = []
     for loss in dict.fromkeys(call.split()[0] for call in found[first]):

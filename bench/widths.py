@@ -90,7 +90,7 @@ class Verdict:
 def verdict(assembly: str, full: int) -> Verdict:
     """Judge a kernel: some loop works in full vectors, and each narrower one is the rest of a full one.
 
-    A loop over the last elements, too few for a vector, has the same kinds of operations as the vectors' loop.
+    A loop over the last elements, too few for a vector, has the kinds of operations of the vectors' loop.
     """
     loops = [loop for loop in innermost_loops(assembly) if loop.vectors]
     widest = max((w for loop in loops for w in loop.vectors), default=0)
@@ -145,7 +145,7 @@ def compiled(calls: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str, str]]
 
 
 def calls(names: list[str]) -> Iterator[tuple[str, Any]]:
-    """Calls of losses that ask for kernels of their own: value, gradients, curvature, weights, both dtypes."""
+    """Calls of losses that ask for kernels of their own: value, gradients and curvature in both dtypes."""
     import numbaloss as nl
 
     from .cases import casted, family_of

@@ -12,7 +12,7 @@ from numbaloss.bench import widths
 SETS = ("nehalem", "haswell", "skylake-avx512")
 SOME = ("mse_loss", "binary_cross_entropy")  # the others are read in the sweep
 
-# Not in vectors, for a reason: a few operations a row, not an element; and a power in float64, which is libm's.
+# Not in vectors, for a reason: a few operations a row, not an element; and a power in float64, by libm.
 BY_ROW = {"conclude", "nll_terms", "nll_gradient", "measure_cosine", "share_of_tiles", "sequences"}
 POWERS = "focal_cross_entropy float64"
 
