@@ -35,11 +35,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # `reassoc` would cancel rounding constants and two-part constants, `nsz` would lose -0.0, `nnan` and
-# `ninf` would delete the handling of special values. Flags travel with the instruction, so a caller's loop
-# may be compiled with more.
+# `ninf` would delete the handling of special values, and `contract` would fuse a product and a sum or not by
+# what else uses the product: fused are those that say `multiply_add`. Flags travel with the instruction, so a
+# caller's loop may be compiled with more.
 STRICT = {
     "forceinline": True,
-    "fastmath": {"contract"},
+    "fastmath": False,  # what is not said is taken from the caller
     "error_model": "numpy",
     "no_cpython_wrapper": True,  # nobody calls these from Python: two functions less for each
     "no_cfunc_wrapper": True,
@@ -207,17 +208,28 @@ def copysign(context, x, s):
     return x(x, x), emit
 
 
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once on each processor that has such an instruction, twice on any other."""
+    kind = a.type
+    muladd = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
+    return builder.call(muladd, [a, b, c])
+
+
+@intrinsic
+def multiply_add(context, a, b, c):
+    """a * b + c, rounded once on each processor that has such an instruction, twice on any other."""
+    return a(a, a, a), lambda context, builder, signature, args: fused(builder, *args)
+
+
 @intrinsic
 def polynomial(context, x, coefficients):
     """Horner's scheme, lowest coefficient first, unrolled here so that it never becomes a loop."""
 
     def emit(context, builder, signature, args):
         x, terms = args[0], cgutils.unpack_tuple(builder, args[1])
-        kind = x.type
-        muladd = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
         y = terms[-1]
         for c in terms[-2::-1]:
-            y = builder.call(muladd, [y, x, c])
+            y = fused(builder, y, x, c)
         return y
 
     return x(x, coefficients), emit
@@ -233,10 +245,8 @@ def polynomial_in_parallel(context, x, coefficients):
 
     def emit(context, builder, signature, args):
         x, terms = args[0], cgutils.unpack_tuple(builder, args[1])
-        kind = x.type
-        muladd = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
         while len(terms) > 1:
-            pairs = [builder.call(muladd, [b, x, a]) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+            pairs = [fused(builder, b, x, a) for a, b in zip(terms[::2], terms[1::2], strict=False)]
             terms = pairs + terms[len(terms) // 2 * 2 :]
             x = builder.fmul(x, x)
         return terms[0]
@@ -335,6 +345,7 @@ def implement(format):
     LOG2_HIGH, LOG2_LOW = (F(v) for v in format.log2)
     TANH_ONE = F(format.tanh_one)
     EXP = tuple(F(v) for v in format.exp)
+    ONE_ONE_EXP = (ONE, ONE, *EXP)
     LOG_NEAR_1 = tuple(F(v) for v in format.log_near_1)
     LOG1P_UNIT = tuple(F(v) for v in format.log1p_unit)
     # Adding 1.5 * 2**mantissa + b leaves round(v) + b in the low bits of the sum: an integer conversion for
@@ -356,10 +367,10 @@ def implement(format):
 
     @njit(**STRICT)
     def exp_in_range(x):
-        t = x * LOG2_E + SHIFT_TWICE
+        t = multiply_add(x, LOG2_E, SHIFT_TWICE)
         n = t - SHIFT_TWICE
-        r = x - n * LOG2_HIGH - n * LOG2_LOW
-        y = (polynomial(r, EXP) * r + ONE) * r + ONE
+        r = multiply_add(n, -LOG2_LOW, multiply_add(n, -LOG2_HIGH, x))
+        y = polynomial(r, ONE_ONE_EXP)
         # 2**n as two factors: it may be beyond the largest, or below the smallest, when y * 2**n is not.
         i = bits(t)
         a = Z(Z(i << Z(mantissa - 1)) & FIELD)
@@ -379,12 +390,12 @@ def implement(format):
     @njit(**STRICT)
     def half_expm1(x):
         """(e**x - 1) / 2 where 2**n is normal: half, because e**x - 1 may be finite when 2**n is not."""
-        t = x * LOG2_E + SHIFT_HALF
+        t = multiply_add(x, LOG2_E, SHIFT_HALF)
         n = t - SHIFT_HALF
-        r = x - n * LOG2_HIGH - n * LOG2_LOW
-        p = polynomial(r, EXP) * (r * r) + r
+        r = multiply_add(n, -LOG2_LOW, multiply_add(n, -LOG2_HIGH, x))
+        p = multiply_add(polynomial(r, EXP), r * r, r)
         s = unbits(Z(bits(t) << Z(mantissa)))
-        return p * s + (s - HALF)
+        return multiply_add(p, s, s - HALF)
 
     @define
     def expm1(x):
@@ -395,7 +406,7 @@ def implement(format):
     @njit(**STRICT)
     def log_sum(e, m):
         """e * log(2) + log(1 + m), with e scaled as the upper bits of an exponent field."""
-        return e * LOG2_SCALED + (polynomial(m, LOG_NEAR_1) * (m * m) + m)
+        return multiply_add(e, LOG2_SCALED, multiply_add(polynomial(m, LOG_NEAR_1), m * m, m))
 
     @define
     def log(x):
@@ -412,7 +423,7 @@ def implement(format):
         # With 1 + x = 2**k * (1 + m), m = 2**-k * x + (2**-k - 1) is exact where it matters, and k is only
         # nearly right when 1 + x rounds. 2**-k may be subnormal, 2**(2 - k) is not.
         e = Z(Z(bits(x + ONE) - TWO_THIRDS) & FIELD)
-        m = unbits(Z(bits(x) - e)) + (unbits(Z(FOUR - e)) * F(0.25) - ONE)
+        m = unbits(Z(bits(x) - e)) + multiply_add(unbits(Z(FOUR - e)), F(0.25), -ONE)
         y = copysign(log_sum(F(np.int32(e >> UPPER)), m), x)  # -0.0
         y = select(x < INF, y, x)
         return select(x > -ONE, y, select(x == -ONE, -INF, NAN))
@@ -425,7 +436,7 @@ def implement(format):
     @njit(**STRICT)
     def softplus_minus_abs(x):
         z = exp_minus_abs(x)
-        return polynomial(z, LOG1P_UNIT) * (z * z) + z
+        return multiply_add(polynomial(z, LOG1P_UNIT), z * z, z)
 
     @define
     def softplus(x):
@@ -556,7 +567,7 @@ def vectorised_powers():
         """Of a float32, not negative: as a float64 it is never subnormal."""
         e = (bits(size) - TWO_THIRDS) & FIELD
         m = unbits(bits(size) - e) - ONE
-        y = polynomial_in_parallel(m, LOG2_NEAR_1) * m + np.float64(np.int32(e >> MANTISSA))
+        y = multiply_add(polynomial_in_parallel(m, LOG2_NEAR_1), m, np.float64(np.int32(e >> MANTISSA)))
         return select(size < INF, select(size == 0, -INF, y), size)
 
     @njit(**STRICT)
@@ -564,7 +575,7 @@ def vectorised_powers():
         x = select(x < LOW, LOW, select(x > HIGH, HIGH, x))
         t = x + SHIFT
         f = x - (t - SHIFT)
-        return (polynomial_in_parallel(f, EXP2) * f + ONE) * unbits(bits(t) << MANTISSA)
+        return multiply_add(polynomial_in_parallel(f, EXP2), f, ONE) * unbits(bits(t) << MANTISSA)
 
     @njit(**STRICT)
     def from_log(base, log_size, y):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numba import njit, prange
+from numba.core.errors import TypingError
 from sweeps import sweep
 
 import numbaloss as nl
@@ -119,6 +120,9 @@ def test_errors_inside_compiled_code():
 
     with pytest.raises(ValueError, match="one shape"):
         f(np.ones(3), np.ones(4))
+    for out in (np.ones(3, np.float32), (np.ones(3), np.ones(3)), np.ones(6)[::2]):
+        with pytest.raises(TypingError, match="out must be a C-contiguous array"):
+            jit(np.ones(3), np.ones(3), out=out)
     with pytest.raises(ValueError, match="out of its domain"):
         g(np.array([0.5, 1.5]), np.zeros(2))
     assert np.isnan(f(np.ones(0), np.ones(0)))

@@ -44,7 +44,7 @@ from .native import (
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
-from .target import LOOP
+from .target import WIDTH, new_lanes, sum_of_lanes
 
 # Of a recipe.
 FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WORKERS, CODES = range(12)
@@ -53,6 +53,7 @@ FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WOR
 BY_ONE, BY_NUMBER, BY_ELEMENTS, BY_ROWS, BY_WEIGHTS = range(5)
 DIVISOR, FACTOR, OPTIONS = range(3)  # of `numbers`
 APART = 16  # added to the code of an output that lies over an input: it goes through scratch memory
+LANES = WIDTH // 8
 LAYOUTS = 8 * 16 * LAYOUT  # bytes of sixteen arrays' layouts, more than any block takes
 
 run_block = caller(types.float64, 4)
@@ -110,25 +111,25 @@ def share_of_blocks(context, worker):
     return 0
 
 
-@njit(**HELPER | {"fastmath": LOOP["fastmath"]})
-def weights_sum(address, n, single):
+@njit(**HELPER)
+def sum_of_weights(w, n):
     """The sum of contiguous weights, in float64."""
-    total = 0.0
+    part = new_lanes(LANES, 0.0)
+    whole = n - n % LANES
+    for start in range(0, whole, LANES):
+        for k in range(LANES):
+            part[k] += w[start + k]
+    for k in range(n - whole):
+        part[k] += w[whole + k]
+    return sum_of_lanes(part, 0.0)
+
+
+@njit(**HELPER)
+def weights_sum(address, n, single):
+    """The sum of contiguous weights of float32 or float64, in float64."""
     if single:
-        w32 = at_address(address, np.float32(0))
-        for start in range(0, n, 64):
-            part = 0.0
-            for i in range(start, min(start + 64, n)):
-                part += w32[i]
-            total += part
-    else:
-        w64 = at_address(address, 0.0)
-        for start in range(0, n, 64):
-            part = 0.0
-            for i in range(start, min(start + 64, n)):
-                part += w64[i]
-            total += part
-    return total
+        return sum_of_weights(at_address(address, np.float32(0)), n)
+    return sum_of_weights(at_address(address, 0.0), n)
 
 
 @njit(**HELPER)
@@ -180,7 +181,10 @@ def direct(recipe, numbers, arrays, task, fork):
     elif r[DIVIDE] == BY_ROWS:
         by = float(at_address(shape_of(first), 0)[0] if rank else 1)
     elif r[DIVIDE] == BY_WEIGHTS:
-        by = weights_sum(at_address(pointers, 0)[r[WEIGHTS]], n, r[ITEM] == 4)
+        by = 0.0
+        for start in range(0, n, BLOCK):  # as `staged` adds them
+            at = at_address(pointers, 0)[r[WEIGHTS]] + start * r[ITEM]
+            by += weights_sum(at, min(BLOCK, n - start), r[ITEM] == 4)
     filled = stack(8 * 32)
     scale = fill_numbers(data_of(numbers), filled, at_address(shape_of(numbers), 0)[0] - OPTIONS, by)
     if n <= BLOCK:

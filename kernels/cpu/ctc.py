@@ -31,7 +31,7 @@ from numba.extending import intrinsic
 
 from .. import math
 from ..bind import bind
-from ..math import bits, polynomial, select, unbits
+from ..math import bits, multiply_add, polynomial, select, unbits
 from ..spec import (
     BFLOAT16,
     FLOAT16,
@@ -72,7 +72,7 @@ from .native import (
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
-from .target import DistinctArrays, prefer_widest_vectors
+from .target import DistinctArrays, plus, prefer_widest_vectors
 
 LANES = 16  # states are padded to a multiple of this
 REBASED = 16  # frames after which exponents are moved back to where all of their digits are whole
@@ -144,7 +144,6 @@ LEAST = {np.float32: -60, np.float64: -500}
 
 # Pointers that share no memory; nothing may be reassociated.
 APART: dict[str, Any] = HELPER | {"pipeline_class": DistinctArrays}
-SUM: dict[str, Any] = HELPER | {"fastmath": {"reassoc", "contract", "nsz"}}
 
 
 def pairs_in(form):
@@ -152,7 +151,7 @@ def pairs_in(form):
     F, Z = form.float, form.int
     ZERO, ONE, LOG2_E = F(0), F(1), F(1 / np.log(2))
     HIGH, LOW = F(form.log2[0]), F(form.log2[1])
-    POLYNOMIAL = tuple(F(c) for c in form.exp)
+    POLYNOMIAL = (ONE, ONE, *(F(c) for c in form.exp))
     MANTISSA, BIAS = Z(form.mantissa), F(form.bias)
     FRACTION, UNIT = Z((1 << form.mantissa) - 1), Z(form.bias << form.mantissa)
     SHIFT = F(1.5 * 2.0**form.mantissa)  # adding it leaves a rounded number in the low bits
@@ -166,8 +165,8 @@ def pairs_in(form):
         t = x * LOG2_E
         near = abs(t) < FAR
         n = t + SHIFT - SHIFT
-        r = select(near, x - n * HIGH - n * LOW, ZERO)
-        return (polynomial(r, POLYNOMIAL) * r + ONE) * r + ONE, select(near, n, t)
+        r = select(near, multiply_add(n, -LOW, multiply_add(n, -HIGH, x)), ZERO)
+        return polynomial(r, POLYNOMIAL), select(near, n, t)
 
     @njit(**HELPER)
     def power_of_2(k):
@@ -252,12 +251,12 @@ def _retreat(now, after, other, shares, shares_after, width, whole):
             label_new[i] = select(q > LOWEST, q * inverse, ZERO)
 
 
-@njit(**SUM)
+@njit(**HELPER)
 def sum_of(x, start, size):
     prefer_widest_vectors()
     result = x[start] - x[start]
     for i in range(start, start + size):
-        result += x[i]
+        result = plus(result, x[i])
     return result
 
 
@@ -692,15 +691,11 @@ def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], st
     return scope, name
 
 
-# Helpers have flags of their own; outside of them no product and sum are contracted.
-UNCONTRACTED: dict[str, Any] = dict(fastmath=False)
-
-
 @cache
 def forward_address(dtype: np.dtype, code: int, grad: bool) -> int:
     """The address of `forward` for arithmetic in a dtype and a code of storage, with shares or without."""
     scope, name = scope_of(dtype, code, grad)
-    return compile_function(forward, scope, name, name, types.float64(*[types.int64] * 3), **UNCONTRACTED)
+    return compile_function(forward, scope, name, name, types.float64(*[types.int64] * 3))
 
 
 @cache
@@ -709,7 +704,7 @@ def backward_address(dtype: np.dtype, code: int, anywhere: bool) -> int:
     scope, name = scope_of(dtype, code, True)
     name = f"{name}_strided" if anywhere else name
     scope = scope | {"CONTIGUOUS": not anywhere}
-    return compile_function(backward, scope, name, name, types.int64(*[types.int64] * 5), **UNCONTRACTED)
+    return compile_function(backward, scope, name, name, types.int64(*[types.int64] * 5))
 
 
 @cache

@@ -37,8 +37,20 @@ from ..spec import (
 from . import blocks
 from .arrange import lay_address, order_axes_address
 from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
+from .native import LINKED
 from .strided import gatherer, scatterer
-from .target import LOOP, SCALAR, DistinctArrays, derivatives, prefer_widest_vectors
+from .target import (
+    LOOP,
+    SCALAR,
+    WIDTH,
+    DistinctArrays,
+    add_lanes,
+    derivatives,
+    for_lanes,
+    new_lanes,
+    prefer_widest_vectors,
+    sum_of_lanes,
+)
 
 # Bound by `compile_block`; named here for readers and checkers.
 T: Any = np.float32
@@ -48,78 +60,99 @@ at1: Any = None
 at2: Any = None
 valid: Any = None
 options: Any = None
+one: Any = None
+LANES: Any = 32
+Z: Any = np.int32
+CHECKED: Any = True
 unpack: Any = None
 overwrite: Any = None
 run: Any = None
 
-# Elements that are summed in the arithmetic dtype before the sum goes on in float64: few enough that a
-# float32 sum is right to its last bits. A float64 sum in the loop itself would halve the vectors (Huber, in
-# cache: twice the time); the length of a run, from 256 to 4096 elements, makes no difference in speed.
-RUN = 256
+# Elements that are summed in the arithmetic dtype, 16 or 32 a lane, before the sum goes on in float64: few
+# enough that a float32 sum is right to its last bits. A float64 sum in the loop would halve the vectors
+# (Huber, in cache: twice the time).
+RUN = 1024
 
 SCRATCH = -1  # in place of a pointer's number
 
 
-def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid):
+def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale):
+    """Add one element's term to lane `k`, and 1 where it is outside of the domain; write derivatives."""
+    zero = T(0)
+    i = np.uintp(start + k)
+    xi, ti = x[i], t[i]
+    ui = zero if u is None else u[i]
+    if g0 is None:
+        v = value(xi, ti, ui, o)
+    else:
+        v, d0, h0 = at0(xi, ti, ui, o)
+    ok = valid(xi, ti, ui)
+    f = scale
+    keep = True
+    if w is not None:
+        # A zero weight gives exactly zero, also where the loss is NaN or infinite. A branch here, beside
+        # those of a definition, would keep LLVM from vectorising the loop.
+        wi = w[i]
+        keep = wi != zero
+        ok = ok | (wi == zero)
+        v = select(keep, v * wi, zero)
+        f = f * wi
+    if c is not None:
+        f = f * c[i]
+    if g0 is not None:
+        g0[i] = select(keep, d0 * f, zero)
+    if g1 is not None:
+        d1 = at1(xi, ti, ui, o)[1]
+        g1[i] = select(keep, d1 * f, zero)
+    if g2 is not None:
+        d2 = at2(xi, ti, ui, o)[1]
+        g2[i] = select(keep, d2 * f, zero)
+    if h is not None:
+        h[i] = select(keep, h0 * f, zero)
+    if terms is not None:
+        terms[i] = v
+    part[k] += v
+    outside[k] += Z(0) if ok else Z(1)
+
+
+def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, wrong):
     """One run: read operands `x t u`, weights `w`, upstream `c`; write `terms`, gradients, curvature.
 
-    `numbers` points to the gradient's scale and then the options. The number of elements outside of the
-    loss's domain is added to `invalid`. Returns the sum of the terms.
+    `numbers` points to the gradient's scale and then the options. Each of the sums in `sums` gets every so
+    many-th term, whatever the processor's vectors and whatever else is computed; LLVM keeps those of a run in
+    registers. The number of elements outside of the loss's domain is added to `wrong`.
     """
     prefer_widest_vectors()
-    zero = T(0)
+    zero, none = T(0), Z(0)
     scale = T(numbers[0])
     o = options(numbers, zero)
-    total = zero
-    outside = 0
-    for i in range(x.size):
-        xi, ti = x[i], t[i]
-        ui = zero if u is None else u[i]
-        if g0 is None:
-            v = value(xi, ti, ui, o)
-        else:
-            v, d0, h0 = at0(xi, ti, ui, o)
-        ok = valid(xi, ti, ui)
-        f = scale
-        keep = True
-        if w is not None:
-            # A zero weight gives exactly zero, also where the loss is NaN or infinite. A branch here, beside
-            # those of a definition, would keep LLVM from vectorising the loop.
-            wi = w[i]
-            keep = wi != zero
-            ok = ok | (wi == zero)
-            v = select(keep, v * wi, zero)
-            f = f * wi
-        if c is not None:
-            f = f * c[i]
-        if g0 is not None:
-            g0[i] = select(keep, d0 * f, zero)
-        if g1 is not None:
-            d1 = at1(xi, ti, ui, o)[1]
-            g1[i] = select(keep, d1 * f, zero)
-        if g2 is not None:
-            d2 = at2(xi, ti, ui, o)[1]
-            g2[i] = select(keep, d2 * f, zero)
-        if h is not None:
-            h[i] = select(keep, h0 * f, zero)
-        if not ok:
-            outside += 1
-        if terms is not None:
-            terms[i] = v
-        else:
-            total += v
-    invalid[0] += outside
-    return total
+    part, outside = new_lanes(LANES, zero), new_lanes(LANES, none)
+    n = x.size
+    whole = n - n % LANES
+    for start in range(0, whole, LANES):
+        for_lanes(one, LANES, (start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale))
+    if whole < n:
+        rest, outside_rest = new_lanes(LANES, zero), new_lanes(LANES, none)
+        for k in range(n - whole):
+            one(k, whole, rest, outside_rest, x, t, u, w, c, terms, g0, g1, g2, h, o, scale)
+        add_lanes(part, rest)
+        if CHECKED:
+            for k in range(LANES):
+                wrong[0] += outside_rest[k]
+    add_lanes(sums, part)
+    if CHECKED:
+        for k in range(LANES):
+            wrong[0] += outside[k]
 
 
 def entry(pointers, numbers, n, invalid):
-    total = 0.0
+    sums = new_lanes(LANES, 0.0)
     for start in range(0, n, RUN):
         count = min(RUN, n - start)
         x, t, u, w, c, terms, g0, g1, g2, h = unpack(pointers, start, count)
-        total += run(x, t, u, w, c, terms, g0, g1, g2, h, numbers, invalid)
+        run(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, invalid)
         overwrite(pointers, start, count, (g0, g1, g2))
-    return total
+    return sum_of_lanes(sums, T(0))
 
 
 SIGNATURE = types.float64(
@@ -280,19 +313,26 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
     slopes += [None] * (3 - len(slopes))
     inner = njit(pipeline_class=DistinctArrays, forceinline=True, **LOOP)
+    lanes = dict(T=T, Z=np.int32 if dtype == np.float32 else np.int64, LANES=WIDTH // dtype.itemsize)
     scope = dict(
-        T=T,
+        lanes,
         value=lift(scalars, None),
         at0=slopes[0],
         at1=slopes[1],
         at2=slopes[2],
         valid=checker(scalars.domains, T),
+    )
+    inside = dict(
+        lanes,
+        one=bind(element, scope, scalars.name, identity, njit(forceinline=True, **LINKED)),
         options=jets.options(scalars.options, start=1),
+        CHECKED=any(scalars.domains),
     )
     outer = dict(
+        lanes,
         unpack=_unpacker(_slots(scalars.arity, request), dtype_),
         overwrite=_overwriter(request, dtype_),
-        run=bind(loop, scope, scalars.name, identity, inner),
+        run=bind(loop, inside, scalars.name, identity, inner),
     )
     return bind(entry, outer, scalars.name, identity, cfunc(SIGNATURE, cache=True, **LOOP))
 

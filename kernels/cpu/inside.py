@@ -236,8 +236,13 @@ def compile_whole(
         float32 = all(a.dtype == types.float32 or not isinstance(a.dtype, types.Float) for a in arrays)
         T = np.float32 if float32 else np.float64
         out = tuple(arguments)[-1]
-        graded = isinstance(out, types.Array)
-        if graded and not (out.layout == "C" and out.mutable and out.dtype == arrays[0].dtype):
+        graded = not isinstance(out, types.NoneType | types.Omitted)
+        if graded and not (
+            isinstance(out, types.Array)
+            and out.layout == "C"
+            and out.mutable
+            and out.dtype == arrays[0].dtype
+        ):
             raise TypingError(f"{name}: out must be a C-contiguous array of the input's dtype, not read-only")
         three = arity == 3
         third = 2 if three else 1

@@ -13,7 +13,6 @@ from typing import Any
 import numba
 import numpy as np
 from numba import njit, types
-from numba.extending import intrinsic
 
 from ..bind import adopted, bind, fingerprint
 from ..math import select
@@ -87,7 +86,7 @@ from .native import (
     store,
 )
 from .parallel import TASK, run_fork, run_task
-from .target import derivatives, prefer_widest_vectors
+from .target import derivatives, plus, prefer_widest_vectors
 
 TILE = 4096  # elements of a tile: with its copies it stays in the first-level cache, nearly
 RUN = 4096  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
@@ -133,12 +132,6 @@ by_score: Any = None
 finish: Any = None  # its value and slope
 
 
-@intrinsic
-def plus(typingctx, a, b):
-    """Add numbers of a sum, in any order: so that the sum vectorises."""
-    return a(a, a), lambda c, builder, s, args: builder.fadd(*args, flags=("reassoc", "contract", "nsz"))
-
-
 # ---- blocks ----------------------------------------------------------------------------------------------
 
 
@@ -176,6 +169,9 @@ def one_label(places_at, rows):
                 n = left if left < RUN else RUN
                 x, g = at_address(x_at + start * ITEM, zero), at_address(g_at + start * ITEM, zero)
                 run_total = run_slope = run_curvature = zero
+                # A loop of its own, the same for every request: so are the sum's bits.
+                for i in range(n):
+                    run_total = plus(run_total, value(x[i], own, o))
                 if WITH_GRADIENT:
                     if x_at != g_at:
                         for i in range(n):
@@ -189,13 +185,9 @@ def one_label(places_at, rows):
                             run_curvature = plus(run_curvature, c)
                             h[i] = factor * c
                     for i in range(n):
-                        v, d, _ = by_score(g[i], own, o)
-                        run_total = plus(run_total, v)
+                        d = by_score(g[i], own, o)[1]
                         run_slope = plus(run_slope, d)
                         g[i] = factor * d
-                else:
-                    for i in range(n):
-                        run_total = plus(run_total, value(x[i], own, o))
                 part_total += run_total
                 part_slope += run_slope
                 part_curvature += run_curvature
@@ -260,17 +252,14 @@ def many_labels(places_at, rows):
                 )
                 slopes = at_address(g_at + start * ITEM, zero)
                 run_total = run_slope = zero
+                for i in range(n):
+                    v = value(s[i], own, o)
+                    run_total = plus(run_total, select(mask[i] == zero, zero, v))
                 if WITH_GRADIENT:
                     for i in range(n):
-                        v, d, _ = by_score(s[i], own, o)
-                        run_total = plus(run_total, select(mask[i] == zero, zero, v))
-                        d = select(mask[i] == zero, zero, d)
+                        d = select(mask[i] == zero, zero, by_score(s[i], own, o)[1])
                         run_slope = plus(run_slope, d)
                         slopes[i] += d
-                else:
-                    for i in range(n):
-                        v = value(s[i], own, o)
-                        run_total = plus(run_total, select(mask[i] == zero, zero, v))
                 total += run_total
                 own_slope += run_slope
             if WITH_GRADIENT:

@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.extending import NativeValue, intrinsic, register_model, unbox
 
 from ..bind import bind, sources
-from .target import INTERNAL, SCALAR, Linked
+from .target import INTERNAL, LOOP, SCALAR, Linked
 
 HELPER = SCALAR
 
@@ -270,9 +270,6 @@ def c_address(dispatcher: Any, signature: Any) -> int:
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
 
 
-FLAGS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-
-
 def compile_function(
     template: Callable[..., Any],
     scope: dict[str, Any],
@@ -282,7 +279,7 @@ def compile_function(
     **flags: Any,
 ) -> int:
     """The address of a C function, which is kept on disk."""
-    made = bind(template, scope, name, identity, cfunc(signature, cache=True, **FLAGS | flags))
+    made = bind(template, scope, name, identity, cfunc(signature, cache=True, **LOOP | flags))
     _kept.append(made)
     return made.address
 
@@ -291,13 +288,13 @@ def compile_entry(
     template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object, signature: Any
 ) -> Any:
     """A function to call from Python, past Numba's dispatcher; it is kept on disk."""
-    made = bind(template, scope, name, identity, njit(signature, cache=True, no_cfunc_wrapper=True, **FLAGS))
+    made = bind(template, scope, name, identity, njit(signature, cache=True, no_cfunc_wrapper=True, **LOOP))
     _kept.append(made)
     return made.overloads[signature.args].entry_point
 
 
 # Of functions that are a part of those that call them.
-LINKED: dict[str, Any] = FLAGS | INTERNAL | {"pipeline_class": Linked}
+LINKED: dict[str, Any] = LOOP | INTERNAL | {"pipeline_class": Linked}
 
 
 # ---- C functions of compiled code that others write --------------------------------------------------------

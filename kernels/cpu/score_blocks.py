@@ -26,10 +26,10 @@ from numba.extending import intrinsic
 from .. import math
 from ..bind import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
-from ..math import CPU, bits, select, unbits
+from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
 from .native import at_address, compile_function, smaller
-from .target import derivatives, prefer_widest_vectors
+from .target import derivatives, plus, prefer_widest_vectors
 
 # Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64,
 # class weights of all classes, all else is of the arithmetic dtype; `VALUES` receives the rows' values.
@@ -89,24 +89,6 @@ MULTIPLE: Any = True
 
 
 @intrinsic
-def plus(typingctx, a, b):
-    """a + b, which may be added in another order: that lets a sum vectorise."""
-    return a(a, a), lambda c, builder, s, args: builder.fadd(*args, flags=("reassoc", "contract", "nsz"))
-
-
-@intrinsic
-def muladd(typingctx, a, b, c):
-    """a * b + c, rounded once where the processor can: which product is not rounded is not left to LLVM."""
-
-    def codegen(context, builder, sig, args):
-        kind = args[0].type
-        function = builder.module.declare_intrinsic("llvm.fmuladd", [kind], ir.FunctionType(kind, [kind] * 3))
-        return builder.call(function, args)
-
-    return a(a, a, a), codegen
-
-
-@intrinsic
 def ordered(typingctx, i):
     """Bits of a float as an integer of the same order, and back: negative floats' bits run backwards."""
 
@@ -156,17 +138,17 @@ def exp_in(form: math.Format) -> Any:
     LOW = F((1 - form.bias) * np.log(2))
     ZERO, ONE, LOG2_E = F(0), F(1), F(1 / np.log(2))
     LOG2_HIGH, LOG2_LOW = F(form.log2[0]), F(form.log2[1])
-    POLYNOMIAL = tuple(F(c) for c in form.exp)
+    POLYNOMIAL = (ONE, ONE, *(F(c) for c in form.exp))
     MANTISSA = Z(form.mantissa)
     # Its sum with v has round(v) + bias, an exponent field, in the low bits.
     SHIFT = F(1.5 * 2.0**form.mantissa + form.bias)
 
     @njit(**math.STRICT)
     def at(x):
-        t = x * LOG2_E + SHIFT
+        t = multiply_add(x, LOG2_E, SHIFT)
         n = t - SHIFT
-        r = x - n * LOG2_HIGH - n * LOG2_LOW
-        y = (math.polynomial(r, POLYNOMIAL) * r + ONE) * r + ONE
+        r = multiply_add(n, -LOG2_LOW, multiply_add(n, -LOG2_HIGH, x))
+        y = math.polynomial(r, POLYNOMIAL)
         return select(x < LOW, ZERO, y * unbits(Z(bits(t) << MANTISSA)))
 
     return at
@@ -210,7 +192,7 @@ def rows_of_labels(record):
         own_mass = mass = own_weight
         if SMOOTHED:
             own_mass = keep * own_weight
-            mass = muladd(spread, weight_sum, own_mass)
+            mass = multiply_add(spread, weight_sum, own_mass)
         if MULTIPLE:
             live = live & ((own_mass != zero) | (mass != zero))
         if not live:  # the row is not even read
@@ -286,7 +268,7 @@ def rows_of_labels(record):
         inverse = one / total
         entropy = mass * log_total
         if SMOOTHED:
-            entropy = muladd(mass, log_total, spread * far)
+            entropy = multiply_add(mass, log_total, spread * far)
         entropy += select(own_mass == zero, zero, own_mass * (m - hit))
         p, rest = own * inverse, others * inverse
         d = loss(-((m - hit) + log_total), rest, p, own_weight, entropy, m + log_total, square, o)
@@ -343,7 +325,7 @@ def rows_of_labels(record):
                     asked = up * d[2] * spread  # by label smoothing, of each class
                     ws = at_address(a[CLASS_WEIGHT] + start * ITEM, zero)
                     for i in range(count):
-                        run[i] = muladd(r, run[i], -(asked * ws[i]))
+                        run[i] = multiply_add(r, run[i], -(asked * ws[i]))
                 else:
                     for i in range(count):
                         run[i] = r * run[i]
@@ -594,8 +576,8 @@ def columns_of_labels(record):
         own_mass = mass = own_weight
         if SMOOTHED:
             own_mass = keep * own_weight
-            mass = muladd(spread, weight_sum, own_mass)
-            entropy = muladd(mass, log_total, spread * far[i])
+            mass = multiply_add(spread, weight_sum, own_mass)
+            entropy = multiply_add(mass, log_total, spread * far[i])
         else:
             entropy = mass * log_total
         entropy += select(own_mass == zero, zero, own_mass * distance)

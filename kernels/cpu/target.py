@@ -4,6 +4,7 @@ from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
@@ -46,16 +47,15 @@ class Linked(Compiler):
 
 # Nobody calls a helper from Python: without these two flags Numba compiles two more functions for each.
 INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
-# Scalars keep IEEE semantics but for fused multiply-add and the sign of zero: reassociation would cancel the
-# rounding tricks of `kernels.math`, and `nnan`/`ninf` would delete the handling of NaN and infinity. Flags
-# travel with the instruction, so both sets hold after inlining.
-PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath={"contract", "nsz"}, error_model="numpy")
+# Scalars keep IEEE semantics but for the sign of zero, so that a line of source has the same bits in every
+# kernel: reassociation would cancel the rounding tricks of `kernels.math`, contraction would fuse a product
+# and a sum or not by what else uses the product, and `nnan`/`ninf` would delete the handling of NaN and
+# infinity. What is to be fused says `multiply_add`; a sum that may be added in another order says `plus`.
+FASTMATH = {"nsz"}
+PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath=FASTMATH, error_model="numpy")
 SCALAR: dict[str, Any] = PUBLIC | INTERNAL
-# A function of loops, each element by itself.
-BLOCK: dict[str, Any] = dict(nogil=True, fastmath=SCALAR["fastmath"], error_model="numpy")
-# A loop that sums may also reassociate: that is what lets it vectorise. Nothing else should, or
-# ``(s - 1) + e`` loses e's digits, and the same source in two kernels rounds in two ways.
-LOOP: dict[str, Any] = dict(nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+# A function of loops.
+LOOP: dict[str, Any] = dict(nogil=True, fastmath=FASTMATH, error_model="numpy")
 
 
 class DistinctArrays(Compiler):
@@ -84,6 +84,113 @@ def prefer_widest_vectors(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+def add(builder: Any, a: Any, b: Any) -> Any:
+    """a + b, which may be added in another order."""
+    return builder.fadd(a, b, flags=("reassoc", "contract", "nsz"))
+
+
+@intrinsic
+def plus(typingctx, a, b):
+    """a + b, which may be added in another order: that lets a sum vectorise."""
+    return a(a, a), lambda context, builder, sig, args: add(builder, *args)
+
+
+@intrinsic
+def plus_product(typingctx, total, a, b):
+    """total + a * b, fused where the processor can, which may be added in another order."""
+
+    def codegen(context, builder, sig, args):
+        return add(builder, args[0], builder.fmul(*args[1:], flags=("contract", "nsz")))
+
+    return total(total, a, b), codegen
+
+
+# Sums in lanes: lane k adds up every so many-th number, from the k-th. So a sum's order, and its bits, do not
+# depend on the processor's vectors. A loop ``for k in range(lanes): part[k] += ...`` over `new_lanes`,
+# within one over the vectors, is kept in registers by LLVM; the functions below keep the rest in vectors.
+WIDTH = 256  # bytes of the lanes of a dtype: four vectors of AVX-512, eight of AVX
+
+
+def _lanes(builder: Any, pointer: Any, count: int) -> Any:
+    """The lanes at a pointer, as one vector."""
+    return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, count).as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def for_lanes(typingctx, function, count, arguments):
+    """Call a function for each lane, which it takes first: a loop of which LLVM interleaves four vectors.
+
+    It would interleave a sum's loop, and no other: then each vector waits for its own last operation.
+    """
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    kinds = types.intp, *arguments
+    called = typingctx.resolve_function_type(function, kinds, {})
+
+    def codegen(context, builder, sig, args):
+        call = context.get_function(function, called)
+        given = cgutils.unpack_tuple(builder, args[2])
+        with cgutils.for_range(builder, context.get_constant(types.intp, count.literal_value)) as loop:
+            call(builder, [loop.index, *given])
+            body = builder.block
+        module = builder.module
+        interleave = module.add_metadata(["llvm.loop.interleave.count", ir.IntType(32)(4)])
+        about = module.add_metadata([ir.IntType(64)(len(module.metadata)), interleave])
+        about.operands = (about, interleave)
+        body.terminator.set_metadata("llvm.loop", about)
+        return context.get_dummy_value()
+
+    return types.void(function, count, arguments), codegen
+
+
+@intrinsic(prefer_literal=True)
+def new_lanes(typingctx, count, like):
+    """A pointer to zeros of a number's type, which live until the calling function returns."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    like = types.unliteral(like)
+
+    def codegen(context, builder, sig, args):
+        vector = ir.VectorType(context.get_value_type(like), count.literal_value)
+        room = cgutils.alloca_once(builder, vector)
+        builder.store(ir.Constant(vector, None), room)
+        return builder.bitcast(room, context.get_value_type(sig.return_type))
+
+    return types.CPointer(like)(count, like), codegen
+
+
+@intrinsic
+def add_lanes(typingctx, total, part):
+    """Add lanes to others, which may be of float64."""
+
+    def codegen(context, builder, sig, args):
+        into, source = (_lanes(builder, a, WIDTH // (part.dtype.bitwidth // 8)) for a in args)
+        x = builder.load(source, align=8)
+        if total != part:
+            x = builder.fpext(x, into.type.pointee)
+        builder.store(builder.fadd(builder.load(into, align=8), x), into, align=8)
+        return context.get_dummy_value()
+
+    return types.void(total, part), codegen
+
+
+@intrinsic
+def sum_of_lanes(typingctx, lanes, like):
+    """Add up the lanes of numbers like one: the upper half to the lower, until one is left."""
+
+    def codegen(context, builder, sig, args):
+        count = WIDTH // (like.bitwidth // 8)
+        x = builder.load(_lanes(builder, args[0], count), align=8)
+        while count > 1:
+            count //= 2
+            places = ir.VectorType(ir.IntType(32), count)
+            halves = (ir.Constant(places, list(range(k, k + count))) for k in (0, count))
+            x = builder.fadd(*(builder.shuffle_vector(x, x, half) for half in halves))
+        return builder.extract_element(x, ir.IntType(32)(0))
+
+    return lanes.dtype(lanes, like), codegen
 
 
 @cache

@@ -43,7 +43,6 @@ from .vector_tiles import (
     larger,
     least,
     over_coordinates,
-    scaled,
     scope_of,
 )
 from .vector_tuples import (
@@ -142,7 +141,7 @@ def measure_terms(tile_at, numbers_at):
                 total = zeros(zero)
                 for j in range(start, stop):
                     if SCALED:
-                        a, b, c = scaled(x[j], r), scaled(y[j], r), scaled(z[j], r)
+                        a, b, c = x[j] * r, y[j] * r, z[j] * r
                         total = plus_each(total, terms(a, b, c, stretched))
                     else:
                         total = plus_each(total, terms(x[j], y[j], z[j], o))
@@ -240,7 +239,7 @@ def run_of_terms(vectors, gradients, factors, o, r, size):
     for j in range(size):
         a, b, c = x[j], y[j], z[j]
         if SCALED:
-            a, b, c = scaled(a, r), scaled(b, r), scaled(c, r)
+            a, b, c = a * r, b * r, c * r
         if BY0:
             g0[j] = weigh(factors, at0(a, b, c, o)[0])
         if BY1:
@@ -258,7 +257,7 @@ def run_of_curves(vectors, outs, state, rows, o, r, size):
     for j in range(size):
         a, b, c = x[j], y[j], z[j]
         if SCALED:
-            a, b, c = scaled(a, r), scaled(b, r), scaled(c, r)
+            a, b, c = a * r, b * r, c * r
         slopes, curvatures = at0(a, b, c, o)
         g[j] = weigh(factors, slopes)
         h[j] = select(factor == zero, zero, factor * bend(sums, slopes, curvatures, rows, o))

@@ -12,10 +12,10 @@ from numba import njit
 
 from .. import math
 from ..bind import bind
-from ..math import bits, select, unbits
+from ..math import bits, multiply_add, select, unbits
 from ..spec import COSINE, LARGEST, POWER, ROOT_OF_SQUARES, SQUARES, SUM
 from .native import HELPER, at_address
-from .target import prefer_widest_vectors
+from .target import plus, plus_product, prefer_widest_vectors
 from .vector_tiles import (
     ARRAYS,
     DISTANCES,
@@ -36,16 +36,11 @@ from .vector_tiles import (
     Block,
     P,
     by_vector,
-    difference,
     inverse,
     larger,
     least,
-    multiply_add,
     over_coordinates,
-    plus,
-    scaled,
     scope_of,
-    times,
 )
 
 # Bound by `measure` and `pull`.
@@ -87,10 +82,10 @@ def measure_cosine(tile_at, numbers_at):
                     stop = least(start + RUN, size)
                     xx = yy = xy = zero
                     for j in range(start, stop):
-                        u, v = scaled(x[j], r), scaled(y[j], ry)
-                        xx = plus(xx, u * u)
-                        yy = plus(yy, v * v)
-                        xy = plus(xy, u * v)
+                        u, v = x[j] * r, y[j] * ry
+                        xx = plus_product(xx, u, u)
+                        yy = plus_product(yy, v, v)
+                        xy = plus_product(xy, u, v)
                     a += xx
                     b += yy
                     c += xy
@@ -138,14 +133,14 @@ def measure_differences(tile_at, numbers_at):
                     stop = least(start + RUN, size)
                     total = zero
                     for j in range(start, stop):
-                        u = difference(x[j], y[j], eps)
+                        u = x[j] - y[j] + eps
                         if KIND == SUM:
                             total = plus(total, abs(u))
                         elif KIND == POWER:
-                            total = plus(total, math.power(scaled(abs(u), r), p))
+                            total = plus(total, math.power(abs(u) * r, p))
                         else:
-                            v = scaled(u, r)
-                            total = plus(total, v * v)
+                            v = u * r
+                            total = plus_product(total, v, v)
                     whole += total
                     start = stop
                 s = T(whole)
@@ -156,7 +151,7 @@ def measure_differences(tile_at, numbers_at):
                         tried = True
                         m = bits(zero)
                         for j in range(size):
-                            m = larger(m, difference(x[j], y[j], eps))
+                            m = larger(m, x[j] - y[j] + eps)
                         r = inverse(unbits(m), T(MOST))
             value[i], rs[i] = s, r
         for i in range(tile[ROWS]):
@@ -187,10 +182,10 @@ def measure_largest(tile_at, numbers_at):
             y = at_address(second + i * size * ITEM, zero)
             m = bits(zero)
             for j in range(size):
-                m = larger(m, difference(x[j], y[j], eps))
+                m = larger(m, x[j] - y[j] + eps)
             largest, count = unbits(m), zero
             for j in range(size):
-                count = plus(count, select(abs(difference(x[j], y[j], eps)) == largest, one, zero))
+                count = plus(count, select(abs(x[j] - y[j] + eps) == largest, one, zero))
             value[i], rs[i] = largest, one
             slope[i] = largest if count == zero else one / count  # none is as large as a NaN
     return 0.0
@@ -199,7 +194,7 @@ def measure_largest(tile_at, numbers_at):
 @njit(**HELPER)
 def pull_of_cosine(a, b, by, k, r, old):
     """Add to a gradient that by a vector, of a coordinate scaled by `r`, and of the other vector's."""
-    return multiply_add(by * a - k * b, r, old)
+    return multiply_add(multiply_add(by, a, -(k * b)), r, old)
 
 
 def run_of_cosines(vectors, gradients, near, far, third, size):
@@ -213,18 +208,18 @@ def run_of_cosines(vectors, gradients, near, far, third, size):
     for j in range(size):
         a, b = x[j] * r0, y[j] * s0
         if BY0:
-            d0 = select(live0, times(own0 * a - k0 * b, r0), zero)
+            d0 = select(live0, multiply_add(own0, a, -(k0 * b)) * r0, zero)
             if ARITY == 3:
                 d0 = select(live1, pull_of_cosine(x[j] * r1, z[j] * s1, own1, k1, r1, d0), d0)
             g0[j] = d0
         if BY1:
-            d1 = select(live0, times(other0 * b - k0 * a, s0), zero)
+            d1 = select(live0, multiply_add(other0, b, -(k0 * a)) * s0, zero)
             if SWAP:
                 d1 = select(live2, pull_of_cosine(y[j] * r2, z[j] * s2, own2, k2, r2, d1), d1)
             g1[j] = d1
         if BY2:
             c = z[j] * s1
-            d2 = select(live1, times(other1 * c - k1 * (x[j] * r1), s1), zero)
+            d2 = select(live1, multiply_add(other1, c, -(k1 * (x[j] * r1))) * s1, zero)
             if SWAP:
                 d2 = select(live2, pull_of_cosine(z[j] * s2, y[j] * r2, other2, k2, s2, d2), d2)
             g2[j] = d2
@@ -263,17 +258,17 @@ def pull_of_difference(x, y, by, eps, p):
     """The gradient by the first of two coordinates; that by the second is its negative."""
     k, m, r, live = by
     zero = T(0)
-    u = difference(x, y, eps)
+    u = x - y + eps
     if KIND == SUM:
-        t = times(k, math.sign(u))
+        t = k * math.sign(u)
     elif KIND == LARGEST:
-        t = select(abs(u) < m, zero, times(k, math.sign(u)))
+        t = select(abs(u) < m, zero, k * math.sign(u))
     elif KIND == POWER:
-        v = scaled(u, r)
+        v = u * r
         power = math.power(abs(v), p - T(1))
-        t = select(v == zero, zero, times(times(k, math.sign(v)), power))
+        t = select(v == zero, zero, k * math.sign(v) * power)
     else:
-        t = times(k, scaled(u, r))
+        t = k * (u * r)
     return select(live, t, zero)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..bind import bind
@@ -84,48 +83,6 @@ def by_vector(wrt: tuple[int, ...]) -> dict[str, bool]:
 
 
 # ---- scalars ------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def plus(typingctx, a, b):
-    """a + b, which may be added in another order: that lets a sum vectorise."""
-    return a(a, a), lambda c, builder, s, args: builder.fadd(*args, flags=("reassoc", "contract", "nsz"))
-
-
-@intrinsic
-def times(typingctx, a, b):
-    """a * b, rounded: never part of a fused operation, so that it has the same bits wherever it goes."""
-    return a(a, a), lambda c, builder, s, args: builder.fmul(*args, flags=("nsz",))
-
-
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, fused where the processor can: the same bits wherever it goes."""
-    name = f"llvm.fmuladd.f{64 if isinstance(a.type, ir.DoubleType) else 32}"
-    kind = ir.FunctionType(a.type, [a.type] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
-
-
-@intrinsic
-def multiply_add(typingctx, a, b, c):
-    """a * b + c, fused where the processor can."""
-    return a(a, a, a), lambda context, builder, s, args: fused(builder, *args)
-
-
-@intrinsic
-def difference(typingctx, x, y, eps):
-    """x - y + eps, in this order: eps may be below the rounding of y."""
-    flags = ("contract", "nsz")
-
-    def codegen(context, builder, sig, args):
-        return builder.fadd(builder.fsub(*args[:2], flags=flags), args[2], flags=flags)
-
-    return x(x, x, x), codegen
-
-
-@intrinsic
-def scaled(typingctx, x, r):
-    """x * r, before anything else is multiplied."""
-    return x(x, x), lambda c, builder, s, args: builder.fmul(*args, flags=("contract", "nsz"))
 
 
 @intrinsic

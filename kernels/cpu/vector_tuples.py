@@ -7,7 +7,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vector_tiles import ARRAYS, ROW_ARRAYS, fused
+from ..math import fused
+from .target import add
+from .vector_tiles import ARRAYS, ROW_ARRAYS
 
 
 def each(emit: Any, result: Any = None) -> Any:
@@ -36,7 +38,7 @@ def _narrow(context, builder, sig, total, like):
     return context.cast(builder, total, types.float64, sig.return_type[0])
 
 
-plus_each = each(lambda c, builder, s, a, b: builder.fadd(a, b, flags=("reassoc", "contract", "nsz")))
+plus_each = each(lambda c, builder, s, a, b: add(builder, a, b))
 widen_each = each(_widen, types.float64)  # float64 totals, and numbers to add to them
 narrow_each = each(_narrow)  # float64 totals in the type of other numbers
 

@@ -1,0 +1,46 @@
+"""The same bits in every mode and on every instruction set, as the documentation promises."""
+
+import pytest
+from sweeps import sweep
+
+import numbaloss as nl
+from numbaloss.bench import bits
+
+# A loss for each way of adding up: elements with and without domain and curvature, rows, lists, vectors.
+KINDS = (
+    nl.huber_loss,
+    nl.binary_cross_entropy,
+    nl.cross_entropy,
+    nl.multi_margin_loss,
+    nl.multilabel_soft_margin_loss,
+    nl.cosine_embedding_loss,
+)
+SETS = ("haswell", "nehalem", "skylake-avx512")
+
+
+@pytest.mark.parametrize("loss", sweep(nl.registry.values(), *KINDS), ids=lambda f: f.__name__)
+def test_every_mode_has_the_same_bits(loss):
+    for call, ways in bits.digests([loss.__name__]).items():
+        assert not bits.differing(ways), call
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("processor", SETS)
+def test_every_mode_has_the_same_bits_on(processor):
+    names = [f.__name__ for f in KINDS]
+    own, other = bits.digests(names), bits.on_processor(processor, names)
+    for call, ways in other.items():
+        assert not bits.differing(ways), call
+        if processor != "nehalem" and call.startswith(
+            "huber"
+        ):  # these fuse alike; sums are in a written order
+            assert ways[bits.PLAIN] == own[call][bits.PLAIN], call
+
+
+def test_a_difference_is_seen():
+    made = {"value_and_grad": ["a", ["b", "c"]], "value": ["a", None], "jit": ["a", ["b"]]}
+    assert bits.differing(made) == []
+    assert bits.differing(made | {"grad": [None, ["b", "d"]]}) == ["grad"]
+    assert bits.differing(made | {"value": ["e", None]}) == ["value"]
+    own = bits.table({"here": {"a x": made}, "there": {"a x": {"value_and_grad": ["f", ["b", "c"]]}}})
+    assert own == [["a", "equal", "equal; own bits"]]
