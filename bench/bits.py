@@ -5,8 +5,9 @@
 Each call of ``value_and_grad`` is made again in other ways: for the value or the gradient alone, with the
 curvature, in place, on one thread, of slices, with options at their neutral value, inside compiled code. All
 must give the same bits. With processors that LLVM knows (``haswell``, ``nehalem``, ``skylake-avx512``; as
-``NUMBA_CPU_NAME``) all is done again, compiled for each, and the bits are compared with this processor's. Those of
- elementwise losses are promised to be equal on processors that fuse products with sums, but for libm's functions.
+``NUMBA_CPU_NAME``) all is done again, compiled for each, and the bits are compared with this processor's.
+Those of elementwise losses are promised to be equal on all processors that fuse products with sums, but for
+functions of libm.
 """
 
 import argparse

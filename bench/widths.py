@@ -133,7 +133,7 @@ def compiled(calls: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str, str]]
         compile_it(self)
         made.append(self)
 
-    CFunc.compile = compile_and_keep
+    CFunc.compile = compile_and_keep  # type: ignore[method-assign]
     try:
         for name, call in calls:
             call()
@@ -141,7 +141,7 @@ def compiled(calls: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str, str]]
                 yield name, function._pyfunc.__name__, function._library.get_asm_str()
             made.clear()
     finally:
-        CFunc.compile = compile_it
+        CFunc.compile = compile_it  # type: ignore[method-assign]
 
 
 def calls(names: list[str]) -> Iterator[tuple[str, Any]]:
