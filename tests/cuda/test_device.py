@@ -6,10 +6,10 @@ import math
 import sys
 from types import SimpleNamespace
 
-import emulated
 import numpy as np
 import pytest
-from emulated import CuPyArray, Plain, Tensor, host, put
+from ptx import device
+from ptx.device import CuPyArray, Plain, Tensor, host, put
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -24,7 +24,7 @@ SHAPE = (3, 7)
 
 @pytest.fixture
 def gpu(monkeypatch):
-    return emulated.install(monkeypatch)
+    return device.install(monkeypatch)
 
 
 def moved(arrays, kind=CuPyArray, **more):
@@ -61,7 +61,7 @@ def exact(loss, arrays, wrt=None, grad_output=None, **options):
 
 
 def close(got, wanted, dtype=np.float32, roundings=40, atol=3e-8):
-    got = host(got) if isinstance(got, emulated.Array) else got
+    got = host(got) if isinstance(got, device.Array) else got
     assert got.dtype == dtype and got.shape == np.shape(wanted)
     eps = float(testing.finfo(dtype).eps)
     eps = max(roundings * float(np.finfo(np.float32).eps), eps) if dtype != np.float64 else 1e-11
@@ -89,7 +89,7 @@ def test_value_and_gradients(gpu, name):
                 wanted = np.where(wanted == 0, host(g), wanted)
             close(g, wanted)
         close(loss(*required, **others, **options), exact(loss, arrays, **options))
-    assert set(gpu.streams) == {7} and emulated.prepared_calls()
+    assert set(gpu.streams) == {7} and device.prepared_calls()
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -271,7 +271,7 @@ def test_quick_calls_of_unaligned_arrays(gpu):
     x, y, labels = (put(CuPyArray, a) for a in (x, y, labels))
     close(nl.mse_loss(x, y), np.float64(0.0625))
     close(nl.cross_entropy(x, labels), wanted)
-    assert len(emulated.prepared_calls()) == 2
+    assert len(device.prepared_calls()) == 2
 
 
 def test_out_of_any_layout(gpu):
@@ -585,7 +585,7 @@ class TestDriver:
 class TestCompiled:
     """Kernels as they are compiled, on a device that launches nothing."""
 
-    class Null(emulated.Driver):
+    class Null(device.Driver):
         def load(self, image, name):
             assert image[:4] == b"\x7fELF"
             return name
@@ -597,7 +597,7 @@ class TestCompiled:
     @pytest.fixture
     def null(self, monkeypatch):
         with monkeypatch.context() as patch:
-            emulated.install(patch, compiled=True)
+            device.install(patch, compiled=True)
             null = self.Null(driver.driver().current)
             patch.setattr(driver, "driver", lambda: null)
             yield null
@@ -776,7 +776,7 @@ class TestClassScores:
         close(value, reference_of(loss, arrays))
         close(gradient, slope_of(loss, arrays))
         close(loss(*moved(arrays).values(), reduction="sum"), reference_of(loss, arrays, reduction="sum"))
-        assert len(emulated.prepared_calls()) == 2
+        assert len(device.prepared_calls()) == 2
 
     def test_weights_and_upstream(self, gpu, name, shape):
         loss, arrays = registry[name], scored(shape)

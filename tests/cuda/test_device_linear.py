@@ -1,4 +1,4 @@
-"""Fused linear cross entropy of arrays on a device that is emulated, against the reference.
+"""Fused linear cross entropy of arrays on a device, whose PTX is executed, against the reference.
 
 NumPy's matrix product takes the place of CuPy's; what CuPy would be given is looked at apart.
 """
@@ -10,11 +10,10 @@ import sys
 import weakref
 from types import SimpleNamespace
 
-import emulated
 import numpy as np
 import pytest
-from emulated import MEMORY, CuPyArray, Plain, Tensor, host, put
-from interpreter import ORDERS, At, launch
+from ptx import device
+from ptx.device import CuPyArray, Plain, Tensor, host, put
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -28,25 +27,9 @@ CHUNKS = [None, nl.LinearCrossEntropyOptions(batch_chunk_size=3)]
 SHAPES = [((), ()), ((8,), ()), ((7,), (3,)), ((4,), (2, 2))]
 
 
-def multiply(a, b, out, more):
-    """In place of CuPy's: as it, of matrices on one device, each of an order that it need not copy."""
-    (m, k), n = a.shape, b.shape[1]
-    assert b.shape[0] == k and out.shape == (m, n) and a.dtype == b.dtype == out.dtype
-    with MEMORY.accessible(), np.errstate(all="ignore"):
-        for x in (a, b, out):
-            assert x.flags.c_contiguous or x.flags.f_contiguous
-            block, start, on = MEMORY.find(x.address)
-            assert on == x.queue.device and start + x.size <= block.size
-        assert not any(np.may_share_memory(out.view, x.view) for x in (a, b))
-        made = np.matmul(a.view, b.view)
-        out.view[...] = out.view + made if more else made
-
-
 @pytest.fixture
 def gpu(monkeypatch):
-    driver = emulated.install(monkeypatch)
-    monkeypatch.setattr(linear, "multiply", multiply)
-    return driver
+    return device.install(monkeypatch)
 
 
 def sample(batch=(8,), inner=(), kind="indices", dtype=np.float32, classes=CLASSES):
@@ -294,7 +277,7 @@ def test_transposed_weight_and_gradient_are_not_copied(gpu, monkeypatch):
 
     def looking(a, b, out, more):
         seen.update(x.address for x in (a, b, out))
-        multiply(a, b, out, more)
+        device.multiply(a, b, out, more)
 
     monkeypatch.setattr(linear, "multiply", looking)
     by_w = linear_cross_entropy.grad(**given, wrt="linear_weight")
@@ -702,7 +685,7 @@ def test_what_cupy_is_given(monkeypatch):
 
 def test_without_cupy(gpu, monkeypatch):
     monkeypatch.undo()
-    driver = emulated.install(monkeypatch)
+    driver = device.install(monkeypatch)
     monkeypatch.setitem(sys.modules, "cupy", None)
     arrays = sample()
     given = moved(arrays, Tensor)
@@ -716,27 +699,6 @@ def test_without_cupy(gpu, monkeypatch):
 
 
 # ---- kernels ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f2", "f4"), ("f8", "f4"), ("f4", "f8")], ids="-".join)
-def test_copies_of_rows_with_a_share(dtypes, wide):
-    rng = np.random.default_rng(0)
-    for view, order in itertools.product((lambda a: a, lambda a: a[::-1, ::2], np.transpose), ORDERS):
-        room = rng.normal(size=(24, 50)).astype(dtypes[0])
-        a = view(room)
-        shares = np.where(rng.random(len(a)) < 0.5, 0, 2).astype("f4")
-        shares[1] = np.nan
-        a[shares == 0] = np.nan
-        b = np.full(a.shape, np.nan, dtypes[1])
-        strides = ([s // x.itemsize for s in x.strides] for x in (a, b))
-        axes = copy.collapse(a.shape, *strides, (1, 0))
-        start = (a.__array_interface__["data"][0] - room.__array_interface__["data"][0]) // a.itemsize
-        source = At(room.ravel(), start)
-        kernel = copy.kernel(a.dtype, b.dtype, wide, shared=True)
-        grid = copy.launch(a.size)
-        launch(kernel, *grid, source, At(b.ravel(), 0), At(shares, 0), a.size, *axes, order=order)
-        np.testing.assert_array_equal(b, np.where(shares[:, None] == 0, 0, a).astype(dtypes[1]))
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])

@@ -10,6 +10,7 @@ import numpy as np
 
 from .text import DTYPES, Block, Ins, Module, Unknown
 
+SHARED_WINDOW = 1 << 48  # where shared memory begins among generic addresses
 BOOL, U2, U4, U8, F4, F8 = (np.dtype(t) for t in ("bool", "u2", "u4", "u8", "f4", "f8"))
 
 SPECIAL = {
@@ -173,9 +174,10 @@ class Coder:
             self.result(d, self.whole(s, T), T, i)
 
     def op_cvta(self, i: Ins, kinds: list[str]) -> None:
-        if kinds not in (["to", "global", "u64"], ["global", "u64"]):
+        if kinds not in (["to", "global", "u64"], ["global", "u64"], ["shared", "u64"]):
             raise Unknown(i.op)
-        self.result(i.args[0], self.whole(i.args[1], U8), U8, i)
+        window = self.bound(np.uint64(SHARED_WINDOW if kinds[0] == "shared" else 0))
+        self.result(i.args[0], f"{self.whole(i.args[1], U8)} + {window}", U8, i)
 
     def memory(self, i: Ins, kinds: list[str], address: Any) -> tuple[str, str, int, np.dtype, str]:
         """An access's space, addresses, vector, type, and what else is told of it."""
@@ -187,8 +189,6 @@ class Coder:
                 count = int(k[1])
             elif k != "nc":
                 raise Unknown(i.op)
-        if not space:
-            raise Unknown(i.op)
         _, base, offset = address
         where = f"{self.whole(base, U8)} + {self.bound(np.int64(offset).astype(np.uint64))}"
         more = f"{'None' if self.full else 'idx'}, {self.guard(i)}, {self.bound(i)}"

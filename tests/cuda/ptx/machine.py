@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import arithmetic
-from .code import SPECIAL, Coder
+from .code import SHARED_WINDOW, SPECIAL, Coder
 from .text import DTYPES, WAITS, Ins, Unknown, parse
 
 READ, WRITE, INIT = 1, 2, 4  # of a byte: what may be done, and whether something has written it
@@ -234,7 +234,18 @@ class Unit:
             place = self.machine.where(at) if at is not None and space == "global" else space
             raise Fault(f"{self.module.name}: {fault.args[0]} of {place} [{ins.text}]") from None
 
+    def _spaces(self, where: np.ndarray, guard: Any) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        """Of generic addresses the lanes of each space, and the addresses there."""
+        keep = np.ones(where.shape, bool) if guard is None else np.broadcast_to(guard, where.shape)
+        shared = where >> np.uint64(48) == 1
+        return [("global", keep & ~shared, where), ("shared", keep & shared, where - np.uint64(SHARED_WINDOW))]
+
     def load(self, space: str, where: Any, T: Any, count: int, sel: Any, guard: Any, ins: Ins) -> Any:
+        if not space:
+            parts = [
+                self.load(one, at, T, count, sel, keep, ins) for one, keep, at in self._spaces(where, guard)
+            ]
+            return np.where(where >> np.uint64(48) == 1, *parts[::-1])
         found, keep = self.access(
             lambda memory, a, moment, keep: memory.load(a, T, count, moment),
             space, where, T.itemsize * count, sel, guard, ins,
@@ -247,6 +258,10 @@ class Unit:
         return whole
 
     def store(self, space: str, where: Any, T: Any, values: Any, sel: Any, guard: Any, ins: Ins) -> None:
+        if not space:
+            for one, keep, at in self._spaces(where, guard):
+                self.store(one, at, T, values, sel, keep, ins)
+            return
         self.access(
             lambda memory, a, moment, keep: memory.store(a, T, [picked(v, keep) for v in values], moment),
             space, where, T.itemsize * len(values), sel, guard, ins,
@@ -520,8 +535,8 @@ class Machine:
         self.memory.flags[self.top : self.top + len(data)] = READ | INIT
         return self.base + self.top
 
-    def holds(self, x: Any) -> bool:
-        return isinstance(x, int) and self.base <= x < self.base + self.memory.size
+    def holds(self, x: int) -> bool:
+        return self.base <= x < self.base + self.memory.size
 
     def block(self, address: int) -> tuple[int, int, str, int]:
         """The block of memory that an address is in, or after."""
@@ -532,16 +547,18 @@ class Machine:
         near = [b for b in self.blocks if b[0] - 256 <= at < b[0] + b[1] + 256]
         return ", ".join(f"{name}+{at - start} (of {size})" for start, size, name, _ in near) or f"{at}"
 
-    def launch(self, text: str, grid: int, threads: int, given: bytes) -> None:
-        """Run a kernel; its parameters lie in 8 bytes each."""
+    def program(self, text: str) -> Program:
         if text not in self.programs:
             self.programs[text] = Program(text, self)
-        program = self.programs[text]
+        return self.programs[text]
+
+    def launch(self, program: Program, grid: int, threads: int, given: list[bytes]) -> None:
+        """Run a kernel; its parameters lie in 8 bytes each."""
         m = program.module
         assert not threads % 32 and 0 < threads <= (m.maxntid or 1024) and 0 < grid < 2**31, (grid, threads)
         assert m.shared_real <= 48 << 10
         parameters = {
-            name: given[8 * k : 8 * k + DTYPES[kind].itemsize] for k, (name, kind) in enumerate(m.parameters)
+            name: raw[: DTYPES[kind].itemsize] for (name, kind), raw in zip(m.parameters, given, strict=True)
         }
         self.memory.tracker = Tracker(self.used, m.granule["global"])
         per = max(1, self.chunk_lanes // threads)
