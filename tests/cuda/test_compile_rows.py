@@ -148,7 +148,8 @@ DEFINED = [
     for n, name in enumerate(PLANS)
     for covering in OF_DEFINITIONS
     for k, definition in enumerate(OF_REQUEST.get(covering[0], ("focal", "z_loss", "poly_1", "generalised")))
-    if (covering[:2] == ("gradient", "float32") and k == 0) or ((k + n) % 4 == 0 and (n + len(covering[0])) % 2)
+    if (covering[:2] == ("gradient", "float32") and k == 0)
+    or ((k + n) % 4 == 0 and (n + len(covering[0])) % 2)
 ]
 
 
@@ -291,7 +292,11 @@ def triplets_compiled(what, variant, dtype, cc, vectors_):
 
     ptxas spends more of them for the older capability, where it has no reason to save.
     """
-    cls, request, code = CosineEmbeddingLoss if what == "cosine" else TripletMarginLoss, VECTORS[what], CODES[dtype]
+    cls, request, code = (
+        CosineEmbeddingLoss if what == "cosine" else TripletMarginLoss,
+        VECTORS[what],
+        CODES[dtype],
+    )
     fast = cc == HOPPER and dtype == "float32" and vectors_ and what in ("cosine", "triplet", "value", "sum")
     binary = vectors_compiled(cls, request, variant, dtype, cc, vectors_, summed=not request.terms)
     inspect(binary, code, 64 if fast else 168, vectors_, vectors_ and bool(request.wrt))

@@ -31,7 +31,9 @@ from .device import MACHINE, CuPyArray, Plain, Tensor, host, put
 
 Arrays = dict[str, Any]
 ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
-DTYPES = {n: np.dtype(n) for n in ("float32", "float64", "float16")} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {n: np.dtype(n) for n in ("float32", "float64", "float16")} | {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16)
+}
 POISONS = 0x7FF4DEADFFC0BEEF, 0x3F9D70A43F1D70A4
 
 
@@ -125,8 +127,14 @@ def check(c: Case, cpu: bool = False, wanted: Any = None) -> list[str]:
             MACHINE.units, MACHINE.poison, MACHINE.rng = units, poison, np.random.default_rng(units)
             return call(c, arrays)
 
-        run({n: np.where(a == a, a.dtype.type(a.flat[0] if a.size else 0), a) if a.dtype.kind not in "biu" else a
-             for n, a in c.arrays.items()})
+        run(
+            {
+                n: np.where(a == a, a.dtype.type(a.flat[0] if a.size else 0), a)
+                if a.dtype.kind not in "biu"
+                else a
+                for n, a in c.arrays.items()
+            }
+        )
         faults._faults.clear()
         found = run(c.arrays)
         device.forget_calls()
@@ -243,7 +251,9 @@ def on_cpu(c: Case) -> dict[str, Any]:
     if c.mode == "__call__":
         given.pop("grad_output", None)
     with np.errstate(all="ignore"):
-        made = getattr(c.loss, c.mode)(**given, **({"wrt": c.names if c.names[1:] else c.names[0]} if c.names else {}))
+        made = getattr(c.loss, c.mode)(
+            **given, **({"wrt": c.names if c.names[1:] else c.names[0]} if c.names else {})
+        )
     flat: list[Any] = []
     for x in made if isinstance(made, tuple) else (made,):
         flat += x if isinstance(x, tuple) else (x,)
@@ -261,16 +271,22 @@ def close(got: np.ndarray, wanted: Any, c: Case, name: str) -> None:
     size = np.where(np.isfinite(wanted), np.abs(wanted), 0)
     typical = float(np.median(size[size > 0])) if size.any() else 0.0
     eps = 1e-11 if wider else 48 * float(np.finfo(np.float32).eps)
-    bound = c.error * eps * (size + typical) + c.error * (3e-9 if name != "curvature" else 1e-4 * (size + typical) + 1e-6)
+    bound = c.error * eps * (size + typical) + c.error * (
+        3e-9 if name != "curvature" else 1e-4 * (size + typical) + 1e-6
+    )
     if got.dtype.itemsize == 2:
-        bound += float(testing.finfo(got.dtype).eps) * size + float(testing.finfo(got.dtype).smallest_subnormal)
+        bound += float(testing.finfo(got.dtype).eps) * size + float(
+            testing.finfo(got.dtype).smallest_subnormal
+        )
     if hasattr(c.loss.Class, f"slope_{name}"):  # it may pass a clamp, where the value is constant
         wanted = np.where(wanted == 0, got, wanted)
     with np.errstate(invalid="ignore"):
         off = np.abs(got.astype(np.float64) - wanted)
     right = (off <= bound) | (got == wanted) | (np.isnan(got.astype(np.float64)) & np.isnan(wanted))
     k = np.argmax(np.where(right, -1, np.nan_to_num(off, nan=np.inf)))
-    assert right.all(), f"{name}: {got.flat[k]} at {k}, not {wanted.flat[k]}; {(~right).sum()} of {right.size}"
+    assert right.all(), (
+        f"{name}: {got.flat[k]} at {k}, not {wanted.flat[k]}; {(~right).sum()} of {right.size}"
+    )
 
 
 # ---- arrays -------------------------------------------------------------------------------------------
@@ -370,7 +386,14 @@ def elementwise() -> Iterator[Case]:
             for reduction in ("mean", "none"):
                 options = {"reduction": reduction}
                 # Of one weight that the mean divides by, what is computed is a difference of equal numbers.
-                yield Case(f"weight {shape} {reduction}", registry[name], arrays, options, level=level, error=60 if shape else 400)
+                yield Case(
+                    f"weight {shape} {reduction}",
+                    registry[name],
+                    arrays,
+                    options,
+                    level=level,
+                    error=60 if shape else 400,
+                )
     for name, definition in OWN.items():
         loss = nl.elementwise_loss(definition)
         arrays = {n: a * np.float32(1.5) for n, a in drawn(loss, (5, 13)).items()}
@@ -393,7 +416,12 @@ def general(loss: Any, options: Arrays) -> Iterator[Case]:
         first, second = loss.Class._arrays[:2]
         spoiled = {first: where(hidden, arrays[first], np.nan), second: where(hidden, arrays[second], np.inf)}
         yield Case(
-            f"{dtype} terms", loss, arrays, {**options, "reduction": "none"}, level=k or not some, spoiled=spoiled
+            f"{dtype} terms",
+            loss,
+            arrays,
+            {**options, "reduction": "none"},
+            level=k or not some,
+            spoiled=spoiled,
         )
         if dtype != "float32":
             yield Case(dtype, loss, drawn(loss, shape, dtype), options, level=1 + (k > 1))
@@ -461,8 +489,8 @@ def np_vectorized(f: Callable[..., Any]) -> Any:
 # A small launch of each variant, with a shape with which it has full and empty lanes and several rounds of rows,
 # and one without vectors.
 ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Plan]] = {
-    TEAM: ((21, 24), (21, 13), Plan(TEAM, 2, 32, 3, 2)),
-    BLOCK: ((3, 136), (3, 67), Plan(BLOCK, 2, 64, 0, 2)),
+    TEAM: ((21, 48), (21, 13), Plan(TEAM, 2, 32, 3, 2)),
+    BLOCK: ((3, 392), (3, 195), Plan(BLOCK, 2, 64, 0, 2)),
     STREAM: ((3, 1112), (3, 555), Plan(STREAM, 2, 64, 0, 2)),
     SPLIT: ((2, 1544), (2, 777), Plan(SPLIT, 6, 32, 3, 2)),
     COLUMNS: ((3, 7, 104), (3, 5, 33), Plan(COLUMNS, 2, 32, 0, 2)),
@@ -493,19 +521,25 @@ def scores() -> Iterator[Case]:
         how: Any = dict(patches={"rows.plan": lambda *a, plan=plan, **k: plan})
         for k, dtype in enumerate(DTYPES):
             for offset, of in ((0, shape), (1, odd)):
+                if dtype == "float64":  # of which a thread holds half as many
+                    of = of[0], of[1] // 2, *of[2:]
                 arrays = {**scored(of, dtype), "weight": class_weights(of, arithmetic(dtype))}
                 rows = of[:1] + of[2:]
                 arrays |= row_numbers(rows, arithmetic(dtype))
                 options: Arrays = {"reduction": "none", "label_smoothing": 0.1, "ignore_index": 3}
                 level = 0 if variant == "slices" else k if variant in some else 2 * k
                 level = min(2, level if offset else level + 1)
-                yield Case(f"{variant} {dtype} all {of}", loss, arrays, options, level=level, offset=offset, **how)
+                yield Case(
+                    f"{variant} {dtype} all {of}", loss, arrays, options, level=level, offset=offset, **how
+                )
                 plain = {**scored(of, dtype), "sample_weight": arrays["sample_weight"]}
-                level = 0 if not k and not offset else 1 if not k or not offset and variant in some else 2
+                level = 0 if not k and not offset else 1 if not k or (not offset and variant in some) else 2
                 if variant == TEAM and not offset:
                     level = 0
                 more: Arrays = {"reduction": "sum"}
-                yield Case(f"{variant} {dtype} sum {of}", loss, plain, more, level=level, offset=offset, **how)
+                yield Case(
+                    f"{variant} {dtype} sum {of}", loss, plain, more, level=level, offset=offset, **how
+                )
                 if level == 0 and dtype == "float32":
                     yield Case(f"{variant} in place", loss, plain, more, out="over", **how)
                     yield from strange(variant, plain, more, how)
@@ -515,7 +549,9 @@ def scores() -> Iterator[Case]:
             level = int((variant, setting) not in ((TEAM, "plain"), (COLUMNS, "all"), (SPLIT, "capped")))
             arrays = {**scored(shape, "float32", True), "weight": class_weights(shape), **weighted}
             both = ("input", "target")
-            yield Case(f"{variant} probabilities {setting}", loss, arrays, options, level, both, error=4, **how)
+            yield Case(
+                f"{variant} probabilities {setting}", loss, arrays, options, level, both, error=4, **how
+            )
             wrt = ("input",)
             yield Case(
                 f"{variant} probabilities {setting} hess", loss, arrays, options, level + 1, wrt,
@@ -525,7 +561,11 @@ def scores() -> Iterator[Case]:
                 if name != "cross_entropy" and "softcap" in options:
                     continue
                 own, by = SCORE_LOSSES[name], reference.score_loss(by_numpy(definition))
-                level = 0 if (variant, setting, name) in CHOSEN else 1 + ((k + len(variant) + len(setting)) % 9 > 0)
+                level = (
+                    0
+                    if (variant, setting, name) in CHOSEN
+                    else 1 + ((k + len(variant) + len(setting)) % 9 > 0)
+                )
                 arrays = {**scored(shape), **weighted}
                 if setting != "plain":
                     arrays["weight"] = class_weights(shape)
@@ -533,7 +573,9 @@ def scores() -> Iterator[Case]:
                 yield Case(f"{variant} {setting}", own, arrays, options, **given)
                 if variant in some:
                     given["level"] = max(1, level)
-                    yield Case(f"{variant} {setting} hess", own, arrays, options, mode="value_grad_hess", **given)
+                    yield Case(
+                        f"{variant} {setting} hess", own, arrays, options, mode="value_grad_hess", **given
+                    )
         arrays = {**scored(shape), "weight": class_weights(shape), **row_numbers(shape[:1] + shape[2:])}
         del arrays["grad_output"]
         arrays["target"].flat[::3] = -100
@@ -542,7 +584,9 @@ def scores() -> Iterator[Case]:
         arrays["weight"][arrays["target"].max()] = 0
         yield Case(f"{variant} a class without weight", loss, arrays, level=1, **how)
         yield Case(f"{variant} hess", loss, arrays, mode="value_grad_hess", level=level, **how)
-    for k, shape in enumerate([(1, 1), (5,), (40, 1), (3, 2), (3, 10), (5, 3, 2), (1, 2, 5), (2, 300), (2, 5, 2, 3)]):
+    for k, shape in enumerate(
+        [(1, 1), (5,), (40, 1), (3, 2), (3, 10), (5, 3, 2), (1, 2, 5), (2, 300), (2, 5, 2, 3)]
+    ):
         for dtype in DTYPES:
             level = 0 if k < 3 and dtype == "float32" else 1 if dtype == "float32" else 2
             yield Case(f"{dtype} {shape}", loss, scored(shape, dtype), level=level, error=2)
@@ -553,7 +597,9 @@ def scores() -> Iterator[Case]:
         for name, one in (("team", Plan(TEAM, 1, 32, deal, 1)), ("slices", Plan(COLUMNS, 2, 64, deal, 2))):
             arrays = scored((9, (4 << deal) - 1) if name == "team" else (2, 11, 40))
             patches = {"rows.plan": lambda *a, plan=one, **k: plan}
-            yield Case(f"{name} of {1 << deal}", loss, arrays, level=int(deal != 3), offset=1, patches=patches)
+            yield Case(
+                f"{name} of {1 << deal}", loss, arrays, level=int(deal != 3), offset=1, patches=patches
+            )
     for labels in ("uint8", "int8", "int16", "int32", "uint64"):
         arrays = scored((6, 8), "float16")
         arrays["target"] = arrays["target"].astype(labels)
@@ -640,9 +686,15 @@ DEFINITIONS: dict[str, Any] = {
 }
 SCORE_LOSSES: dict[str, Any] = {name: nl.score_loss(f) for name, f in DEFINITIONS.items()}
 for _name, _loss in (
-    ("focal_cross_entropy", lambda log_prob, rest, class_weight, gamma=2.0: -class_weight * rest**gamma * log_prob),
+    (
+        "focal_cross_entropy",
+        lambda log_prob, rest, class_weight, gamma=2.0: -class_weight * rest**gamma * log_prob,
+    ),
     ("poly1_cross_entropy", lambda cross_entropy, rest, epsilon=1.0: cross_entropy + epsilon * rest),
-    ("generalized_cross_entropy", lambda log_prob, class_weight, q=0.7: class_weight * (1 - np.exp(q * log_prob)) / q),
+    (
+        "generalized_cross_entropy",
+        lambda log_prob, class_weight, q=0.7: class_weight * (1 - np.exp(q * log_prob)) / q,
+    ),
     ("cross_entropy", lambda cross_entropy: cross_entropy),
 ):
     DEFINITIONS[_name], SCORE_LOSSES[_name] = _loss, registry[_name]
@@ -673,7 +725,14 @@ def picks() -> Iterator[Case]:
                 level = 0 if not k and (offset or variant in (TEAM, COLUMNS)) else 1 + (k > 1)
                 spoiled = {"input": np.where(unread, x.dtype.type(np.nan), x)}
                 yield Case(
-                    f"{variant} {dtype} {of}", loss, arrays, more, level=level, offset=offset, spoiled=spoiled, **how
+                    f"{variant} {dtype} {of}",
+                    loss,
+                    arrays,
+                    more,
+                    level=level,
+                    offset=offset,
+                    spoiled=spoiled,
+                    **how,
                 )
                 if dtype != "float32":
                     continue
@@ -699,7 +758,10 @@ def margin_arrays(loss: Any, shape: tuple[int, ...], dtype: str = "float32") -> 
         return {"input": x, "target": np.asarray(rng.integers(0, shape[-1], shape[:-1]))}
     if loss is nl.multilabel_soft_margin_loss:
         return {"input": x, "target": rng.random(shape).astype(DTYPES[dtype])}
-    order, counts = rng.random(shape).argsort(axis=-1), rng.integers(0, min(shape[-1], 6) + 1, (*shape[:-1], 1))
+    order, counts = (
+        rng.random(shape).argsort(axis=-1),
+        rng.integers(0, min(shape[-1], 6) + 1, (*shape[:-1], 1)),
+    )
     return {"input": x, "target": np.where(np.arange(shape[-1]) < counts, order, -1)}
 
 
@@ -707,7 +769,7 @@ def margins() -> Iterator[Case]:
     one, soft, many = nl.multi_margin_loss, nl.multilabel_soft_margin_loss, nl.multilabel_margin_loss
     team, block, stream = Plan(TEAM, 2, 64, 3, 2), Plan(BLOCK, 2, 64, 0, 2), Plan(STREAM, 2, 64, 0, 2)
     for loss, plan, shape in (
-        (one, team, (21, 24)), (one, block, (3, 568)), (one, stream, (2, 1112)), (soft, team, (21, 24)),
+        (one, team, (21, 80)), (one, block, (3, 568)), (one, stream, (2, 1112)), (soft, team, (21, 80)),
         (soft, block, (3, 568)), (soft, stream, (2, 1112)), (many, stream, (7, 40)),
     ):  # fmt: skip
         how: Any = dict(patches={"margins.plan": lambda *a, plan=plan, **k: plan}, error=2)
@@ -762,7 +824,9 @@ def margins() -> Iterator[Case]:
     for loss in (one, soft, many):
         for shape in ((1, 1), (3, 2), (5,), (5, 10), (2, 300), (2, 5000)):
             level = 0 if shape == (3, 2) else 1 if shape[-1] < 1000 else 2
-            yield Case(f"{shape}", loss, margin_arrays(loss, shape), {"reduction": "sum"}, level=level, error=2)
+            yield Case(
+                f"{shape}", loss, margin_arrays(loss, shape), {"reduction": "sum"}, level=level, error=2
+            )
     for weight in (2.0, np.ones(1, "f4"), np.linspace(1, 2, 12, dtype="f4").reshape(3, 4)):
         arrays = {**margin_arrays(soft, (3, 4)), "weight": np.asarray(weight, "f4")}
         yield Case(f"weight {np.shape(weight)}", soft, arrays, {"reduction": "sum"}, level=1, error=2)
@@ -894,7 +958,9 @@ def vectors() -> Iterator[Case]:
                     dead = arrays["sample_weight"] == 0
                     spoiled = {first: where(dead, arrays[first], np.nan)}
                     label = f"{variant} {dtype} {of} {options}"
-                    yield Case(label, loss, arrays, none, min(2, level), offset=offset, spoiled=spoiled, **given)
+                    yield Case(
+                        label, loss, arrays, none, min(2, level), offset=offset, spoiled=spoiled, **given
+                    )
             arrays = vector_arrays(loss, shape)
             level = 0 if j in CHOSEN_VECTORS[variant][:1] else 2 if variant != TEAM else 1
             yield Case(f"{variant} mean {options}", loss, arrays, options, level, **given)
@@ -905,7 +971,9 @@ def vectors() -> Iterator[Case]:
                 more = {**options, "reduction": "sum"}
                 arrays["sample_weight"] = row_numbers(shape[:1])["sample_weight"]
                 level = 1 if variant == TEAM else 2
-                yield Case(f"{variant} hess {options}", loss, arrays, more, level, mode="value_grad_hess", **given)
+                yield Case(
+                    f"{variant} hess {options}", loss, arrays, more, level, mode="value_grad_hess", **given
+                )
             nan, row = {loss.Class.vectors[1]: vector_arrays(loss, shape)[loss.Class.vectors[1]].copy()}, 1
             nan[loss.Class.vectors[1]][row, 5] = np.nan
             # A NaN stays in its row.
@@ -919,7 +987,9 @@ def vectors() -> Iterator[Case]:
         yield Case(f"teams of {1 << deal}", nl.triplet_margin_loss, arrays, {}, 1, patches=patches, error=8)
     for shape in ((1, 1), (5,), (70, 1), (3, 2), (3, 31), (33, 128), (2, 700), (1, 2500), (2, 5000)):
         for loss in (nl.cosine_embedding_loss, nl.triplet_margin_loss):
-            yield Case(f"{shape}", loss, vector_arrays(loss, shape), level=1 if shape[-1] < 99 else 2, error=24)
+            yield Case(
+                f"{shape}", loss, vector_arrays(loss, shape), level=1 if shape[-1] < 99 else 2, error=24
+            )
 
 
 # ---- sequences ----------------------------------------------------------------------------------------
@@ -984,7 +1054,9 @@ def sequences() -> Iterator[Case]:
         for k, dtype in enumerate(DTYPES):
             for classes, offset in ((16, 0), (7, 1)):
                 arrays = {**sequence_arrays([9, 11, 4], [3, 5, 1], classes, dtype), **row_numbers((3,))}
-                arrays = {n: a.astype(arithmetic(dtype)) if n in ROW_NUMBERS else a for n, a in arrays.items()}
+                arrays = {
+                    n: a.astype(arithmetic(dtype)) if n in ROW_NUMBERS else a for n, a in arrays.items()
+                }
                 level = 0 if (name == "one" or not k) and offset == k % 2 else 1
                 yield Case(
                     f"{name} {dtype} {classes}", loss, arrays, {"reduction": "none"}, level=level, offset=offset,
@@ -1001,7 +1073,9 @@ def sequences() -> Iterator[Case]:
         for joined in (False, True):
             arrays = sequence_arrays(lengths, counts, 5, joined=joined)
             level = int(lengths != [3] * 20)
-            yield Case(f"{lengths} joined {joined}", loss, arrays, {"reduction": "sum"}, level=level, error=64)
+            yield Case(
+                f"{lengths} joined {joined}", loss, arrays, {"reduction": "sum"}, level=level, error=64
+            )
     yield Case("a long sequence", loss, sequence_arrays([300], [40], 28), {"reduction": "sum"}, 2, error=1e3)
 
 
@@ -1023,13 +1097,18 @@ def wrong_sequences(name: str, how: Any) -> Iterator[Case]:
         for bad in worst:
             spoiled = arrays[what].copy()
             spoiled[(2, 1) if what == "targets" else 2] = bad
-            raised: Any = (IndexError, "for sequence 2") if what == "targets" else (ValueError, rf"{what}\[2\] must")
+            raised: Any = (
+                (IndexError, "for sequence 2") if what == "targets" else (ValueError, rf"{what}\[2\] must")
+            )
             yield Case(
                 f"{name} {what} of {bad}", nl.ctc_loss, arrays, {"reduction": "none"}, spoiled={what: spoiled}, nan=at,
                 mode="__call__", level=int(bad == -1), raises=raised, **how,
             )  # fmt: skip
 
 
+FAMILIES = elementwise, scores, picks, margins, vectors, sequences
+
+
 def cases() -> Iterator[Case]:
-    for family in (elementwise, scores, picks, margins, vectors, sequences):
+    for family in FAMILIES:
         yield from family()

@@ -287,7 +287,9 @@ class Driver(driver.Driver):
         parameters = [ctypes.string_at(int(p), 8) for p in places]
         for p in parameters:
             address = int.from_bytes(p, sys.byteorder)
-            assert not MACHINE.holds(address) or self.device_of(address) == self.current.device, "another device"
+            assert not MACHINE.holds(address) or self.device_of(address) == self.current.device, (
+                "another device"
+            )
         self.launched.append(name)
         self.streams.append(stream)
         MACHINE.launch(program, blocks, threads, parameters)

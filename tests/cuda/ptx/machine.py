@@ -238,7 +238,10 @@ class Unit:
         """Of generic addresses the lanes of each space, and the addresses there."""
         keep = np.ones(where.shape, bool) if guard is None else np.broadcast_to(guard, where.shape)
         shared = where >> np.uint64(48) == 1
-        return [("global", keep & ~shared, where), ("shared", keep & shared, where - np.uint64(SHARED_WINDOW))]
+        return [
+            ("global", keep & ~shared, where),
+            ("shared", keep & shared, where - np.uint64(SHARED_WINDOW)),
+        ]
 
     def load(self, space: str, where: Any, T: Any, count: int, sel: Any, guard: Any, ins: Ins) -> Any:
         if not space:
