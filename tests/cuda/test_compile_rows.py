@@ -118,8 +118,8 @@ def test_softmax(name, what, dtype, cc, vectors):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name, what", list(itertools.product(PLANS, list(SOFTMAX)[:7])))
 def test_softmax_exhaustive(name, what):
-    for dtype, cc, vectors in itertools.product(CODES, BOTH, (True, False)):
-        softmax_compiled(name, what, dtype, cc, vectors)
+    for dtype, cc, aligned in itertools.product(CODES, BOTH, (True, False)):
+        softmax_compiled(name, what, dtype, cc, aligned)
 
 
 @pytest.mark.parametrize("dtype, cc", [("float32", HOPPER), ("float64", AMPERE)])
@@ -223,8 +223,8 @@ def test_margins(loss, variant, what, dtype, cc, vectors):
 @pytest.mark.parametrize("loss, variant", OF_MARGINS)
 @pytest.mark.parametrize("what", MARGINS)
 def test_margins_exhaustive(loss, variant, what):
-    for dtype, cc, vectors in itertools.product(CODES, BOTH, (True, False)):
-        margins_compiled(loss, variant, what, dtype, cc, vectors)
+    for dtype, cc, aligned in itertools.product(CODES, BOTH, (True, False)):
+        margins_compiled(loss, variant, what, dtype, cc, aligned)
 
 
 NLL_LAYOUTS = list(itertools.product((TEAM, BLOCK, SPLIT, COLUMNS), (True, False)))

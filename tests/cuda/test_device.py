@@ -1,4 +1,4 @@
-"""Calls with arrays on a device whose PTX is executed: what calls promise whatever the loss, and their errors."""
+"""Calls with arrays on a device whose PTX is executed: their promises whatever the loss, and their errors."""
 
 import ctypes
 import math
@@ -141,10 +141,10 @@ PAIRS = [(a, b) for a in DTYPES for b in (*DTYPES, "int64", "uint8", "bool")]
 
 
 @pytest.mark.parametrize(
-    "dtype, other", sweep(PAIRS, ("float32", "int64"), ("float16", "float32"), ("bfloat16", "bool"))
+    "pair", sweep(PAIRS, ("float32", "int64"), ("float16", "float32"), ("bfloat16", "bool")), ids="-".join
 )
-def test_dtypes(gpu, dtype, other, bfloat16):
-    dtype, other = (bfloat16 if d == "bfloat16" else np.dtype(d) for d in (dtype, other))
+def test_dtypes(gpu, pair, bfloat16):
+    dtype, other = (bfloat16 if d == "bfloat16" else np.dtype(d) for d in pair)
     rng = np.random.default_rng(2)
     arrays = dict(input=rng.normal(size=70).astype(dtype), target=rng.integers(0, 2, 70).astype(other))
     value, gradient = nl.mse_loss.value_and_grad(**moved(arrays, Tensor))
@@ -881,12 +881,13 @@ VECTOR_CALLS = {
 }
 
 
+ALL_VECTORS = [(n, k) for n, calls in VECTOR_CALLS.items() for k, _ in enumerate(calls)]
+
+
 @pytest.mark.parametrize("shape", sweep([(5,), (6, 5), (3, 8)], (5,)), ids=str)
-@pytest.mark.parametrize(
-    "name, k",
-    sweep([(n, k) for n, calls in VECTOR_CALLS.items() for k, _ in enumerate(calls)], *VECTORS_KEPT),
-)
-def test_vectors(gpu, name, k, shape):
+@pytest.mark.parametrize("call", sweep(ALL_VECTORS, *VECTORS_KEPT), ids=str)
+def test_vectors(gpu, call, shape):
+    name, k = call
     loss, options = registry[name], VECTOR_CALLS[name][k]
     rng = np.random.default_rng(6)
     names = loss.Class.vectors
@@ -1026,9 +1027,10 @@ class TestSequences:
 
     @pytest.mark.parametrize("on_host", [False, True])
     @pytest.mark.parametrize(
-        "joined, rows", sweep([(False, (3,)), (True, (3,)), (False, ())], (True, (3,)), (False, ()))
+        "how", sweep([(False, (3,)), (True, (3,)), (False, ())], (True, (3,)), (False, ())), ids=str
     )
-    def test_value_and_gradient(self, gpu, joined, rows, on_host):
+    def test_value_and_gradient(self, gpu, how, on_host):
+        joined, rows = how
         arrays = self.arrays(joined, rows)
         given = moved(arrays)
         if on_host:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ptx import device
 from ptx.device import CuPyArray, Plain, Tensor, host, put
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -25,11 +26,6 @@ linear_cross_entropy = nl.linear_cross_entropy
 CLASSES, FEATURES = 7, 5
 CHUNKS = [None, nl.LinearCrossEntropyOptions(batch_chunk_size=3)]
 SHAPES = [((), ()), ((8,), ()), ((7,), (3,)), ((4,), (2, 2))]
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return device.install(monkeypatch)
 
 
 def sample(batch=(8,), inner=(), kind="indices", dtype=np.float32, classes=CLASSES):
@@ -111,8 +107,9 @@ def check(call, wrt, kind=CuPyArray, dtype=np.float32, alone=False):
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize(("batch", "inner"), SHAPES, ids=str)
-def test_reductions_and_arguments(gpu, batch, inner, kind):
+@pytest.mark.parametrize("shape", sweep(SHAPES, ((7,), (3,))), ids=str)
+def test_reductions_and_arguments(gpu, shape, kind):
+    batch, inner = shape
     arrays = sample(batch, inner, kind)
     if kind == "indices":
         arrays["target"] = ignoring(arrays["target"])
@@ -130,8 +127,9 @@ def test_reductions_and_arguments(gpu, batch, inner, kind):
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize(("batch", "inner"), SHAPES, ids=str)
-def test_weights_of_terms_and_upstream(gpu, batch, inner, kind):
+@pytest.mark.parametrize("shape", sweep(SHAPES, ((8,), ())), ids=str)
+def test_weights_of_terms_and_upstream(gpu, shape, kind):
+    batch, inner = shape
     arrays, rng = sample(batch, inner, kind), np.random.default_rng(3)
     if kind == "indices":
         arrays |= dict(target=ignoring(arrays["target"], 2), ignore_index=2)
@@ -163,9 +161,9 @@ def test_sample_weights_that_broadcast(gpu, axes):
 def test_memory_budget_and_modes(gpu):
     arrays = sample((20,))
     budget = nl.LinearCrossEntropyOptions(memory_budget=4 * CLASSES * 6)
-    before = gpu.launched.count("one_pass")
+    before = sum(name.startswith("one_pass") for name in gpu.launched)
     value, (by_x, by_w) = linear_cross_entropy.value_and_grad(**moved(arrays), options=budget)
-    assert gpu.launched.count("one_pass") - before == 4
+    assert sum(name.startswith("one_pass") for name in gpu.launched) - before == 4
     wanted, gradients = expected(arrays, ("input", "linear_weight"))
     for got, e in zip((value, by_x, by_w), (wanted, *gradients), strict=True):
         close(host(got), e)
@@ -176,7 +174,7 @@ def test_memory_budget_and_modes(gpu):
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize("classes", [1, 8, 400])
+@pytest.mark.parametrize("classes", sweep([1, 8, 400], 8))
 def test_numbers_of_classes(gpu, classes, kind):
     """One; and rows of whole vectors, held by a part of a warp and by a block."""
     arrays = sample((5,), (), kind, classes=classes)
@@ -187,7 +185,7 @@ def test_rows_that_blocks_share(gpu, monkeypatch):
     for name, small in (("MOST_HOLDING", 0), ("PART", 100)):
         monkeypatch.setattr(rows, name, small)
     check(sample((2,), classes=400), ("input",))
-    assert {"part", "rest"} <= set(gpu.launched)
+    assert {"part", "rest"} <= {name.partition("_")[0] for name in gpu.launched}
 
 
 @pytest.mark.parametrize("kind", [CuPyArray, Tensor, Plain])
@@ -217,7 +215,7 @@ def test_class(gpu):
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", sweep(["float16", "bfloat16", "float64"], "bfloat16"))
 def test_dtypes(gpu, dtype, kind, bfloat16):
     dtype = bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     for inner, reduction in (((), "mean"), ((2,), "none")):
@@ -235,7 +233,7 @@ def test_dtypes_promote(gpu):
     check({**arrays, **integers}, ("input", "linear_weight"))
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "i4", "u4", "u8"])
+@pytest.mark.parametrize("dtype", sweep(["i1", "u1", "i2", "i4", "u4", "u8"], "u1"))
 def test_index_dtypes(gpu, dtype):
     arrays = sample()
     check({**arrays, "target": arrays["target"].astype(dtype)}, ("input",))
@@ -251,7 +249,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", sweep(LAYOUTS, "F"))
 @pytest.mark.parametrize(("batch", "inner", "kind"), [((6,), (), "indices"), ((4,), (2,), "probabilities")])
 def test_layouts(gpu, batch, inner, kind, layout):
     arrays = {n: LAYOUTS[layout](a) for n, a in sample(batch, inner, kind).items()}
@@ -685,7 +683,7 @@ def test_what_cupy_is_given(monkeypatch):
 
 def test_without_cupy(gpu, monkeypatch):
     monkeypatch.undo()
-    driver = device.install(monkeypatch)
+    driver = device.install(monkeypatch, product=False)
     monkeypatch.setitem(sys.modules, "cupy", None)
     arrays = sample()
     given = moved(arrays, Tensor)

@@ -148,7 +148,9 @@ def test_an_option_changes_numbers_and_not_the_kernel(gpu):
     results(loss, arrays)
     known = len(binaries._kernels)
     for gamma in (0.5, 3.0):
-        np.testing.assert_allclose(results(loss, arrays, gamma=gamma)[0], by(**arrays, gamma=gamma), rtol=1e-5)
+        np.testing.assert_allclose(
+            results(loss, arrays, gamma=gamma)[0], by(**arrays, gamma=gamma), rtol=1e-5
+        )
     assert len(binaries._kernels) == known
 
 
@@ -157,7 +159,8 @@ def squared_entropy(cross_entropy, scale=0.5):
     return scale * cross_entropy * cross_entropy
 
 
-@pytest.mark.parametrize("loss", [nl.cross_entropy, *sweep([SCORE_LOSSES["z_loss"], squared_entropy])])
+@pytest.mark.sweep
+@pytest.mark.parametrize("loss", [nl.cross_entropy, SCORE_LOSSES["z_loss"], squared_entropy])
 def test_gradients_by_class_weights(gpu, loss):
     """With probabilities they can be differentiated; of a square a row's slope is its own."""
     by = {
@@ -171,10 +174,16 @@ def test_gradients_by_class_weights(gpu, loss):
         call = {**arrays, "label_smoothing": 0.1, "reduction": reduction}
         if loss is nl.cross_entropy:
             call |= dict(softcap=1.5, lse_square_scale=0.1)
-        up = np.linspace(-1, 1, int(np.prod(rows_)), dtype="f4").reshape(rows_) if reduction == "none" else None
+        up = (
+            np.linspace(-1, 1, int(np.prod(rows_)), dtype="f4").reshape(rows_)
+            if reduction == "none"
+            else None
+        )
         wrt = ("weight", "input", "target")
         more = {} if up is None else {"grad_output": up}
-        found = results(loss, {**arrays, **more}, **{k: v for k, v in call.items() if k not in arrays}, wrt=wrt)
+        found = results(
+            loss, {**arrays, **more}, **{k: v for k, v in call.items() if k not in arrays}, wrt=wrt
+        )
         np.testing.assert_allclose(found[0], by(**wide(call)), rtol=2e-5, atol=1e-6)
         for n, g in zip(wrt, found[1:], strict=True):
             np.testing.assert_allclose(g, reference.gradient(by, wide(call), n, up), rtol=2e-5, atol=2e-5)
@@ -214,7 +223,7 @@ SIZES = {"float32": (1e-30, 1e25, 3e37), "float64": (1e-290, 1e200, 1e307)}
 
 
 @pytest.mark.parametrize("variant", sweep(VECTOR_PLANS, "team"))
-@pytest.mark.parametrize("dtype", SIZES)
+@pytest.mark.parametrize("dtype", sweep(SIZES, "float32"))
 @pytest.mark.parametrize("loss, p", [(PAIRS, None), (TRIPLETS, 2.0), (TRIPLETS, 3.0)], ids=str)
 def test_huge_and_tiny_vectors(gpu, monkeypatch, loss, p, dtype, variant):
     """Rows of ordinary, huge and tiny numbers: neither powers nor their sums leave the range."""
@@ -255,8 +264,11 @@ def test_huge_and_tiny_vectors(gpu, monkeypatch, loss, p, dtype, variant):
                 np.testing.assert_allclose(g * unit, like, rtol=1e-4, atol=256 * eps)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
-@pytest.mark.parametrize("loss, options", [(PAIRS, {}), (TRIPLETS, {"p": 2.0}), (TRIPLETS, {"p": np.inf})], ids=str)
+@pytest.mark.parametrize(
+    "loss, options", [(PAIRS, {}), (TRIPLETS, {"p": 2.0}), (TRIPLETS, {"p": np.inf})], ids=str
+)
 def test_equal_vectors_and_zeros(gpu, loss, options, eps):
     """A distance of 0 has no gradient; with eps the difference is eps. A zero vector's cosine has a slope."""
     options = dict(options) if loss is PAIRS else {**options, "eps": eps}
@@ -291,7 +303,8 @@ def test_the_gradient_passes_at_the_clamp_and_a_tie_is_halved(gpu):
     np.testing.assert_array_equal(by_anchor[:, 0], [0.5, -1 + 0.5])
 
 
-@pytest.mark.parametrize("p", sweep([1.5, 7.0, 100.0, 1e10], 100.0, 1e10))
+@pytest.mark.sweep
+@pytest.mark.parametrize("p", [1.5, 7.0, 100.0, 1e10])
 def test_any_norm(gpu, p):
     arrays = vector_arrays(TRIPLETS, (6, 24))
     expected, wanted = TRIPLETS.value_and_grad(**wide(arrays), p=p)
@@ -301,7 +314,8 @@ def test_any_norm(gpu, p):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", sweep(["?", "i1", "u2", "i4", "i8", "u8", "f2", "f8"], "?", "u8"))
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", ["?", "i1", "u2", "i4", "i8", "u8", "f2", "f8"])
 @pytest.mark.parametrize("loss", [nl.contrastive_loss, contrastive])
 def test_row_arrays_of_any_dtype(gpu, loss, dtype):
     x, y = (np.random.default_rng(k).normal(size=(6, 5)).astype("f4") for k in range(2))
@@ -314,6 +328,7 @@ def test_row_arrays_of_any_dtype(gpu, loss, dtype):
         np.testing.assert_allclose(host(g), e, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.sweep
 def test_mixed_dtypes_and_layouts(gpu):
     arrays = vector_arrays(contrastive, (6, 8))
     arrays["y"] = arrays["y"].astype("f2")
@@ -329,10 +344,13 @@ def test_mixed_dtypes_and_layouts(gpu):
 Scaled = cases.Scaled.function
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("size", [1e-22, 1e-15, 1.0, 1e17])
 def test_rows_are_scaled(gpu, size):
     """Squares of float32 overflow or vanish; the gradients and the curvature do not."""
-    arrays = {n: (size * a).astype("f4") if n != "label" else a for n, a in vector_arrays(Scaled, (5, 6)).items()}
+    arrays = {
+        n: (size * a).astype("f4") if n != "label" else a for n, a in vector_arrays(Scaled, (5, 6)).items()
+    }
     for n in ("x", "label"):
         options = dict(margin=3 * size, reduction="none", wrt=n)
         found = results(Scaled, arrays, "value_grad_hess", **options)[1:]
@@ -342,6 +360,7 @@ def test_rows_are_scaled(gpu, size):
             np.testing.assert_allclose(g, e, rtol=2e-4, atol=2e-45 + 1e-5 * abs(e).max())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("size", [0.0, 1e-30])
 def test_options_much_longer_than_vectors_stay_finite(gpu, size):
     """Scaled as far as tiny vectors would want it, the square of a margin of 5 would be infinite."""
@@ -350,7 +369,7 @@ def test_options_much_longer_than_vectors_stay_finite(gpu, size):
     options = dict(margin=5.0, reduction="none", wrt="x")
     terms, gradient = results(Scaled, arrays, **options)
     expected, slope = contrastive.value_and_grad(**wide(arrays), **options)
-    np.testing.assert_allclose(terms, expected, rtol=1e-5)
+    np.testing.assert_allclose(terms, expected, rtol=1e-5, atol=1e-4)
     if size:  # the root's slope at 0 is infinite
         np.testing.assert_allclose(gradient, slope, rtol=1e-4)
 
@@ -367,6 +386,7 @@ class Rooted(nl.VectorLoss):
         return nl.math.maximum(total - bound, 0.0)
 
 
+@pytest.mark.sweep
 def test_infinite_slopes(gpu):
     """As on the CPU: NaN where the difference is 0, but for rows of no slope or of no upstream gradient."""
     x = np.array([[1, 2, 3, 4], [1, 2, 0.5, 1], [1, 2, 3, 4]], "f4")
@@ -420,7 +440,8 @@ def test_long_sequences_keep_their_digits(gpu):
     """Logarithms grow to a thousand, whose float32 are 6e-5 apart."""
     arrays = sequence_arrays([300], [40], 28)
     for x, w in zip(
-        results(nl.ctc_loss, arrays, reduction="sum"), nl.ctc_loss.value_and_grad(**wide(arrays), reduction="sum"),
+        results(nl.ctc_loss, arrays, reduction="sum"),
+        nl.ctc_loss.value_and_grad(**wide(arrays), reduction="sum"),
         strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(x, w, rtol=1e-6, atol=2e-5)
@@ -468,7 +489,7 @@ COPIES += [(a, "int64") for a in ("int8", "uint16", "int32", "uint64", "bool")]
 )
 def test_copies_of_dtypes(gpu, pair):
     dtype, to = (cases.DTYPES.get(t) or np.dtype(t) for t in pair)
-    a = np.random.default_rng(0).integers(0, 2 if dtype == bool else 100, 70).astype(dtype)
+    a = np.random.default_rng(0).integers(0, 2 if dtype.kind == "b" else 100, 70).astype(dtype)
     np.testing.assert_array_equal(copied(a, np.zeros(70, to)), a.astype(to))
 
 

@@ -1,4 +1,4 @@
-"""The machine refuses what kernels must not do, and does right what they may; and mutants of kernels are noticed."""
+"""The machine refuses what kernels must not do, does right what they may, and notices mutants of kernels."""
 
 import numpy as np
 import pytest

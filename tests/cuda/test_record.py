@@ -7,17 +7,13 @@ import numpy as np
 import pytest
 from ptx import device
 from ptx.device import CuPyArray, Plain, Tensor, host, put
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss.kernels.cuda import backend
 from numbaloss.kernels.spec import Memo
 
 N, C = 6, 8
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return device.install(monkeypatch)
 
 
 def scores(rng, shape=(N, C), dtype="f4"):
@@ -135,7 +131,7 @@ def worked_out(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", sweep(CALLS, "plain", "fortran", "labels", "rows"))
 def test_repeated_calls_give_the_same_bits(gpu, worked_out, name):
     loss, make, options = CALLS[name]
     kind = Tensor if name in ("plain", "labels", "fortran") else CuPyArray
@@ -168,7 +164,8 @@ def test_gradients_alone_store_no_value(gpu):
                 if mode == "value_and_grad":
                     whole = gpu.launched[known:]
             fewer = gpu.launched[known:]
-            assert whole == [*fewer, *launches]
+            names = [name.partition("_")[0] for name in whole[len(fewer) :]]
+            assert whole[: len(fewer)] == fewer and names == launches
 
 
 def test_curvature_is_repeated(gpu, worked_out):

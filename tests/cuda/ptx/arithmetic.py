@@ -1,7 +1,7 @@
 """PTX's arithmetic that NumPy does not have.
 
-Exact where PTX says so. Where PTX only bounds an error (``approx``, ``full``), the exact result is moved by most of
-that bound, up or down as the operands' bits say.
+Exact where PTX says so. Where it only bounds an error (``approx``), the exact result is moved by most
+of that bound, up or down as the operands' bits say.
 """
 
 import numpy as np

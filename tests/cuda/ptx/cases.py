@@ -1,13 +1,13 @@
 """Calls on the machine, and what is asked of their results.
 
-The values are those of `numbaloss.reference` in float64, the gradients its differences. A call that is repeated as
-it was recorded gives the bits that one gives which is worked out, whatever the order of warps, and whatever
-memory and registers hold that nothing has written.
+The values are those of `numbaloss.reference` in float64, the gradients its differences. A call that is repeated
+as it was recorded gives the bits of one that is worked out, whatever the order of warps is, and whatever the
+memory and the registers hold that nothing has written.
 """
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import FunctionType, SimpleNamespace
 from typing import Any
@@ -111,7 +111,7 @@ def _strided(a: np.ndarray) -> np.ndarray:
 def check(c: Case, cpu: bool = False, wanted: Any = None) -> list[str]:
     """Make the calls of a case; an error if anything is wrong. Returns the kernels that they launched.
 
-    With `cpu`, they are held against the CPU's results too. `wanted` is what `expected` says, if that is known.
+    With `cpu`, they are held against the CPU's results too. `wanted` is what `expected` says, if it is known.
     """
     driver_ = driver.driver()
     driver_.launched.clear()
@@ -171,7 +171,8 @@ def same(got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], nan: A
 
 
 def wide(arrays: Arrays) -> Arrays:
-    return {n: a if np.asarray(a).dtype.kind in "biu" else a.astype(np.float64) for n, a in arrays.items()}
+    floats = {n for n, a in arrays.items() if isinstance(a, np.ndarray) and a.dtype.kind not in "biu"}
+    return {n: a.astype(np.float64) if n in floats else a for n, a in arrays.items()}
 
 
 def expected(c: Case) -> dict[str, Any]:
@@ -337,6 +338,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "unaligned": lambda a: np.concatenate([a.ravel()[:1], a.ravel()])[1:].reshape(a.shape),
 }
 TILE = 2048  # float32 elements of a block
+QUICK = ("float64", 1), ("float16", 0), ("bfloat16", 0)  # of halves and float64 what runs always
 
 
 def elementwise() -> Iterator[Case]:
@@ -346,7 +348,7 @@ def elementwise() -> Iterator[Case]:
         for options in testing.combinations(loss):
             flags = tuple(v for v in options.values() if isinstance(v, bool))
             plain = not seen
-            level = 0 if flags not in seen else 1
+            level = int(bool(seen))
             seen.add(flags)
             yield Case(f"{options}", loss, drawn(loss, (7, 19), "float32", options), options, level=level)
             if plain:
@@ -355,7 +357,7 @@ def elementwise() -> Iterator[Case]:
     for dtype in DTYPES:
         for offset in (0, 1):
             for n in (0, 1, 7, 8, 9, TILE - 1, TILE, TILE + 1, 2 * TILE + 5):
-                level = 0 if dtype == "float32" or n in (9, TILE + 1) else 1
+                level = 0 if dtype == "float32" or ((dtype, offset) in QUICK and n in (9, TILE + 1)) else 1
                 arrays = drawn(huber, (n,), dtype)
                 yield Case(f"{dtype} {n} offset {offset}", huber, arrays, level=level, offset=offset, error=2)
     few = {"reduce.MOST_BLOCKS": 2}
@@ -363,7 +365,7 @@ def elementwise() -> Iterator[Case]:
     for k, (a, b) in enumerate((a, b) for a in LAYOUTS for b in LAYOUTS):
         arrays = drawn(huber, (6, 20))
         laid = {n: LAYOUTS[w](x) for (n, x), w in zip(arrays.items(), (a, b), strict=True)}
-        level = 0 if k % 7 == 1 or a == b == "F" else 1
+        level = 0 if k in (1, 15, 22, 29) or a == b == "F" else 1
         yield Case(f"{a}-{b}", huber, laid, level=level, out="strided" if k % 2 else "")
     for offset in (0, 1):
         arrays = drawn(bce, (TILE + 3,))
@@ -379,13 +381,14 @@ def elementwise() -> Iterator[Case]:
     spoiled = {"input": where(weights == 0, arrays["input"], 7)}
     yield Case("out of its domain without weight", bce, arrays, spoiled=spoiled)
     for name, level in (("mse_loss", 0), ("l1_loss", 1), ("huber_loss", 1), ("binary_cross_entropy", 1)):
-        for shape in ((7, 19), (19,), (7, 1), ()):
+        for shape in ((19,), (7, 19), (7, 1), ()):
             arrays = drawn(registry[name], (7, 19))
             arrays["weight"] = np.asarray(rng_of(shape).uniform(0.5, 2, shape).astype("f4"))
             arrays["sample_weight"] = rng_of(shape).integers(0, 3, (7, 19)).astype("f4")
             for reduction in ("mean", "none"):
                 options = {"reduction": reduction}
                 # Of one weight that the mean divides by, what is computed is a difference of equal numbers.
+                level = max(level, int(shape != (19,)))
                 yield Case(
                     f"weight {shape} {reduction}",
                     registry[name],
@@ -399,7 +402,15 @@ def elementwise() -> Iterator[Case]:
         arrays = {n: a * np.float32(1.5) for n, a in drawn(loss, (5, 13)).items()}
         by = reference.elementwise(np_vectorized(definition))
         for k, options in enumerate(OWN_OPTIONS[name]):
-            yield Case(f"{options}", loss, arrays, options, level=min(k, 1), reference=by, error=4)
+            yield Case(
+                f"{options}",
+                loss,
+                arrays,
+                options,
+                level=int(k > 0 or name != "branching"),
+                reference=by,
+                error=4,
+            )
         yield Case("hess", loss, arrays, level=1, mode="value_grad_hess", reference=by, error=4)
         for dtype in ("float64", "bfloat16"):
             narrow = {n: a.astype(DTYPES[dtype]) for n, a in arrays.items()}
@@ -409,7 +420,7 @@ def elementwise() -> Iterator[Case]:
 def general(loss: Any, options: Arrays) -> Iterator[Case]:
     """An elementwise loss's terms, weights and upstream gradients, in place, of all dtypes."""
     name, shape = loss.__name__, (7, 19)
-    some = name in ("huber_loss", "gaussian_nll_loss", "binary_cross_entropy")
+    some = name == "huber_loss"
     for k, dtype in enumerate(DTYPES):
         arrays = {**drawn(loss, shape, dtype, "w"), **row_numbers(shape, arithmetic(dtype))}
         hidden = arrays["sample_weight"] == 0
@@ -436,7 +447,7 @@ def general(loss: Any, options: Arrays) -> Iterator[Case]:
         yield Case("in place", loss, plain, options, level=int(not some), out="over")
         yield Case("strided", loss, plain, {**options, "grad_output": -2.0}, level=1, out="strided")
         for kind in (Tensor, Plain):
-            yield Case(kind.__name__, loss, plain, options, level=int(level or kind is Tensor), kind=kind)
+            yield Case(kind.__name__, loss, plain, options, level=level, kind=kind)
     for offset, n in ((1, 1301), (0, 4097), (1, 4099)):
         yield Case(f"{n} offset {offset}", loss, drawn(loss, (n,)), options, level=2, offset=offset, error=4)
 
@@ -486,8 +497,8 @@ def np_vectorized(f: Callable[..., Any]) -> Any:
 
 # ---- class scores -------------------------------------------------------------------------------------
 
-# A small launch of each variant, with a shape with which it has full and empty lanes and several rounds of rows,
-# and one without vectors.
+# A small launch of each variant, with a shape with which it has full and empty lanes and several rounds of
+# rows, and one without vectors.
 ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Plan]] = {
     TEAM: ((21, 48), (21, 13), Plan(TEAM, 2, 32, 3, 2)),
     BLOCK: ((3, 392), (3, 195), Plan(BLOCK, 2, 64, 0, 2)),
@@ -527,14 +538,13 @@ def scores() -> Iterator[Case]:
                 rows = of[:1] + of[2:]
                 arrays |= row_numbers(rows, arithmetic(dtype))
                 options: Arrays = {"reduction": "none", "label_smoothing": 0.1, "ignore_index": 3}
-                level = 0 if variant == "slices" else k if variant in some else 2 * k
-                level = min(2, level if offset else level + 1)
+                level = 0 if variant in some and offset and not k else 1 if not k or variant == TEAM else 2
                 yield Case(
                     f"{variant} {dtype} all {of}", loss, arrays, options, level=level, offset=offset, **how
                 )
                 plain = {**scored(of, dtype), "sample_weight": arrays["sample_weight"]}
                 level = 0 if not k and not offset else 1 if not k or (not offset and variant in some) else 2
-                if variant == TEAM and not offset:
+                if variant == TEAM and dtype == "float16" and not offset:
                     level = 0
                 more: Arrays = {"reduction": "sum"}
                 yield Case(
@@ -546,7 +556,7 @@ def scores() -> Iterator[Case]:
         for setting, options in SETTINGS.items():
             weighted = {**row_numbers(shape[:1] + shape[2:])}
             options = {**options, "reduction": "none"}
-            level = int((variant, setting) not in ((TEAM, "plain"), (COLUMNS, "all"), (SPLIT, "capped")))
+            level = int((variant, setting) != (COLUMNS, "all"))
             arrays = {**scored(shape, "float32", True), "weight": class_weights(shape), **weighted}
             both = ("input", "target")
             yield Case(
@@ -579,7 +589,7 @@ def scores() -> Iterator[Case]:
         arrays = {**scored(shape), "weight": class_weights(shape), **row_numbers(shape[:1] + shape[2:])}
         del arrays["grad_output"]
         arrays["target"].flat[::3] = -100
-        level = int(variant not in some)
+        level = int(variant != TEAM)
         yield Case(f"{variant} mean", loss, arrays, {"label_smoothing": 0.1}, level=level, **how)
         arrays["weight"][arrays["target"].max()] = 0
         yield Case(f"{variant} a class without weight", loss, arrays, level=1, **how)
@@ -588,7 +598,7 @@ def scores() -> Iterator[Case]:
         [(1, 1), (5,), (40, 1), (3, 2), (3, 10), (5, 3, 2), (1, 2, 5), (2, 300), (2, 5, 2, 3)]
     ):
         for dtype in DTYPES:
-            level = 0 if k < 3 and dtype == "float32" else 1 if dtype == "float32" else 2
+            level = 0 if k == 1 and dtype == "float32" else 1 if dtype == "float32" else 2
             yield Case(f"{dtype} {shape}", loss, scored(shape, dtype), level=level, error=2)
             arrays = {**scored(shape, dtype), "weight": class_weights(shape)}
             yield Case(f"{dtype} {shape} nll", nl.nll_loss, arrays, level=level, error=2)
@@ -597,13 +607,11 @@ def scores() -> Iterator[Case]:
         for name, one in (("team", Plan(TEAM, 1, 32, deal, 1)), ("slices", Plan(COLUMNS, 2, 64, deal, 2))):
             arrays = scored((9, (4 << deal) - 1) if name == "team" else (2, 11, 40))
             patches = {"rows.plan": lambda *a, plan=one, **k: plan}
-            yield Case(
-                f"{name} of {1 << deal}", loss, arrays, level=int(deal != 3), offset=1, patches=patches
-            )
+            yield Case(f"{name} of {1 << deal}", loss, arrays, level=1, offset=1, patches=patches)
     for labels in ("uint8", "int8", "int16", "int32", "uint64"):
         arrays = scored((6, 8), "float16")
         arrays["target"] = arrays["target"].astype(labels)
-        yield Case(f"labels {labels}", loss, arrays, level=int(labels not in ("int8", "uint64")))
+        yield Case(f"labels {labels}", loss, arrays, level=1)
     for shape in ((3, 1000), (3, 5000), (2, 20000), (1, 40000), (3001, 10), (2, 10, 2050), (1, 33, 129)):
         yield Case(f"long {shape}", loss, scored(shape), {"reduction": "sum"}, level=2, error=8)
 
@@ -624,7 +632,8 @@ def strange(variant: str, arrays: Arrays, options: Arrays, how: Any) -> Iterator
         said = str(bad) if abs(bad) < BIG else "-1048575 or below" if bad < 0 else "1048575 or above"
         where_ = ", ".join(map(str, np.unravel_index(1, labels.shape)))
         yield Case(
-            f"{variant} labels of {bad}", loss, arrays, options, spoiled={"target": np.where(at, bad, labels)},
+            f"{variant} labels of {bad}", loss, arrays, options,
+            spoiled={"target": np.where(at, bad, labels)},
             nan=at, raises=(IndexError, rf"target\[{where_}\] is {said}, but input has {x.shape[1]}"), **how,
         )  # fmt: skip
     steps = rng_of(x.shape).integers(0, 3, x.shape)
@@ -643,8 +652,8 @@ def strange(variant: str, arrays: Arrays, options: Arrays, how: Any) -> Iterator
         lost[1] = base["input"][1]
         lost[1, only] = bad
         yield Case(
-            f"{variant} {bad} scores", loss, base, options, spoiled={"input": np.ascontiguousarray(lost)}, nan=nan,
-            **how,
+            f"{variant} {bad} scores", loss, base, options,
+            spoiled={"input": np.ascontiguousarray(lost)}, nan=nan, **how,
         )  # fmt: skip
 
 
@@ -698,10 +707,11 @@ for _name, _loss in (
     ("cross_entropy", lambda cross_entropy: cross_entropy),
 ):
     DEFINITIONS[_name], SCORE_LOSSES[_name] = _loss, registry[_name]
+# What runs always: each definition by a variant, and each of the library's own.
 CHOSEN = [
-    (TEAM, "smoothed", "everything"), (BLOCK, "smoothed", "focal"), (STREAM, "capped", "cross_entropy"),
-    (COLUMNS, "plain", "poly_1"), (TEAM, "plain", "focal_cross_entropy"), (BLOCK, "plain", "poly1_cross_entropy"),
-    (COLUMNS, "smoothed", "generalized_cross_entropy"), (SPLIT, "plain", "z_loss"),
+    (TEAM, "smoothed", "everything"), (STREAM, "capped", "cross_entropy"),
+    (TEAM, "plain", "focal_cross_entropy"), (BLOCK, "plain", "poly1_cross_entropy"),
+    (COLUMNS, "smoothed", "generalized_cross_entropy"),
 ]  # fmt: skip
 
 
@@ -780,8 +790,14 @@ def margins() -> Iterator[Case]:
                     arrays["weight"] = class_weights(of, arithmetic(dtype))
                 options = [{"p": 2, "margin": 0.5}, {"p": 1}] if loss is one else [{}]
                 for j, o in enumerate(options):
-                    base = (2 if k > 1 else 1) if k or (offset and plan is stream and loss is not many) else 0
-                    level = base if j == offset or len(options) == 1 else max(1, base)
+                    chosen = (
+                        (one, team, 0, 0),
+                        (one, block, 1, 1),
+                        (soft, block, 0, 0),
+                        (many, stream, 0, 0),
+                        (many, stream, 1, 0),
+                    )
+                    level = 1 + (k > 1) if k or (loss, plan, offset, j) not in chosen else 0
                     label = f"{plan.variant} {dtype} {of} {o}"
                     none = {**o, "reduction": "none"}
                     dead = arrays["sample_weight"] == 0
@@ -805,10 +821,11 @@ def margins() -> Iterator[Case]:
                         labels[at, 8] = -1
                     yield Case(
                         f"{plan.variant} {of} labels of {bad}", loss, arrays, none, wrt=wrt, level=level,
-                        offset=offset, spoiled={"target": labels}, nan=at, raises=(IndexError, r"target\[1"), **how,
+                        offset=offset, spoiled={"target": labels}, nan=at,
+                        raises=(IndexError, r"target\[1"), **how,
                     )  # fmt: skip
         plain = margin_arrays(loss, shape)
-        level = int(plan is stream and loss is not many)
+        level = int(plan is not team)
         yield Case(f"{plan.variant} mean", loss, plain, level=level, **how)
         yield Case(f"{plan.variant} in place", loss, plain, level=level, wrt=("input",), out="over", **how)
         yield Case(f"{plan.variant} value", loss, plain, mode="__call__", level=1, **how)
@@ -823,7 +840,7 @@ def margins() -> Iterator[Case]:
     yield Case("lists", many, arrays, patches={"margins.plan": lambda *a: stream._replace(threads=32)})
     for loss in (one, soft, many):
         for shape in ((1, 1), (3, 2), (5,), (5, 10), (2, 300), (2, 5000)):
-            level = 0 if shape == (3, 2) else 1 if shape[-1] < 1000 else 2
+            level = 1 if shape[-1] < 1000 else 2
             yield Case(
                 f"{shape}", loss, margin_arrays(loss, shape), {"reduction": "sum"}, level=level, error=2
             )
@@ -927,7 +944,7 @@ VECTOR_PLANS = {
     STREAM: ((4, 296), (4, 281), Plan(STREAM, 2, 64, 0, 2)),
 }
 # What runs always: of each variant some kinds of distances, so that all are there.
-CHOSEN_VECTORS = {TEAM: (0, 1, 13, 18), BLOCK: (4, 11, 21), STREAM: (0, 2, 7, 20)}
+CHOSEN_VECTORS = {TEAM: (0, 13, 18), BLOCK: (4, 20), STREAM: (1, 7)}
 
 
 def vector_arrays(loss: Any, shape: tuple[int, ...], dtype: str = "float32") -> Arrays:
@@ -962,7 +979,7 @@ def vectors() -> Iterator[Case]:
                         label, loss, arrays, none, min(2, level), offset=offset, spoiled=spoiled, **given
                     )
             arrays = vector_arrays(loss, shape)
-            level = 0 if j in CHOSEN_VECTORS[variant][:1] else 2 if variant != TEAM else 1
+            level = 0 if variant != BLOCK and j == CHOSEN_VECTORS[variant][0] else 2 if variant != TEAM else 1
             yield Case(f"{variant} mean {options}", loss, arrays, options, level, **given)
             yield Case(f"{variant} in place {options}", loss, arrays, options, level, out="over", **given)
             one = loss.Class.vectors[-1:]
@@ -978,8 +995,9 @@ def vectors() -> Iterator[Case]:
             nan[loss.Class.vectors[1]][row, 5] = np.nan
             # A NaN stays in its row.
             yield Case(
-                f"{variant} NaN {options}", loss, vector_arrays(loss, shape), {**options, "reduction": "none"},
-                1 if variant == TEAM else 2, mode="__call__", spoiled=nan, nan=np.arange(shape[0]) == row, **given,
+                f"{variant} NaN {options}", loss, vector_arrays(loss, shape),
+                {**options, "reduction": "none"}, 1 if variant == TEAM else 2, mode="__call__",
+                spoiled=nan, nan=np.arange(shape[0]) == row, **given,
             )  # fmt: skip
     for deal in range(6):
         arrays = vector_arrays(nl.triplet_margin_loss, (70, min(4 << deal, 40)))
@@ -1043,8 +1061,8 @@ def sequences() -> Iterator[Case]:
             options = {"zero_infinity": zero, "reduction": "none"}
             mode = "value_and_grad" if zero else "__call__"
             yield Case(
-                f"{name} infeasible, zero_infinity {zero}", loss, arrays, options, level=int(not zero), mode=mode,
-                spoiled={"log_probs": spoiled}, **how,
+                f"{name} infeasible, zero_infinity {zero}", loss, arrays, options,
+                level=int(not zero), mode=mode, spoiled={"log_probs": spoiled}, **how,
             )  # fmt: skip
         for labels in ([1, 1], [1, 1, 1, 1, 1], [1, 2, 1, 2, 2, 1], [3, 3, 1, 1, 3, 3], [2, 1, 2, 1, 2]):
             own = [np.array(labels), np.array(labels[::-1])]
@@ -1057,22 +1075,24 @@ def sequences() -> Iterator[Case]:
                 arrays = {
                     n: a.astype(arithmetic(dtype)) if n in ROW_NUMBERS else a for n, a in arrays.items()
                 }
-                level = 0 if (name == "one" or not k) and offset == k % 2 else 1
+                level = int(k > 0 or name == "several")
                 yield Case(
-                    f"{name} {dtype} {classes}", loss, arrays, {"reduction": "none"}, level=level, offset=offset,
+                    f"{name} {dtype} {classes}", loss, arrays,
+                    {"reduction": "none", "zero_infinity": True}, level=level, offset=offset,
                     patches=how["patches"], error=32 if k < 2 else 2e4 if k == 2 else 2e5,
                 )  # fmt: skip
         arrays = sequence_arrays([5, 3, 4], [2, 1, 2], 4)
-        yield Case(f"{name} mean", loss, arrays, level=int(name != "one"), reference=through_softmax, **how)
+        yield Case(f"{name} mean", loss, arrays, level=1, reference=through_softmax, **how)
         yield Case(f"{name} value", loss, arrays, mode="__call__", level=1, **how)
         yield from wrong_sequences(name, how)
     arrays = sequence_arrays([9, 9], [3, 4])
     arrays["targets"][1, 2] = 0
-    yield Case("a label that is the blank", loss, arrays, {"reduction": "sum"}, error=16)
+    patches = {"ctc.plan": lambda *a: ALIGNMENTS["one"]}
+    yield Case("a label that is the blank", loss, arrays, {"reduction": "sum"}, error=16, patches=patches)
     for lengths, counts in (([40], [17]), ([3] * 20, [1] * 20), ([90, 80], [33, 40]), ([6], [2])):
         for joined in (False, True):
             arrays = sequence_arrays(lengths, counts, 5, joined=joined)
-            level = int(lengths != [3] * 20)
+            level = 1
             yield Case(
                 f"{lengths} joined {joined}", loss, arrays, {"reduction": "sum"}, level=level, error=64
             )
@@ -1089,7 +1109,11 @@ def through_softmax(log_probs: np.ndarray, **given: Any) -> Any:
 
 def wrong_sequences(name: str, how: Any) -> Iterator[Case]:
     """Lengths and labels out of range: the sequence is NaN, and the others are as they were."""
-    arrays = {**sequence_arrays([9, 8, 7, 10], [3, 4, 2, 1]), "sample_weight": np.ones(4, "f4")}
+    arrays = {
+        **sequence_arrays([9, 8, 7, 10], [3, 4, 2, 1]),
+        **row_numbers((4,)),
+        "sample_weight": np.ones(4, "f4"),
+    }
     at = np.arange(4) == 2
     for what, worst in (
         ("input_lengths", (-1, 12, BIG)), ("target_lengths", (-1, 6, BIG)), ("targets", (-1, 8, 2**60)),
@@ -1101,8 +1125,8 @@ def wrong_sequences(name: str, how: Any) -> Iterator[Case]:
                 (IndexError, "for sequence 2") if what == "targets" else (ValueError, rf"{what}\[2\] must")
             )
             yield Case(
-                f"{name} {what} of {bad}", nl.ctc_loss, arrays, {"reduction": "none"}, spoiled={what: spoiled}, nan=at,
-                mode="__call__", level=int(bad == -1), raises=raised, **how,
+                f"{name} {what} of {bad}", nl.ctc_loss, arrays, {"reduction": "none"},
+                spoiled={what: spoiled}, nan=at, mode="__call__", level=int(bad == -1), raises=raised, **how,
             )  # fmt: skip
 
 
@@ -1110,5 +1134,8 @@ FAMILIES = elementwise, scores, picks, margins, vectors, sequences
 
 
 def cases() -> Iterator[Case]:
+    """All, in their levels; of what a sweep could run it does some, picked by their names."""
     for family in FAMILIES:
-        yield from family()
+        for c in family():
+            rare = c.level == 1 and zlib.crc32(str(c).encode()) % 6
+            yield replace(c, level=2) if rare else c

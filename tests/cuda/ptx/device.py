@@ -1,8 +1,8 @@
-"""CUDA devices that are not there: arrays of CuPy, PyTorch and no library in the machine's memory, and their driver.
+"""CUDA devices that are not there: arrays of CuPy, PyTorch and no library, in the machine's memory; a driver.
 
 :func:`install` puts them in place of the libraries and of the driver. A kernel's image is its PTX, which
-:data:`MACHINE` executes; it is kept on disk as binaries are, in a folder beside them. The host cannot read the
-arrays but through :func:`host`: any other access ends the process.
+:data:`MACHINE` executes; it is kept on disk as binaries are, in a folder beside them. The host reads arrays
+through :func:`host` alone: any other access ends the process.
 """
 
 import ctypes
@@ -226,7 +226,7 @@ def _torch(current: Any) -> ModuleType:
 
 
 def multiply(a: Any, b: Any, out: Any, more: bool) -> None:
-    """In place of CuPy's product: as it, of matrices on one device, each of an order that it need not copy."""
+    """In place of CuPy's product: of matrices on one device, each of an order that it need not copy."""
     (m, k), n = a.shape, b.shape[1]
     assert b.shape[0] == k and out.shape == (m, n) and a.dtype == b.dtype == out.dtype
     for x in (a, b, out):
@@ -350,8 +350,8 @@ def prepared_calls() -> list[Any]:
 KERNELS: dict[Any, Any] = {}
 
 
-def install(monkeypatch: Any) -> Driver:
-    """Put all of it in place, until the test ends."""
+def install(monkeypatch: Any, product: bool = True) -> Driver:
+    """Put all of it in place, until the test ends; a `product` of matrices too, which is CuPy's."""
     MACHINE.clear()
     MACHINE.units, MACHINE.rng = 1, np.random.default_rng(0)
     current = SimpleNamespace(device=0, stream=7)
@@ -377,7 +377,8 @@ def install(monkeypatch: Any) -> Driver:
 
     monkeypatch.setattr(binaries, "_cache_directory", beside)
     monkeypatch.setattr(binaries, "_kernels", KERNELS)
-    monkeypatch.setattr(linear, "multiply", multiply)
+    if product:
+        monkeypatch.setattr(linear, "multiply", multiply)
     monkeypatch.setattr(driver, "driver", lambda: found)
     monkeypatch.setattr(driver, "capability", found.capability)
     monkeypatch.setattr(faults, "_faults", {})

@@ -1,11 +1,11 @@
-"""A GPU that executes PTX: memory of which every byte has bounds and a history, and threads as arrays of lanes.
+"""A GPU that executes PTX: memory whose every byte has bounds and a history, and threads as arrays of lanes.
 
-A launch runs its blocks in chunks. The warps of a chunk are dealt to units; a unit runs its lanes together, those
-at the smallest program counter first, until all are finished or wait at a barrier. Then comes another unit. So
-with several units the warps of a block are as far apart in time as barriers let them.
+A launch runs its blocks in chunks. The warps of a chunk are dealt to units; a unit runs its lanes together,
+those at the smallest program counter first, until all are finished or wait at a barrier. Then comes another
+unit. So with several units the warps of a block are as far apart in time as barriers let them.
 
-Whatever is wrong raises a `Fault`: an access out of bounds, not aligned or of what nothing wrote; a race; lanes
-that wait for others that do not come.
+Whatever is wrong raises a `Fault`: an access out of bounds, not aligned or of what nothing wrote; a race;
+lanes that wait for others, which do not come.
 """
 
 import bisect
@@ -42,8 +42,8 @@ class Tracker:
     def __init__(self, size: int, granule: int) -> None:
         self.granule = granule
         n = size // granule + 1
-        # Of each cell the last to write, and of those that have read it since a barrier the first and the last
-        # moment; of all blocks that have read it, too.
+        # Of each cell the last to write, and of those that have read it since a barrier the first and the
+        # last moment; of all blocks that have read it, too.
         self.writer, self.low, self.high = (np.full(n, NONE, np.int64) for _ in range(3))
         self.low_block, self.high_block = (np.full(n, NONE, np.int32) for _ in range(2))
 
@@ -219,7 +219,7 @@ class Unit:
         return self.chunk.shared, a + picked(self.slot, lanes) * size
 
     def access(self, how: Any, space: str, where: Any, width: int, sel: Any, guard: Any, ins: Ins) -> Any:
-        """Do `how(space, places, lanes, keep)` for the lanes whose guard holds: of `where` those in `keep`."""
+        """Do `how(memory, places, moments, keep)` for the lanes whose guard holds: `keep` of `where`."""
         a = where.view(np.int64)
         keep = None if guard is None else np.flatnonzero(np.broadcast_to(guard, a.shape))
         lanes = sel if keep is None else keep if sel is None else sel[keep]

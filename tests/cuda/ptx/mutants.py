@@ -1,7 +1,7 @@
 """Kernels spoiled on purpose: whether a case notices says whether it could fail.
 
-Some mutants are made by rule: a barrier left out, a shuffle's mask, an address, a bound, a comparison, the size of
-shared memory, the packing of arguments. The others leave out one instruction each.
+Some mutants are made by rule: a barrier left out, a shuffle's mask, an address, a bound, the size of shared
+memory, the packing of arguments. The others leave out one instruction each.
 """
 
 import re

@@ -1,6 +1,6 @@
 """PTX's text as blocks of instructions.
 
-:func:`parse` reads a module: an entry point, its parameters, registers, shared and local variables. Functions that
+:func:`parse` reads a module: an entry point, its parameters, registers and shared variables. Functions that
 it calls are put in place of the calls. Of what is not known here it raises `Unknown`.
 
 A block ends at a branch, a label, or an instruction by which threads wait for each other.
@@ -34,7 +34,7 @@ GAP = 256  # bytes that are nobody's between two shared or local variables
 class Ins:
     """An instruction.
 
-    An operand is a register's name, a number ``("i", 3)`` (with bits of float32 ``"f"``, of float64 ``"d"``), an
+    An operand is a register's name, a number ``("i", 3)`` (bits of float32 ``"f"``, of float64 ``"d"``), an
     address ``("at", base, offset)``, a negated predicate ``("not", name)``, or a list of these.
     """
 
