@@ -83,14 +83,6 @@ def remainder(a, b):
     return np.where(b == 0, a, a - quotient(a, b) * b).astype(a.dtype)
 
 
-def umulhi64(a, b):
-    """The upper half of a product."""
-    m, s = U64(0xFFFFFFFF), U64(32)
-    a0, a1, b0, b1 = a & m, a >> s, b & m, b >> s
-    middle = (a0 * b0 >> s) + (a0 * b1 & m) + (a1 * b0 & m)
-    return a1 * b1 + (a0 * b1 >> s) + (a1 * b0 >> s) + (middle >> s)
-
-
 # ---- approximations -----------------------------------------------------------------------------------
 
 
@@ -118,20 +110,10 @@ def _approximately(f, relative):
 
 _ex2 = _approximately(np.exp2, 2.0**-22)
 rcp = _approximately(np.reciprocal, 2.0**-24)
-rsqrt = _approximately(lambda x: 1 / np.sqrt(x), 2.0**-22.9)
-sqrt_approx = _approximately(np.sqrt, 2.0**-23)
 
 
 def ex2(x, ftz):
     return np.where(np.floor(x) == x, np.exp2(x.astype(F64)).astype(F32), _ex2(x, ftz))
-
-
-def lg2(x, ftz):
-    """Near 1 the error is absolute."""
-    x = flush(x) if ftz else x
-    exact, off = np.log2(x.astype(F64)), noise(x.view(U32), 2.0**-22)
-    off = np.where((x > 0.5) & (x < 2), off, off * exact)
-    return np.where(np.isfinite(exact) & (x != 1), exact + off, exact).astype(F32)
 
 
 def _upper(x):
@@ -144,10 +126,6 @@ def rcp_ftz64(x):
     y = np.where(np.abs(y) < 2.0**-1022, np.copysign(0.0, y), y)
     r = 1 / y * (1 + noise(y.view(U64), 2.0**-20))
     return _upper(np.where(np.abs(r) < 2.0**-1022, np.copysign(0.0, r), r))
-
-
-def rsqrt_ftz64(x):
-    return _upper(1 / np.sqrt(_upper(x)) * (1 + noise(_upper(x).view(U64), 2.0**-20)))
 
 
 def div_full(a, b):
@@ -201,52 +179,7 @@ def shr(a, s):
     return r if a.dtype.kind == "i" else np.where(s < n, r, T(0))
 
 
-def bfe(a, at, length):
-    """Bits of `a` from `at` on, extended by their sign."""
-    n = a.itemsize * 8
-    at, length = at & U32(0xFF), np.minimum(length & U32(0xFF), U32(n))
-    if a.dtype.kind == "u":
-        return shr(a, at) & ~shl(~np.zeros_like(a), length)
-    over = np.maximum(at.astype(np.int64) + length, n) - n
-    raised = shl(a, (n - at - length + over).astype(U32))
-    return np.where(length == 0, 0, shr(raised, n - length + over.astype(U32))).astype(a.dtype)
-
-
 def bfi(a, b, at, length):
     """The lowest bits of `a` in place of those of `b` from `at` on."""
     mask = shl(~shl(~np.zeros_like(b), length & U32(0xFF)), at & U32(0xFF))
     return (b & ~mask) | (shl(a, at & U32(0xFF)) & mask)
-
-
-def prmt(a, b, c):
-    """Bytes of two words, picked."""
-    both = a.astype(U64) | b.astype(U64) << U64(32)
-    r = np.zeros(both.shape, U32)
-    for k in range(4):
-        pick = (c >> U32(4 * k)) & U32(0xF)
-        byte = (both >> ((pick & U32(7)).astype(U64) * U64(8))) & U64(0xFF)
-        byte = np.where(pick & U32(8), np.where(byte & U64(0x80), U64(0xFF), U64(0)), byte)
-        r |= byte.astype(U32) << U32(8 * k)
-    return r
-
-
-def shf(a, b, c, direction):
-    """A shift of two words, of which the upper (left) or lower one is kept."""
-    both, c = a.astype(U64) | b.astype(U64) << U64(32), (c & U32(31)).astype(U64)
-    return ((both << c) >> U64(32) if direction == "l" else both >> c).astype(U32)
-
-
-def lop3(a, b, c, table):
-    r = np.zeros(a.shape, U32)
-    for k in range(8):
-        if table >> k & 1:
-            r |= (a if k & 4 else ~a) & (b if k & 2 else ~b) & (c if k & 1 else ~c)
-    return r
-
-
-def clz(x):
-    """The number of zeros before the first one."""
-    n = np.zeros(x.shape, U32)
-    for k in range(x.itemsize * 8):
-        n += x >> x.dtype.type(k) == 0
-    return n

@@ -1,8 +1,8 @@
 """Calls on the machine, and what is asked of their results.
 
-The values are those of `numbaloss.reference` in float64, the gradients its differences. A call that is repeated
-as it was recorded gives the bits of one that is worked out, whatever the order of warps is, and whatever the
-memory and the registers hold that nothing has written.
+Values are those of `numbaloss.reference` in float64, gradients its differences. A call that is repeated as it
+was recorded gives the bits of one that is worked out, whatever the order of warps is, and whatever the memory
+and the registers hold that nothing has written.
 """
 
 import zlib
@@ -297,7 +297,7 @@ def rng_of(*what: Any) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(what).encode()))
 
 
-def drawn(loss: Any, shape: tuple[int, ...], dtype: Any = "float32", *seed: Any) -> Arrays:
+def drawn(loss: Any, shape: tuple[int, ...] = (3, 7), dtype: Any = "float32", *seed: Any) -> Arrays:
     """Samples away from the points where a derivative is one-sided."""
     rng = rng_of(loss.__name__, shape, *seed)
     arrays = testing.samples(loss, rng, shape)

@@ -104,8 +104,6 @@ class Coder:
             if a in space:
                 place = space[a]
                 return self.bound(T.type(place[0] if isinstance(place, tuple) else place))
-        if a in self.module.constants:
-            return self.bound(self.scope[f"C_{a}"])
         raise Unknown(f"operand {a!r}")
 
     def whole(self, a: Any, T: np.dtype) -> str:
@@ -183,7 +181,7 @@ class Coder:
         """An access's space, addresses, vector, type, and what else is told of it."""
         space, count = "", 1
         for k in kinds[:-1]:
-            if k in ("global", "shared", "local", "const"):
+            if k in ("global", "shared", "local"):
                 space = k
             elif re.fullmatch(r"v\d", k):
                 count = int(k[1])
@@ -225,11 +223,8 @@ class Coder:
     # ---- integers and floats
     def arithmetic(self, i: Ins, kinds: list[str], sign: str) -> None:
         T, more = DTYPES[kinds[-1]], kinds[:-1]
-        if T.kind in "iu" and more in ([], ["cc"]):
-            if more:
-                self.carrying(i, i.args[1], None, "lo", i.args[2], False, True)
-            else:
-                self.call(i, f"{{}} {sign} {{}}", unsigned(T))
+        if T.kind in "iu" and not more:
+            self.call(i, f"{{}} {sign} {{}}", unsigned(T))
         elif T.kind == "f" and more in ([], ["rn"]):
             self.call(i, f"{{}} {sign} {{}}", T)
         elif T == F4 and len(more) == 1 and more[0] in WAYS:
@@ -252,8 +247,6 @@ class Coder:
             self.result(i.args[0], *self.product(i, kinds), i)
         elif kinds[:-1] in ([], ["rn"]):
             self.call(i, "{} * {}", T)
-        elif T == F4:
-            self.call(i, f"S.fma32_directed({{}}, {{}}, np.float32(0), {WAYS[kinds[0]]})", T)
         else:
             raise Unknown(i.op)
 
@@ -262,44 +255,34 @@ class Coder:
         if how == "lo":
             U = unsigned(T)
             return f"{self.whole(i.args[1], U)} * {self.source(i.args[2], U)}", U
-        if T.itemsize == 8:
-            if how != "hi" or T.kind != "u":
-                raise Unknown(i.op)
-            return f"S.umulhi64({self.whole(i.args[1], T)}, {self.source(i.args[2], T)})", T
+        if how != "wide":
+            raise Unknown(i.op)
         W = np.dtype(f"{T.kind}{2 * T.itemsize}")
         x, y = (f"{self.whole(a, T)}.astype({self.dtype(W)})" for a in i.args[1:3])
-        if how == "wide":
-            return f"{x} * {y}", W
-        return f"(({x} * {y}) >> {8 * T.itemsize}).astype({self.dtype(T)})", T
+        return f"{x} * {y}", W
 
     def op_mad(self, i: Ins, kinds: list[str]) -> None:
         if "cc" in kinds:
-            self.carrying(i, i.args[1], i.args[2], kinds[0], i.args[3], False, True)
+            self.carrying(i, kinds, False)
             return
         said, T = self.product(i, kinds)
         U = unsigned(T)
         self.result(i.args[0], f"({said}).view({self.dtype(U)}) + {self.source(i.args[3], U)}", U, i)
 
-    def carrying(self, i: Ins, a: Any, b: Any, how: str, c: Any, into: bool, out: bool) -> None:
-        """32 bits of ``a * b``, or `a`, plus `c` and maybe the carry, which may be kept: within a block."""
-        if DTYPES[i.op.split(".")[-1]] not in (U4, np.dtype("i4")):
+    def carrying(self, i: Ins, kinds: list[str], into: bool) -> None:
+        """32 bits of ``a * b + c``, and maybe the carry, which may be kept: within a block."""
+        if kinds[0] not in ("lo", "hi") or kinds[-1] != "u32":
             raise Unknown(i.op)
         wide = self.dtype(U8)
-        x = f"{self.whole(a, U4)}.astype({wide})"
-        if b is not None:
-            x = f"({x} * {self.whole(b, U4)}.astype({wide}))"
-            x = f"({x} & np.uint64(0xFFFFFFFF))" if how == "lo" else f"({x} >> np.uint64(32))"
-        carry = " + carry" if into else ""
-        self.lines.append(f"wide = {x} + {self.whole(c, U4)}.astype({wide}){carry}")
-        if out:
+        a, b, c = (f"{self.whole(x, U4)}.astype({wide})" for x in i.args[1:])
+        half = "& np.uint64(0xFFFFFFFF)" if kinds[0] == "lo" else ">> np.uint64(32)"
+        self.lines.append(f"wide = ({a} * {b} {half}) + {c}{' + carry' if into else ''}")
+        if "cc" in kinds:
             self.lines.append("carry = wide >> np.uint64(32)")
         self.result(i.args[0], f"wide.astype({self.dtype(U4)})", U4, i)
 
     def op_madc(self, i: Ins, kinds: list[str]) -> None:
-        self.carrying(i, i.args[1], i.args[2], kinds[0], i.args[3], True, "cc" in kinds)
-
-    def op_addc(self, i: Ins, kinds: list[str]) -> None:
-        self.carrying(i, i.args[1], None, "lo", i.args[2], True, "cc" in kinds)
+        self.carrying(i, kinds, True)
 
     def op_fma(self, i: Ins, kinds: list[str]) -> None:
         T = DTYPES[kinds[-1]]
@@ -366,40 +349,11 @@ class Coder:
         T = DTYPES[kinds[0]]
         self.result(i.args[0], f"S.shr({self.whole(i.args[1], T)}, {self.source(i.args[2], U4)})", T, i)
 
-    def op_bfe(self, i: Ins, kinds: list[str]) -> None:
-        T = DTYPES[kinds[0]]
-        d, a, at, length = i.args
-        self.result(d, f"S.bfe({self.whole(a, T)}, {self.source(at, U4)}, {self.source(length, U4)})", T, i)
-
     def op_bfi(self, i: Ins, kinds: list[str]) -> None:
         T = DTYPES[kinds[0]]
         d, a, b, at, length = i.args
         into = f"{self.whole(a, T)}, {self.whole(b, T)}"
         self.result(d, f"S.bfi({into}, {self.source(at, U4)}, {self.source(length, U4)})", T, i)
-
-    def op_prmt(self, i: Ins, kinds: list[str]) -> None:
-        if kinds != ["b32"]:
-            raise Unknown(i.op)
-        self.call(i, "S.prmt({}, {}, {})", U4)
-
-    def op_shf(self, i: Ins, kinds: list[str]) -> None:
-        if kinds[1:] != ["wrap", "b32"]:
-            raise Unknown(i.op)
-        self.call(i, f"S.shf({{}}, {{}}, {{}}, {kinds[0]!r})", U4)
-
-    def op_lop3(self, i: Ins, kinds: list[str]) -> None:
-        d, a, b, c, table = i.args
-        given = ", ".join(self.whole(x, U4) for x in (a, b, c))
-        self.result(d, f"S.lop3({given}, {table[1]})", U4, i)
-
-    def op_popc(self, i: Ins, kinds: list[str]) -> None:
-        T = DTYPES[kinds[0]]
-        self.result(
-            i.args[0], f"np.bitwise_count({self.whole(i.args[1], T)}).astype({self.dtype(U4)})", U4, i
-        )
-
-    def op_clz(self, i: Ins, kinds: list[str]) -> None:
-        self.result(i.args[0], f"S.clz({self.whole(i.args[1], DTYPES[kinds[0]])})", U4, i)
 
     # ---- comparisons
     def op_setp(self, i: Ins, kinds: list[str]) -> None:
@@ -474,9 +428,6 @@ class Coder:
     def op_ex2(self, i: Ins, kinds: list[str]) -> None:
         self.approximate(i, kinds, "ex2")
 
-    def op_lg2(self, i: Ins, kinds: list[str]) -> None:
-        self.approximate(i, kinds, "lg2")
-
     def op_rcp(self, i: Ins, kinds: list[str]) -> None:
         if kinds[0] == "rn":
             self.call(i, "1 / {}", DTYPES[kinds[-1]])
@@ -485,14 +436,7 @@ class Coder:
         else:
             self.approximate(i, kinds, "rcp")
 
-    def op_rsqrt(self, i: Ins, kinds: list[str]) -> None:
-        if kinds == ["approx", "ftz", "f64"]:
-            self.call(i, "S.rsqrt_ftz64({})", F8)
-        else:
-            self.approximate(i, kinds, "rsqrt")
-
     def op_sqrt(self, i: Ins, kinds: list[str]) -> None:
-        if kinds[0] == "rn":
-            self.call(i, "np.sqrt({})", DTYPES[kinds[-1]])
-        else:
-            self.approximate(i, kinds, "sqrt_approx")
+        if kinds[0] != "rn":
+            raise Unknown(i.op)
+        self.call(i, "np.sqrt({})", DTYPES[kinds[-1]])

@@ -6,9 +6,12 @@ through :func:`host` alone: any other access ends the process.
 """
 
 import ctypes
+import fcntl
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -369,13 +372,19 @@ def install(monkeypatch: Any, product: bool = True) -> Driver:
     monkeypatch.setattr(target, "_link", lambda ptx, cc: (ptx.encode(), numbers))
     folder = binaries._cache_directory.__wrapped__()
 
-    @cache
-    def beside() -> Any:
-        if folder is not None:
-            (folder / "ptx").mkdir(exist_ok=True)
-        return folder and folder / "ptx"
+    if folder is not None:
+        folder = folder / "ptx"
+        folder.mkdir(exist_ok=True)
+    kept = binaries.kept
 
-    monkeypatch.setattr(binaries, "_cache_directory", beside)
+    def kept_once(make: Any, request: Any) -> Any:
+        """As `binaries.kept`, while no other process does the same."""
+        with open((folder or Path(tempfile.gettempdir())) / "lock", "w") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, int(binaries._identity(make, request)[:8], 16))
+            return kept(make, request)
+
+    monkeypatch.setattr(binaries, "_cache_directory", lambda: folder)
+    monkeypatch.setattr(binaries, "kept", kept_once)
     monkeypatch.setattr(binaries, "_kernels", KERNELS)
     if product:
         monkeypatch.setattr(linear, "multiply", multiply)

@@ -209,7 +209,7 @@ class Unit:
 
     def _space(self, space: str, width: int, a: np.ndarray, lanes: Any) -> tuple[Space, np.ndarray]:
         """The memory of a state space, and where in it a lane's addresses are."""
-        if space in ("global", "const"):
+        if space == "global":
             return self.machine.memory, a - self.machine.base
         if space == "local":
             return self.local, a + picked(self.local_base, lanes)
@@ -413,13 +413,11 @@ class Unit:
 class Program:
     """A module with the code of its blocks, made when first needed."""
 
-    def __init__(self, text: str, machine: "Machine") -> None:
+    def __init__(self, text: str) -> None:
         self.module = parse(text)
         self.slots = {r: k for k, r in enumerate(self.module.registers)}
         self.kept = [r for r in self.module.registers if r not in self.module.temporary]
         self.scope: dict[str, Any] = dict(np=np, S=arithmetic, where=np.where, full=np.full)
-        for name, data in self.module.constants.items():
-            self.scope[f"C_{name}"] = np.uint64(machine.constant(data))
 
     def compiled(self, block: Any, full: bool) -> Any:
         """The function that does a block, of all lanes of a unit or of some."""
@@ -512,7 +510,7 @@ class Machine:
         self.units, self.poison, self.rng = 1, 0x7FF4DEADFFC0BEEF, np.random.default_rng(0)
         self.steps, self.limit = 0, 1 << 62  # blocks of code that were run; and may be
         self.chunk_lanes = 8192
-        self.used, self.top = 256, size  # arrays lie below, what programs hold above
+        self.used = 256
         self.blocks: list[tuple[int, int, str, int]] = []  # start, size, name, device
 
     def clear(self) -> None:
@@ -525,18 +523,11 @@ class Machine:
         """Where new memory starts, `room` bytes after a multiple of 256."""
         at = self.used + room
         self.used += -(-max(size + room, 1) // 256) * 256 + 256
-        assert self.used < self.top, "out of memory"
+        assert self.used < self.memory.size, "out of memory"
         self.memory.bytes[at : at + size] = np.resize(np.uint64([self.poison]).view(np.uint8), size)
         self.memory.flags[at : at + size] = READ | WRITE
         self.blocks.append((at, size, name, on))
         return at
-
-    def constant(self, data: bytes) -> int:
-        """The address of what a program holds."""
-        self.top -= -(-len(data) // 256) * 256 + 256
-        self.memory.bytes[self.top : self.top + len(data)] = np.frombuffer(data, np.uint8)
-        self.memory.flags[self.top : self.top + len(data)] = READ | INIT
-        return self.base + self.top
 
     def holds(self, x: int) -> bool:
         return self.base <= x < self.base + self.memory.size
@@ -552,7 +543,7 @@ class Machine:
 
     def program(self, text: str) -> Program:
         if text not in self.programs:
-            self.programs[text] = Program(text, self)
+            self.programs[text] = Program(text)
         return self.programs[text]
 
     def launch(self, program: Program, grid: int, threads: int, given: list[bytes]) -> None:

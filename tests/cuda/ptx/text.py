@@ -74,7 +74,6 @@ class Module:
     shared_real: int = 0
     local: dict[str, int] = field(default_factory=dict)
     local_size: int = 0
-    constants: dict[str, bytes] = field(default_factory=dict)
     maxntid: int = 0
     # The smallest access to each state space.
     granule: dict[str, int] = field(default_factory=lambda: {"global": 16, "shared": 16})
@@ -137,14 +136,14 @@ class Reader:
 
     def variable(self, text: str, prefix: str, scope: dict[str, str]) -> None:
         m = re.fullmatch(
-            r"(?:\.(?:visible|extern|weak)\s+)*\.(shared|local|const|global)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+"
-            r"([\w$]+)((?:\[\d+\])*)\s*(?:=\s*(.*?))?;?",
+            r"(?:\.(?:visible|extern|weak)\s+)*\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+"
+            r"([\w$]+)((?:\[\d+\])*);?",
             text,
             re.S,
         )
         if not m:
             raise Unknown(f"variable {text!r}")
-        space, align_, kind, name, dims, value = m.groups()
+        space, align_, kind, name, dims = m.groups()
         module, size = self.module, DTYPES[kind].itemsize
         align = int(align_ or size)
         for d in re.findall(r"\d+", dims):
@@ -154,13 +153,10 @@ class Reader:
             module.shared[name] = (at, size)
             module.shared_size = at + size + GAP
             module.shared_real = -(-module.shared_real // align) * align + size
-        elif space == "local":
+        else:
             scope[name] = prefix + name
             module.local[prefix + name] = -(-module.local_size // align) * align
             module.local_size = -(-(module.local[prefix + name] + size + GAP) // 16) * 16
-        else:
-            items = [int(x, 0) for x in re.findall(r"-?0x[0-9a-fA-F]+|-?\d+", value or "")]
-            module.constants[name] = np.array(items, DTYPES[kind]).tobytes().ljust(size, b"\0")
 
     def emit(self, f: Function, prefix: str, formal: dict[str, str], done: str) -> None:
         """Add a function's instructions; its registers and labels get a prefix."""
