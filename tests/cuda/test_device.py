@@ -51,7 +51,7 @@ def close(got, wanted, dtype=np.float32, roundings=40, atol=3e-8):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "batchmean"])
-@pytest.mark.parametrize("normalizer", [None, 5.0])
+@pytest.mark.parametrize("normalizer", sweep([None, 5.0], 5.0))
 def test_reductions(gpu, reduction, normalizer):
     loss = nl.kl_div
     arrays = drawn(loss)
@@ -140,9 +140,7 @@ DTYPES = "float64", "float32", "float16", "bfloat16"
 PAIRS = [(a, b) for a in DTYPES for b in (*DTYPES, "int64", "uint8", "bool")]
 
 
-@pytest.mark.parametrize(
-    "pair", sweep(PAIRS, ("float32", "int64"), ("float16", "float32"), ("bfloat16", "bool")), ids="-".join
-)
+@pytest.mark.parametrize("pair", sweep(PAIRS, ("float16", "float32"), ("bfloat16", "bool")), ids="-".join)
 def test_dtypes(gpu, pair, bfloat16):
     dtype, other = (bfloat16 if d == "bfloat16" else np.dtype(d) for d in pair)
     rng = np.random.default_rng(2)
@@ -568,7 +566,7 @@ def row_options(loss, arrays, rng):
 
 
 @pytest.mark.parametrize("shape", sweep(SCORES, (2, 5, 3)), ids=str)
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("name", sweep(["cross_entropy", "nll_loss"], "nll_loss"))
 class TestClassScores:
     def test_value_and_gradient(self, gpu, name, shape):
         loss, arrays = registry[name], scored(shape)
@@ -619,8 +617,9 @@ def slope_of(loss, arrays, upstream=None, wrt="input", **options):
     return reference.gradient(function, {**arrays, **options}, wrt, upstream)
 
 
-@pytest.mark.parametrize("dtype", sweep(["float64", "float16", "bfloat16"], "float16"))
-@pytest.mark.parametrize("labels", sweep(["uint8", "int32", "uint64"], "uint64"))
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("labels", ["uint8", "int32", "uint64"])
 def test_dtypes_of_scores_and_labels(gpu, dtype, labels, bfloat16):
     dtype = bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
     for loss in (nl.cross_entropy, nl.nll_loss):
@@ -635,7 +634,8 @@ def test_dtypes_of_scores_and_labels(gpu, dtype, labels, bfloat16):
         close(terms, reference_of(loss, wide, weight=weight, reduction="none"), common)
 
 
-@pytest.mark.parametrize("shape", sweep([(5,), (4, 5), (2, 5, 3)], (4, 5)), ids=str)
+@pytest.mark.sweep
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 5, 3)], ids=str)
 def test_probabilities(gpu, shape):
     rng = np.random.default_rng(3)
     arrays = dict(input=rng.normal(size=shape).astype("f4"), target=rng.random(shape).astype("f4"))
@@ -744,7 +744,8 @@ def test_errors_of_class_scores(gpu):
 # ---- margins ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", sweep([(5,), (6, 5), (3, 8)], (3, 8)), ids=str)
+@pytest.mark.sweep
+@pytest.mark.parametrize("shape", [(5,), (6, 5), (3, 8)], ids=str)
 class TestMargins:
     def arrays(self, loss, shape, labels=np.int64):
         arrays = testing.samples(loss, np.random.default_rng(4), shape)
@@ -804,6 +805,7 @@ class TestMargins:
                 )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_margins_of_a_lone_row(gpu, reduction):
     """A label, or a list of one, with an axis more or less: on the device as on the CPU."""
@@ -828,7 +830,8 @@ def test_margins_of_a_lone_row(gpu, reduction):
         assert str(raised.value) == str(on_host.value)
 
 
-@pytest.mark.parametrize("shape", sweep([(5,), (6, 5), (2, 3, 4)], (2, 3, 4)), ids=str)
+@pytest.mark.sweep
+@pytest.mark.parametrize("shape", [(5,), (6, 5), (2, 3, 4)], ids=str)
 def test_multilabel_soft_margin(gpu, shape):
     loss, rng = nl.multilabel_soft_margin_loss, np.random.default_rng(8)
     arrays = dict(input=rng.normal(size=shape).astype("f4"), target=rng.random(shape).astype("f4"))
@@ -871,7 +874,6 @@ def test_multilabel_soft_margin(gpu, shape):
 
 # ---- vectors ------------------------------------------------------------------------------------------
 
-VECTORS_KEPT = ("cosine_embedding_loss", 0), ("triplet_margin_loss", 0)
 VECTOR_CALLS = {
     "cosine_embedding_loss": [{"margin": 0.2}],
     "triplet_margin_loss": [{}, {"swap": True, "p": 1.0}, {"p": 3.0}, {"p": np.inf, "margin": 2.0}],
@@ -884,8 +886,9 @@ VECTOR_CALLS = {
 ALL_VECTORS = [(n, k) for n, calls in VECTOR_CALLS.items() for k, _ in enumerate(calls)]
 
 
-@pytest.mark.parametrize("shape", sweep([(5,), (6, 5), (3, 8)], (5,)), ids=str)
-@pytest.mark.parametrize("call", sweep(ALL_VECTORS, *VECTORS_KEPT), ids=str)
+@pytest.mark.parametrize("shape", [(5,), (6, 5), (3, 8)], ids=str)
+@pytest.mark.sweep
+@pytest.mark.parametrize("call", ALL_VECTORS, ids=str)
 def test_vectors(gpu, call, shape):
     name, k = call
     loss, options = registry[name], VECTOR_CALLS[name][k]
@@ -958,7 +961,8 @@ def on_device(function):
     return value
 
 
-@pytest.mark.parametrize("dtype", sweep(["f4", "f8", "f2"], "f4"))
+@pytest.mark.sweep
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_distance_of_ones_own(gpu, swap, dtype):
     loss, rng = nl.triplet_margin_with_distance_loss, np.random.default_rng(9)
@@ -1025,10 +1029,8 @@ class TestSequences:
         frames_of = np.array([6, 4, 5])[: math.prod(rows)].reshape(rows)
         return dict(log_probs=x, targets=targets, input_lengths=frames_of, target_lengths=lengths)
 
-    @pytest.mark.parametrize("on_host", [False, True])
-    @pytest.mark.parametrize(
-        "how", sweep([(False, (3,)), (True, (3,)), (False, ())], (True, (3,)), (False, ())), ids=str
-    )
+    @pytest.mark.parametrize("on_host", sweep([False, True], True))
+    @pytest.mark.parametrize("how", sweep([(False, (3,)), (True, (3,)), (False, ())], (False, ())), ids=str)
     def test_value_and_gradient(self, gpu, how, on_host):
         joined, rows = how
         arrays = self.arrays(joined, rows)

@@ -7,6 +7,7 @@ from ptx import arithmetic, mutants
 from ptx.device import MACHINE, Plain, host, put
 from ptx.machine import Fault
 from ptx.text import Unknown
+from sweeps import sweep
 
 from numbaloss.kernels.cuda import reduce
 from numbaloss.kernels.cuda.target import (
@@ -295,7 +296,7 @@ def test_arithmetic():
 # ---- mutants ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", mutants.GROUPS)
+@pytest.mark.parametrize("group", sweep(mutants.GROUPS, "cross_entropy"))
 def test_mutants_are_noticed(group):
     """All that move an address, take lanes from a shuffle or bytes from shared memory; most others.
 

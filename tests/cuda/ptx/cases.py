@@ -148,12 +148,20 @@ def check(c: Case, cpu: bool = False, wanted: Any = None) -> list[str]:
             else:
                 with pytest.raises(c.raises[0], match=c.raises[1]):
                     nl.synchronize()
-    for n, x in (wanted or expected(c)).items():
+    if wanted is None:
+        key = id(c.arrays), id(c.options), c.names, c.mode, c.reference
+        wanted = KNOWN[key] = KNOWN.get(key) or (expected(c), c)
+        wanted = wanted[0]
+    for n, x in wanted.items():
         close(found[n], x, c, n)
     if cpu:
         for n, x in on_cpu(c).items():
             close(found[n], x, c, n)
     return list(dict.fromkeys(driver_.launched))
+
+
+# What is expected of arrays that several cases have, which it keeps alive.
+KNOWN: dict[Any, tuple[dict[str, Any], Case]] = {}
 
 
 def same(got: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], nan: Any = None) -> None:
@@ -338,7 +346,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "unaligned": lambda a: np.concatenate([a.ravel()[:1], a.ravel()])[1:].reshape(a.shape),
 }
 TILE = 2048  # float32 elements of a block
-QUICK = ("float64", 1), ("float16", 0), ("bfloat16", 0)  # of halves and float64 what runs always
+QUICK = ("float64", 1), ("float16", 0)  # of halves and float64 what runs always
 
 
 def elementwise() -> Iterator[Case]:
@@ -365,7 +373,7 @@ def elementwise() -> Iterator[Case]:
     for k, (a, b) in enumerate((a, b) for a in LAYOUTS for b in LAYOUTS):
         arrays = drawn(huber, (6, 20))
         laid = {n: LAYOUTS[w](x) for (n, x), w in zip(arrays.items(), (a, b), strict=True)}
-        level = 0 if k in (1, 15, 22, 29) or a == b == "F" else 1
+        level = 0 if k in (15, 29) or a == b == "F" else 1
         yield Case(f"{a}-{b}", huber, laid, level=level, out="strided" if k % 2 else "")
     for offset in (0, 1):
         arrays = drawn(bce, (TILE + 3,))
@@ -388,7 +396,7 @@ def elementwise() -> Iterator[Case]:
             for reduction in ("mean", "none"):
                 options = {"reduction": reduction}
                 # Of one weight that the mean divides by, what is computed is a difference of equal numbers.
-                level = max(level, int(shape != (19,)))
+                level = max(level, int(shape != (19,) or reduction != "mean"))
                 yield Case(
                     f"weight {shape} {reduction}",
                     registry[name],
@@ -502,8 +510,8 @@ def np_vectorized(f: Callable[..., Any]) -> Any:
 ROWS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Plan]] = {
     TEAM: ((21, 48), (21, 13), Plan(TEAM, 2, 32, 3, 2)),
     BLOCK: ((3, 392), (3, 195), Plan(BLOCK, 2, 64, 0, 2)),
-    STREAM: ((3, 1112), (3, 555), Plan(STREAM, 2, 64, 0, 2)),
-    SPLIT: ((2, 1544), (2, 777), Plan(SPLIT, 6, 32, 3, 2)),
+    STREAM: ((3, 648), (3, 301), Plan(STREAM, 2, 64, 0, 2)),
+    SPLIT: ((2, 776), (2, 389), Plan(SPLIT, 6, 32, 3, 2)),
     COLUMNS: ((3, 7, 104), (3, 5, 33), Plan(COLUMNS, 2, 32, 0, 2)),
     "slices": ((3, 7, 104), (3, 5, 33), Plan(COLUMNS, 2, 32, 2, 2)),
 }
@@ -552,7 +560,8 @@ def scores() -> Iterator[Case]:
                 )
                 if level == 0 and dtype == "float32":
                     yield Case(f"{variant} in place", loss, plain, more, out="over", **how)
-                    yield from strange(variant, plain, more, how)
+                    if variant != "slices":
+                        yield from strange(variant, plain, more, how)
         for setting, options in SETTINGS.items():
             weighted = {**row_numbers(shape[:1] + shape[2:])}
             options = {**options, "reduction": "none"}
@@ -593,12 +602,10 @@ def scores() -> Iterator[Case]:
         yield Case(f"{variant} mean", loss, arrays, {"label_smoothing": 0.1}, level=level, **how)
         arrays["weight"][arrays["target"].max()] = 0
         yield Case(f"{variant} a class without weight", loss, arrays, level=1, **how)
-        yield Case(f"{variant} hess", loss, arrays, mode="value_grad_hess", level=level, **how)
-    for k, shape in enumerate(
-        [(1, 1), (5,), (40, 1), (3, 2), (3, 10), (5, 3, 2), (1, 2, 5), (2, 300), (2, 5, 2, 3)]
-    ):
+        yield Case(f"{variant} hess", loss, arrays, mode="value_grad_hess", level=1, **how)
+    for shape in ((1, 1), (5,), (40, 1), (3, 2), (3, 10), (5, 3, 2), (1, 2, 5), (2, 300), (2, 5, 2, 3)):
         for dtype in DTYPES:
-            level = 0 if k == 1 and dtype == "float32" else 1 if dtype == "float32" else 2
+            level = 1 if dtype == "float32" else 2
             yield Case(f"{dtype} {shape}", loss, scored(shape, dtype), level=level, error=2)
             arrays = {**scored(shape, dtype), "weight": class_weights(shape)}
             yield Case(f"{dtype} {shape} nll", nl.nll_loss, arrays, level=level, error=2)
@@ -709,7 +716,7 @@ for _name, _loss in (
     DEFINITIONS[_name], SCORE_LOSSES[_name] = _loss, registry[_name]
 # What runs always: each definition by a variant, and each of the library's own.
 CHOSEN = [
-    (TEAM, "smoothed", "everything"), (STREAM, "capped", "cross_entropy"),
+    (STREAM, "capped", "cross_entropy"),
     (TEAM, "plain", "focal_cross_entropy"), (BLOCK, "plain", "poly1_cross_entropy"),
     (COLUMNS, "smoothed", "generalized_cross_entropy"),
 ]  # fmt: skip
@@ -944,7 +951,7 @@ VECTOR_PLANS = {
     STREAM: ((4, 296), (4, 281), Plan(STREAM, 2, 64, 0, 2)),
 }
 # What runs always: of each variant some kinds of distances, so that all are there.
-CHOSEN_VECTORS = {TEAM: (0, 13, 18), BLOCK: (4, 20), STREAM: (1, 7)}
+CHOSEN_VECTORS = {TEAM: (0, 13), BLOCK: (4, 18), STREAM: (1,)}
 
 
 def vector_arrays(loss: Any, shape: tuple[int, ...], dtype: str = "float32") -> Arrays:
@@ -1126,7 +1133,8 @@ def wrong_sequences(name: str, how: Any) -> Iterator[Case]:
             )
             yield Case(
                 f"{name} {what} of {bad}", nl.ctc_loss, arrays, {"reduction": "none"},
-                spoiled={what: spoiled}, nan=at, mode="__call__", level=int(bad == -1), raises=raised, **how,
+                spoiled={what: spoiled}, nan=at, mode="__call__",
+                level=int(bad == -1 or name != "memory"), raises=raised, **how,
             )  # fmt: skip
 
 
