@@ -689,7 +689,7 @@ def test_all_rows_ignored(gpu):
 
 
 class TestLabelFaults:
-    @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+    @pytest.mark.parametrize("name", sweep(["cross_entropy", "nll_loss"], "nll_loss"))
     @pytest.mark.parametrize("order", "CF")
     def test_are_raised_by_synchronize(self, gpu, name, order):
         loss, arrays = registry[name], scored((3, 5, 4))
@@ -1029,8 +1029,9 @@ class TestSequences:
         frames_of = np.array([6, 4, 5])[: math.prod(rows)].reshape(rows)
         return dict(log_probs=x, targets=targets, input_lengths=frames_of, target_lengths=lengths)
 
-    @pytest.mark.parametrize("on_host", sweep([False, True], True))
-    @pytest.mark.parametrize("how", sweep([(False, (3,)), (True, (3,)), (False, ())], (False, ())), ids=str)
+    @pytest.mark.sweep
+    @pytest.mark.parametrize("on_host", [False, True])
+    @pytest.mark.parametrize("how", [(False, (3,)), (True, (3,)), (False, ())], ids=str)
     def test_value_and_gradient(self, gpu, how, on_host):
         joined, rows = how
         arrays = self.arrays(joined, rows)
