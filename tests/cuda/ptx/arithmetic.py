@@ -32,12 +32,12 @@ _fma32 = _llvm_fma(types.float32, "llvm.fma.f32")
 _fma64 = _llvm_fma(types.float64, "llvm.fma.f64")
 
 
-@vectorize(["float32(float32,float32,float32)"], cache=True)
+@vectorize(["float32(float32,float32,float32)"])
 def fma32(a, b, c):
     return _fma32(a, b, c)
 
 
-@vectorize(["float64(float64,float64,float64)"], cache=True)
+@vectorize(["float64(float64,float64,float64)"])
 def fma64(a, b, c):
     return _fma64(a, b, c)
 
