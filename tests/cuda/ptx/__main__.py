@@ -37,9 +37,8 @@ def main() -> int:
         major, minor = options.cc.split(".")
         device.install(patch).cc = int(major), int(minor)
         for name in options.families or FAMILIES:
-            chosen = [
-                c for c in FAMILIES[name]() if c.level <= options.level and re.search(options.only, str(c))
-            ]
+            found = cases.cases(FAMILIES[name])
+            chosen = [c for c in found if c.level <= options.level and re.search(options.only, str(c))]
             start = time.perf_counter()
             if options.mutants:
                 make = mutants.by_rule if options.mutants == "rule" else mutants.without_lines
