@@ -14,7 +14,7 @@ from ptx.cases import (
     vector_arrays,
     wide,
 )
-from ptx.device import CuPyArray, Tensor, host, put
+from ptx.device import CuPyArray, host, put
 from sweeps import sweep
 
 import numbaloss as nl
@@ -462,7 +462,7 @@ VIEWS = {
 
 def copied(a, b):
     """Copy one array to another on the device; the latter on the host."""
-    given = {"a": put(Tensor, a, writable=False), "b": put(Tensor, b)}
+    given = {"a": put(CuPyArray, a, writable=False), "b": put(CuPyArray, b)}
     described, queue = backend.describe_call("copy", given)
     with queue.current():
         described["b"].assign(described["a"])
