@@ -68,6 +68,7 @@ def test_reductions(gpu, reduction, normalizer):
     close(loss.grad(**given, **on_device, grad_output=scale), wanted)
 
 
+@pytest.mark.sweep
 def test_broadcast_operands(gpu):
     arrays = drawn(nl.binary_cross_entropy_with_logits)
     arrays["pos_weight"] = arrays["pos_weight"][0]
@@ -153,6 +154,7 @@ def test_dtypes(gpu, pair, bfloat16):
     close(gradient, exact(nl.mse_loss, arrays, "input"), dtype)
 
 
+@pytest.mark.sweep
 def test_weights_of_another_dtype(gpu):
     arrays = drawn(nl.mse_loss, dtype=np.float16)
     for dtype, common in (("f8", np.float64), ("f4", np.float32), ("i4", np.float16)):
@@ -920,6 +922,7 @@ def test_vectors(gpu, call, shape):
     close(mean, reference_of(loss, arrays, **options, sample_weight=samples))
 
 
+@pytest.mark.sweep
 def test_vectors_of_other_dtypes_and_none(gpu):
     rng = np.random.default_rng(7)
     x, y = (rng.normal(size=(4, 8)).astype("f2") for _ in range(2))

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -36,11 +37,15 @@ class Flags(NamedTuple):
     c_contiguous: bool
 
 
+ALIVE: Any = weakref.WeakSet()  # all arrays
+
+
 class Array:
     """An array on a device: a view of addresses that the host cannot read."""
 
     def __init__(self, view: np.ndarray, on: int = 0) -> None:
         self.view, self.on = view, on
+        ALIVE.add(self)
 
     address = property(lambda self: self.view.__array_interface__["data"][0])
 
