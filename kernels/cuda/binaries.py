@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
+import numpy as np
 
 from .. import bind
 from ..spec import CODES
@@ -23,16 +24,24 @@ HALVES = "float16", "bfloat16"
 class Kernel:
     """A kernel on one device."""
 
-    __slots__ = ("function", "name", "pack")
+    __slots__ = ("function", "name", "pack", "parameters")
 
     # How a parameter of one of PTX's types lies in 8 bytes.
     FORMATS: ClassVar[dict[str, str]] = {"f32": "f4x", "f64": "d", "u64": "q", "u32": "I4x", "s32": "i4x"}
 
     def __init__(self, function: Any, name: str, parameters: Sequence[str]) -> None:
-        self.function, self.name = function, name
+        self.function, self.name, self.parameters = function, name, parameters
         packing = struct.Struct("=" + "".join(self.FORMATS[p] for p in parameters))
         assert len(parameters) <= driver._Arguments.MOST
         self.pack = packing.pack_into
+
+    def cast(self, values: Sequence[Any]) -> list[Any]:
+        """The same arguments, those of float32 rounded to it: infinite beyond its range, as casts are."""
+        with np.errstate(over="ignore"):
+            return [
+                float(np.float32(v)) if p == "f32" else v
+                for p, v in zip(self.parameters, values, strict=True)
+            ]
 
 
 _kernels: dict[Any, tuple[Kernel, ...]] = {}

@@ -85,7 +85,10 @@ class Driver:
 
     def launch(self, kernel: Any, blocks: int, threads: int, stream: int, values: Any) -> None:
         kept = _arguments
-        kernel.pack(kept.buffer, 0, *values)
+        try:
+            kernel.pack(kept.buffer, 0, *values)
+        except OverflowError:
+            kernel.pack(kept.buffer, 0, *kernel.cast(values))
         error = self.api.cuLaunchKernel(
             kernel.function, blocks, 1, 1, threads, 1, 1, 0, self._stream(stream), kept.pointers, 0
         )[0]

@@ -228,13 +228,26 @@ def vector_at(ahead, first, step, stop, base, label, width):
     """A vector of a row, `ahead` steps after its first.
 
     Its index in memory; whether it comes before `stop`; and which of its lanes is the class `label`, or -1.
-    Where it does not come before, the row's first vector stands for it.
+    Where it does not come before, the first one stands for it, which must: another thread may be writing to
+    any other.
     """
     v = first + ahead * step
     there = v < stop
+    return base + (v if there else first) * width, there, lane_of(label, v, there, width)
+
+
+@device
+def held_at(ahead, first, step, stop, base, label, width):
+    """The same of a row that all threads have read before one writes to it: its first vector may stand."""
+    v = first + ahead * step
+    there = v < stop
+    return base + (v if there else 0) * width, there, lane_of(label, v, there, width)
+
+
+@device
+def lane_of(label, v, there, width):
     lane = label - v * width
-    lane = lane if there & (lane >= 0) & (lane < width) else -1
-    return base + (v if there else 0) * width, there, np.int32(lane)
+    return np.int32(lane if there & (lane >= 0) & (lane < width) else -1)
 
 
 @device

@@ -53,6 +53,7 @@ from .rows import (
     array,
     fill_row,
     fill_vectors,
+    held_at,
     lanes,
     load_weights,
     numbers,
@@ -151,7 +152,7 @@ def one_pass(
         base = i * classes
         m, s, mass, distances = empty_state(T(0))
         own_score = T(0)
-        at, there, own = each(vector_at, (AHEAD,), (lane, team, vectors, base, label, WIDTH))
+        at, there, own = each(held_at, (AHEAD,), (lane, team, vectors, base, label, WIDTH))
         if live:
             xs, qs = load_scores(x, at, cap), array.load_vectors(q, at)
             ws = load_weights(weight, lane, team, vectors, 0)

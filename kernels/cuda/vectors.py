@@ -391,23 +391,23 @@ def join(xs, numbers, pairwise, team):
     return join_team(xs, numbers, pairwise, team) if TOGETHER else join_block(xs, numbers, pairwise, team)
 
 
-def in_registers(p, at, live):
-    """A thread's part of a vector; zeros of one that is not to be read."""
+def in_registers(p, at, there):
+    """A thread's part of a vector; zeros of one that is not there, which another thread may be writing to."""
     xs = NOTHING
-    if live:
+    if there:
         xs = array.load_vectors(p, at)
     return xs
 
 
-def take(x, y, z, row, live):
+def take(x, y, z, row):
     """What a thread has of a row: its part of each vector, its place and what is there; or the arrays."""
     if STREAMED:
         return x, y, z
     else:
         base, first, step, stop = row
         at, there, _ = each(vector_at, (AHEAD,), (first, step, stop, base, -1, WIDTH))
-        third = in_registers(z, at, live) if THREE else None
-        return in_registers(x, at, live), in_registers(y, at, live), third, at, there
+        third = in_registers(z, at, there[0]) if THREE else None
+        return in_registers(x, at, there[0]), in_registers(y, at, there[0]), third, at, there
 
 
 def fold_row(at, fold, pairwise, start, own, row, rs, settings):
@@ -637,7 +637,7 @@ def loop(
             None, None, weights, upstream, i, count, 0, None, scale, False, False, None
         )
         row = i * size, lane, team, vectors if live else 0
-        own = take(x, y, z, row, live)
+        own = take(x, y, z, row)
         sums, rs = measure(own, row, live, settings)
         given = ()
         if ROW_ARRAYS:

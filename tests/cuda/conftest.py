@@ -2,5 +2,15 @@
 
 import importlib.util
 
-if not all(map(importlib.util.find_spec, ("numba_cuda", "greenlet"))):
+import pytest
+
+if not importlib.util.find_spec("numba_cuda"):
     collect_ignore_glob = ["*.py"]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The driver of devices whose memory and kernels `ptx.device` has."""
+    from ptx import device
+
+    return device.install(monkeypatch)

@@ -1,53 +1,30 @@
-"""Calls with arrays on a device, on an emulated one: against the float64 reference."""
+"""Calls with arrays on a device whose PTX is executed: their promises whatever the loss, and their errors."""
 
 import ctypes
-import itertools
 import math
 import sys
 from types import SimpleNamespace
 
-import emulated
 import numpy as np
 import pytest
-from emulated import CuPyArray, Plain, Tensor, host, put
+from ptx import device
+from ptx.cases import LAYOUTS, drawn
+from ptx.device import CuPyArray, Plain, Tensor, host, put
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference, testing
-from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.kernels import devices
 from numbaloss.kernels.cuda import backend, binaries, driver, faults, target
 from numbaloss.loss import registry
 
-ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
 SHAPE = (3, 7)
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    return emulated.install(monkeypatch)
 
 
 def moved(arrays, kind=CuPyArray, **more):
     """A call's arrays on the device; numbers as they are."""
     given = {**arrays, **more}
     return {n: put(kind, a) if isinstance(a, np.ndarray) else a for n, a in given.items()}
-
-
-def drawn(loss, shape=SHAPE, dtype=np.float32, seed=0):
-    """Samples away from the points where a derivative is one-sided."""
-    rng = np.random.default_rng(seed)
-    arrays = testing.samples(loss, rng, shape, dtype)
-    for n, a in arrays.items():
-        operand = loss.Class.operands[n]
-        x = a + rng.uniform(1e-3, 1e-2, shape).astype(np.float32)
-        arrays[n] = np.clip(x, operand.low + 1e-2, operand.high - 1e-2).astype(dtype)
-    return arrays
-
-
-def positional(loss, given):
-    """A call's arguments with the required arrays by position: the quick way to call."""
-    required = loss.Class._required
-    return [given[n] for n in required], {n: a for n, a in given.items() if n not in required}
 
 
 def exact(loss, arrays, wrt=None, grad_output=None, **options):
@@ -61,7 +38,7 @@ def exact(loss, arrays, wrt=None, grad_output=None, **options):
 
 
 def close(got, wanted, dtype=np.float32, roundings=40, atol=3e-8):
-    got = host(got) if isinstance(got, emulated.Array) else got
+    got = host(got) if isinstance(got, device.Array) else got
     assert got.dtype == dtype and got.shape == np.shape(wanted)
     eps = float(testing.finfo(dtype).eps)
     eps = max(roundings * float(np.finfo(np.float32).eps), eps) if dtype != np.float64 else 1e-11
@@ -73,103 +50,8 @@ def close(got, wanted, dtype=np.float32, roundings=40, atol=3e-8):
     assert same.all(), (got[~same], np.asarray(wanted)[~same])
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_value_and_gradients(gpu, name):
-    loss = registry[name]
-    for k, options in enumerate(itertools.islice(testing.combinations(loss), 6)):
-        arrays = drawn(loss, seed=k)
-        wrt = tuple(arrays)
-        required, others = positional(loss, moved(arrays))
-        value, gradients = loss.value_and_grad(*required, **others, **options, wrt=wrt)
-        assert type(value) is CuPyArray and len(gradients) == len(wrt)
-        close(value, exact(loss, arrays, **options))
-        for n, g in zip(wrt, gradients, strict=True):
-            wanted = exact(loss, arrays, n, **options)
-            if hasattr(loss.Class, f"slope_{n}"):  # it may pass a clamp, where the value is constant
-                wanted = np.where(wanted == 0, host(g), wanted)
-            close(g, wanted)
-        close(loss(*required, **others, **options), exact(loss, arrays, **options))
-    assert set(gpu.streams) == {7} and emulated.prepared_calls()
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_terms_weights_and_upstream(gpu, name):
-    loss, rng = registry[name], np.random.default_rng(5)
-    arrays = drawn(loss)
-    hidden = rng.random(SHAPE) < 0.3
-    weights = np.where(hidden, 0, rng.uniform(0.5, 2, SHAPE)).astype("f4")
-    upstream = rng.normal(size=SHAPE).astype("f4")
-    wrt = tuple(arrays)
-    wanted = exact(loss, arrays, reduction="none", sample_weight=weights)
-    slopes = [exact(loss, arrays, n, upstream, reduction="none", sample_weight=weights) for n in wrt]
-    mean = exact(loss, arrays, sample_weight=weights)
-    mean_slope = exact(loss, arrays, wrt[0], sample_weight=weights)
-    spoiled = dict(arrays)
-    spoiled[wrt[0]] = np.where(hidden, np.nan, arrays[wrt[0]])
-    given = moved(spoiled, sample_weight=weights)
-    terms, gradients = loss.value_and_grad(
-        **given, grad_output=put(CuPyArray, upstream), reduction="none", wrt=wrt
-    )
-    close(terms, wanted)
-    for g, slope in zip(gradients, slopes, strict=True):
-        close(g, slope)
-        assert not host(g)[hidden].any()
-    value, gradient = loss.value_and_grad(**given, wrt=wrt[0])
-    close(value, mean)
-    close(gradient, mean_slope)
-    assert nl.synchronize() is None
-
-
-@pytest.mark.parametrize("order", "CF")
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_in_place_and_out(gpu, name, order):
-    loss = registry[name]
-    arrays = drawn(loss)
-    wrt = tuple(arrays)
-    given = moved(arrays)
-    required, others = positional(loss, given)
-    wanted, fresh = loss.value_and_grad(*required, **others, wrt=wrt)
-    out = tuple(put(CuPyArray, np.empty(SHAPE, "f4", order)) for _ in wrt)
-    again, gradients = loss.value_and_grad(*required, **others, wrt=wrt, out=out)
-    assert all(g is o for g, o in zip(gradients, out, strict=True))
-    assert host(again) == host(wanted)
-    for g, f in zip(gradients, fresh, strict=True):
-        np.testing.assert_array_equal(host(g), host(f))
-    over = tuple(given[n] for n in wrt)
-    again, gradients = loss.value_and_grad(*required, **others, wrt=wrt, out=over)
-    assert all(g is o for g, o in zip(gradients, over, strict=True))
-    assert host(again) == host(wanted)
-    for g, f in zip(gradients, fresh, strict=True):
-        np.testing.assert_array_equal(host(g), host(f))
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_curvature(gpu, name):
-    loss = registry[name]
-    arrays = drawn(loss)
-    first = next(iter(arrays))
-    required, others = positional(loss, moved(arrays))
-    value, gradient, curvature = loss.value_grad_hess(*required, **others, wrt=first)
-    close(value, exact(loss, arrays))
-    close(gradient, exact(loss, arrays, first))
-
-    def by_first(x):
-        terms = {**arrays, first: x}
-        return exact(loss, terms, reduction="none")
-
-    x, h = arrays[first].astype(np.float64), 1e-4
-    low, middle, high = (by_first(x + d * h) for d in (-1, 0, 1))
-    wanted = (high - 2 * middle + low) / h**2 / x.size
-    smooth = np.abs((high - middle) - (middle - low)) < 1e-2 * h
-    got = host(curvature)
-    np.testing.assert_allclose(got[smooth], wanted[smooth], rtol=2e-3, atol=1e-5)
-    out = tuple(put(CuPyArray, np.zeros(SHAPE, "f4")) for _ in range(2))
-    assert loss.value_grad_hess(*required, **others, wrt=first, out=out)[2] is out[1]
-    np.testing.assert_array_equal(host(out[1]), got)
-
-
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "batchmean"])
-@pytest.mark.parametrize("normalizer", [None, 5.0])
+@pytest.mark.parametrize("normalizer", sweep([None, 5.0], 5.0))
 def test_reductions(gpu, reduction, normalizer):
     loss = nl.kl_div
     arrays = drawn(loss)
@@ -186,30 +68,7 @@ def test_reductions(gpu, reduction, normalizer):
     close(loss.grad(**given, **on_device, grad_output=scale), wanted)
 
 
-@pytest.mark.parametrize("name", ["l1_loss", "mse_loss", "huber_loss", "binary_cross_entropy"])
-@pytest.mark.parametrize("shape", [SHAPE, (7,), (3, 1), ()], ids=str)
-def test_weight_and_its_gradient(gpu, name, shape):
-    loss, rng = registry[name], np.random.default_rng(1)
-    arrays = drawn(loss)
-    weight = rng.uniform(0.5, 2, shape).astype("f4")
-    arrays = {**arrays, "weight": np.asarray(weight)}
-    samples = rng.integers(0, 3, SHAPE).astype("f4")
-    for reduction in ("mean", "none"):
-        options = dict(reduction=reduction, sample_weight=samples)
-        on_device = {**options, "sample_weight": put(CuPyArray, samples)}
-        value, gradients = loss.value_and_grad(**moved(arrays), **on_device, wrt=("weight", "input"))
-        close(value, exact(loss, arrays, **options))
-        # Of one weight that the mean divides by, what is computed is a difference of equal numbers.
-        close(gradients[0], exact(loss, arrays, "weight", **options), atol=1e-6)
-        close(gradients[1], exact(loss, arrays, "input", **options))
-    out = put(CuPyArray, np.zeros(shape, "f4"))
-    arrays.pop("weight")
-    given = moved(arrays, weight=weight)
-    got = loss.grad(**given, wrt="weight", out=out, grad_output=3.0)
-    assert got is out
-    close(got, exact(loss, {**arrays, "weight": weight}, "weight", 3.0), atol=1e-6)
-
-
+@pytest.mark.sweep
 def test_broadcast_operands(gpu):
     arrays = drawn(nl.binary_cross_entropy_with_logits)
     arrays["pos_weight"] = arrays["pos_weight"][0]
@@ -241,27 +100,22 @@ def test_numbers_for_arrays(gpu, number):
         nl.gaussian_nll_loss.grad(**moved(drawn(nl.gaussian_nll_loss), var=1.0), wrt="var")
 
 
-LAYOUTS = {
-    "C": lambda a: a,
-    "F": np.asfortranarray,
-    "reversed": lambda a: a[::-1, ::-1],
-    "skipping": lambda a: np.repeat(a, 2, axis=1)[:, ::2],
-    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
-    "unaligned": lambda a: np.concatenate([a.ravel()[:1], a.ravel()])[1:].reshape(a.shape),
-}
-
-
-@pytest.mark.parametrize("layouts", [("F", "F"), *itertools.permutations(LAYOUTS, 2)], ids="-".join)
-def test_layouts(gpu, layouts):
+def test_curvature_and_out(gpu):
     arrays = drawn(nl.huber_loss)
-    arrays = {n: LAYOUTS[k](a) for (n, a), k in zip(arrays.items(), layouts, strict=True)}
-    value, gradient = nl.huber_loss.value_and_grad(**moved(arrays))
-    close(value, exact(nl.huber_loss, arrays))
-    close(gradient, exact(nl.huber_loss, arrays, "input"))
-    if layouts == ("F", "F"):
-        assert gpu.launched == ["loop", "finish"] and gradient.view.flags.f_contiguous
-    terms = nl.huber_loss(**moved(arrays), reduction="none")
-    close(terms, exact(nl.huber_loss, arrays, reduction="none"))
+    given = moved(arrays)
+    _, gradient, curvature = nl.huber_loss.value_grad_hess(*given.values())
+    out = tuple(put(CuPyArray, np.zeros(SHAPE, "f4")) for _ in range(2))
+    made = nl.huber_loss.value_grad_hess(*given.values(), out=out)
+    for x, o, wanted in zip(made[1:], out, (gradient, curvature), strict=True):
+        assert x is o
+        np.testing.assert_array_equal(host(o), host(wanted))
+
+
+def test_fortran_arrays_are_not_copied(gpu):
+    given = moved({n: np.asfortranarray(a) for n, a in drawn(nl.huber_loss).items()})
+    _, gradient = nl.huber_loss.value_and_grad(**given)
+    assert [name.partition("_")[0] for name in gpu.launched] == ["loop", "finish"]
+    assert gradient.view.flags.f_contiguous
 
 
 def test_quick_calls_of_unaligned_arrays(gpu):
@@ -271,7 +125,7 @@ def test_quick_calls_of_unaligned_arrays(gpu):
     x, y, labels = (put(CuPyArray, a) for a in (x, y, labels))
     close(nl.mse_loss(x, y), np.float64(0.0625))
     close(nl.cross_entropy(x, labels), wanted)
-    assert len(emulated.prepared_calls()) == 2
+    assert len(device.prepared_calls()) == 2
 
 
 def test_out_of_any_layout(gpu):
@@ -283,10 +137,13 @@ def test_out_of_any_layout(gpu):
     assert not host(room)[:, ::2].any()
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("other", ["float64", "float32", "float16", "bfloat16", "int64", "uint8", "bool"])
-def test_dtypes(gpu, dtype, other, bfloat16):
-    dtype, other = (bfloat16 if d == "bfloat16" else np.dtype(d) for d in (dtype, other))
+DTYPES = "float64", "float32", "float16", "bfloat16"
+PAIRS = [(a, b) for a in DTYPES for b in (*DTYPES, "int64", "uint8", "bool")]
+
+
+@pytest.mark.parametrize("pair", sweep(PAIRS, ("float16", "float32"), ("bfloat16", "bool")), ids="-".join)
+def test_dtypes(gpu, pair, bfloat16):
+    dtype, other = (bfloat16 if d == "bfloat16" else np.dtype(d) for d in pair)
     rng = np.random.default_rng(2)
     arrays = dict(input=rng.normal(size=70).astype(dtype), target=rng.integers(0, 2, 70).astype(other))
     value, gradient = nl.mse_loss.value_and_grad(**moved(arrays, Tensor))
@@ -297,6 +154,7 @@ def test_dtypes(gpu, dtype, other, bfloat16):
     close(gradient, exact(nl.mse_loss, arrays, "input"), dtype)
 
 
+@pytest.mark.sweep
 def test_weights_of_another_dtype(gpu):
     arrays = drawn(nl.mse_loss, dtype=np.float16)
     for dtype, common in (("f8", np.float64), ("f4", np.float32), ("i4", np.float16)):
@@ -582,64 +440,6 @@ class TestDriver:
             driver._check((error, 1))
 
 
-class TestCompiled:
-    """Kernels as they are compiled, on a device that launches nothing."""
-
-    class Null(emulated.Driver):
-        def load(self, image, name):
-            assert image[:4] == b"\x7fELF"
-            return name
-
-        def launch(self, kernel, blocks, threads, stream, values):
-            kernel.pack(bytearray(8 * len(values)), 0, *values)
-            self.launched.append(kernel.name)
-
-    @pytest.fixture
-    def null(self, monkeypatch):
-        with monkeypatch.context() as patch:
-            emulated.install(patch, compiled=True)
-            null = self.Null(driver.driver().current)
-            patch.setattr(driver, "driver", lambda: null)
-            yield null
-
-    def test_every_kernel_takes_what_it_is_given(self, null):
-        x, y, w, half, rows = (
-            put(CuPyArray, np.ones(shape, dtype))
-            for shape, dtype in (((4, 8), "f4"), ((4, 8), "f4"), ((4, 1), "f8"), ((4, 8), "f2"), (4, "i8"))
-        )
-        nl.mse_loss.value_and_grad(x, y)
-        nl.gaussian_nll_loss.value_and_grad(x, half, w, sample_weight=w, wrt=("var", "input"))
-        nl.binary_cross_entropy(x, y, reduction="none")
-        nl.cross_entropy.value_and_grad(x, rows)
-        nl.cross_entropy.value_and_grad(x, rows, sample_weight=rows, label_smoothing=0.1, grad_output=2.0)
-        nl.nll_loss.value_and_grad(x, rows)
-        nl.multi_margin_loss.value_and_grad(x, rows)
-        nl.multilabel_margin_loss.value_and_grad(x, put(CuPyArray, np.ones((4, 8), "i8")))
-        nl.cosine_embedding_loss.value_and_grad(x, y, rows)
-        nl.triplet_margin_loss.value_and_grad(x, y, x, sample_weight=rows)
-        nl.multilabel_soft_margin_loss.value_and_grad(x, y, reduction="none")
-        nl.ctc_loss.value_and_grad(x, rows, (4,), (2,))
-        three = put(CuPyArray, np.zeros((3, 4, 2), "f4"))
-        nl.ctc_loss.value_and_grad(three, rows, rows, rows)
-        kinds = (
-            "loop",
-            "finish",
-            "sums",
-            "counts",
-            "one_pass",
-            "nll_terms",
-            "nll_gradient",
-            "put",
-            "one_label",
-            "many_labels",
-            "soft_labels",
-            "align",
-            "starts",
-        )
-        for kind in kinds:
-            assert any(name.startswith(kind) for name in null.launched), kind
-
-
 class TestDisk:
     @pytest.fixture
     def made(self, tmp_path, monkeypatch):
@@ -767,8 +567,8 @@ def row_options(loss, arrays, rng):
     return weight, rng.integers(0, 3, rows).astype("f4"), rng.normal(size=rows).astype("f4")
 
 
-@pytest.mark.parametrize("shape", SCORES, ids=str)
-@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+@pytest.mark.parametrize("shape", sweep(SCORES, (2, 5, 3)), ids=str)
+@pytest.mark.parametrize("name", sweep(["cross_entropy", "nll_loss"], "nll_loss"))
 class TestClassScores:
     def test_value_and_gradient(self, gpu, name, shape):
         loss, arrays = registry[name], scored(shape)
@@ -776,7 +576,7 @@ class TestClassScores:
         close(value, reference_of(loss, arrays))
         close(gradient, slope_of(loss, arrays))
         close(loss(*moved(arrays).values(), reduction="sum"), reference_of(loss, arrays, reduction="sum"))
-        assert len(emulated.prepared_calls()) == 2
+        assert len(device.prepared_calls()) == 2
 
     def test_weights_and_upstream(self, gpu, name, shape):
         loss, arrays = registry[name], scored(shape)
@@ -819,6 +619,7 @@ def slope_of(loss, arrays, upstream=None, wrt="input", **options):
     return reference.gradient(function, {**arrays, **options}, wrt, upstream)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("labels", ["uint8", "int32", "uint64"])
 def test_dtypes_of_scores_and_labels(gpu, dtype, labels, bfloat16):
@@ -835,6 +636,7 @@ def test_dtypes_of_scores_and_labels(gpu, dtype, labels, bfloat16):
         close(terms, reference_of(loss, wide, weight=weight, reduction="none"), common)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 5, 3)], ids=str)
 def test_probabilities(gpu, shape):
     rng = np.random.default_rng(3)
@@ -889,7 +691,7 @@ def test_all_rows_ignored(gpu):
 
 
 class TestLabelFaults:
-    @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
+    @pytest.mark.parametrize("name", sweep(["cross_entropy", "nll_loss"], "nll_loss"))
     @pytest.mark.parametrize("order", "CF")
     def test_are_raised_by_synchronize(self, gpu, name, order):
         loss, arrays = registry[name], scored((3, 5, 4))
@@ -944,6 +746,7 @@ def test_errors_of_class_scores(gpu):
 # ---- margins ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", [(5,), (6, 5), (3, 8)], ids=str)
 class TestMargins:
     def arrays(self, loss, shape, labels=np.int64):
@@ -1004,6 +807,7 @@ class TestMargins:
                 )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_margins_of_a_lone_row(gpu, reduction):
     """A label, or a list of one, with an axis more or less: on the device as on the CPU."""
@@ -1028,6 +832,7 @@ def test_margins_of_a_lone_row(gpu, reduction):
         assert str(raised.value) == str(on_host.value)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", [(5,), (6, 5), (2, 3, 4)], ids=str)
 def test_multilabel_soft_margin(gpu, shape):
     loss, rng = nl.multilabel_soft_margin_loss, np.random.default_rng(8)
@@ -1080,11 +885,14 @@ VECTOR_CALLS = {
 }
 
 
+ALL_VECTORS = [(n, k) for n, calls in VECTOR_CALLS.items() for k, _ in enumerate(calls)]
+
+
 @pytest.mark.parametrize("shape", [(5,), (6, 5), (3, 8)], ids=str)
-@pytest.mark.parametrize(
-    "name, k", [(n, k) for n, calls in VECTOR_CALLS.items() for k, _ in enumerate(calls)]
-)
-def test_vectors(gpu, name, k, shape):
+@pytest.mark.sweep
+@pytest.mark.parametrize("call", ALL_VECTORS, ids=str)
+def test_vectors(gpu, call, shape):
+    name, k = call
     loss, options = registry[name], VECTOR_CALLS[name][k]
     rng = np.random.default_rng(6)
     names = loss.Class.vectors
@@ -1114,6 +922,7 @@ def test_vectors(gpu, name, k, shape):
     close(mean, reference_of(loss, arrays, **options, sample_weight=samples))
 
 
+@pytest.mark.sweep
 def test_vectors_of_other_dtypes_and_none(gpu):
     rng = np.random.default_rng(7)
     x, y = (rng.normal(size=(4, 8)).astype("f2") for _ in range(2))
@@ -1155,6 +964,7 @@ def on_device(function):
     return value
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2"])
 @pytest.mark.parametrize("swap", [False, True])
 def test_a_distance_of_ones_own(gpu, swap, dtype):
@@ -1222,9 +1032,11 @@ class TestSequences:
         frames_of = np.array([6, 4, 5])[: math.prod(rows)].reshape(rows)
         return dict(log_probs=x, targets=targets, input_lengths=frames_of, target_lengths=lengths)
 
+    @pytest.mark.sweep
     @pytest.mark.parametrize("on_host", [False, True])
-    @pytest.mark.parametrize("joined, rows", [(False, (3,)), (True, (3,)), (False, ())])
-    def test_value_and_gradient(self, gpu, joined, rows, on_host):
+    @pytest.mark.parametrize("how", [(False, (3,)), (True, (3,)), (False, ())], ids=str)
+    def test_value_and_gradient(self, gpu, how, on_host):
+        joined, rows = how
         arrays = self.arrays(joined, rows)
         given = moved(arrays)
         if on_host:

@@ -1,0 +1,1 @@
+"""CUDA devices on which the library's PTX is executed in Python, for machines without a GPU."""
