@@ -83,6 +83,11 @@ def test_broadcast_operands(gpu):
         gradient = nl.gaussian_nll_loss.grad(**moved(call), wrt="var")
         wide = {**call, "var": var[:, None] if var.ndim == 1 else var}
         close(gradient, exact(nl.gaussian_nll_loss, wide, "var").reshape(var.shape))
+    for target in (arrays["target"][:, :1], arrays["target"][0, 0, ...]):
+        call = {**arrays, "target": target}
+        value, gradient = nl.gaussian_nll_loss.value_and_grad(**moved(call), wrt="target")
+        close(value, exact(nl.gaussian_nll_loss, call))
+        close(gradient, exact(nl.gaussian_nll_loss, call, "target"))
 
 
 @pytest.mark.parametrize("number", [2, 0.5, np.float32(0.5)])
