@@ -4,6 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from llvmlite import binding
+
+# Processors that tests compile for, and what this one must have to run that.
+PROCESSORS = {"nehalem": "sse4.2", "haswell": "avx2", "skylake-avx512": "avx512f"}
+
+
+def processors(*kept: str) -> list[Any]:
+    """Parameters of a test: the processors that this one can stand for, of which those kept run always."""
+    here = binding.get_host_cpu_features()
+    return sweep([name for name, feature in PROCESSORS.items() if here.get(feature)], *kept)
 
 
 def sweep(values: Iterable[Any], *kept: Any) -> list[Any]:

@@ -5,11 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from sweeps import sweep
+from sweeps import processors
 
 from numbaloss.bench import widths
 
-SETS = ("nehalem", "haswell", "skylake-avx512")
 SOME = ("mse_loss", "binary_cross_entropy")  # the others are read in the sweep
 
 # Not in vectors, for a reason: a few operations a row, not an element; and a power in float64, by libm.
@@ -27,13 +26,13 @@ def complaints(processor: str, *losses: str) -> list[str]:
     return [line for line in lines if line.split(": ")[1] not in BY_ROW and not line.startswith(POWERS)]
 
 
-@pytest.mark.parametrize("processor", sweep(SETS, "haswell"))
+@pytest.mark.parametrize("processor", processors("haswell"))
 def test_some_kernels_are_of_full_width(processor):
     assert complaints(processor, *SOME) == []
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("processor", SETS)
+@pytest.mark.parametrize("processor", processors())
 def test_all_kernels_are_of_full_width(processor):
     assert complaints(processor) == []
 
