@@ -83,8 +83,8 @@ def test_broadcast_operands(gpu):
         gradient = nl.gaussian_nll_loss.grad(**moved(call), wrt="var")
         wide = {**call, "var": var[:, None] if var.ndim == 1 else var}
         close(gradient, exact(nl.gaussian_nll_loss, wide, "var").reshape(var.shape))
-    for target in (arrays["target"][:, :1], arrays["target"][0, 0, ...]):
-        call = {**arrays, "target": target}
+    for aimed in (arrays["target"][:, :1], arrays["target"][0, 0, ...]):
+        call = {**arrays, "target": aimed}
         value, gradient = nl.gaussian_nll_loss.value_and_grad(**moved(call), wrt="target")
         close(value, exact(nl.gaussian_nll_loss, call))
         close(gradient, exact(nl.gaussian_nll_loss, call, "target"))
