@@ -6,6 +6,12 @@ from typing import Any
 import pytest
 from llvmlite import binding
 
+
+def some(cases: Iterable[tuple[Any, ...]], every: int = 4) -> list[Any]:
+    """Parameter sets of a test, of which the first and each so many-th after it run always."""
+    return [pytest.param(*case, marks=[pytest.mark.sweep] * bool(k % every)) for k, case in enumerate(cases)]
+
+
 # Processors that tests compile for, and what this one must have to run that.
 PROCESSORS = {"nehalem": "sse4.2", "haswell": "avx2", "skylake-avx512": "avx512f"}
 

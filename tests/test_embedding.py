@@ -9,6 +9,7 @@ import weakref
 import numba
 import numpy as np
 import pytest
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference
@@ -405,7 +406,7 @@ class Scaled:
         return self(x, y), (2 * self.factor * (x - y), 2 * self.factor * (y - x))
 
 
-@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("swap", sweep([False, True], True))
 def test_a_distance_of_ones_own(swap):
     arrays = sample("triplet_margin_loss", (8, 5))
     weight = np.random.default_rng(3).random(8)

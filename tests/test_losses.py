@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -13,6 +14,7 @@ from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.kernels.spec import Memo
 from numbaloss.loss import registry
 
+CHECKED = [f for f in registry.values() if issubclass(f.Class, ElementwiseLoss)]
 HAVE_WEIGHT = [
     n for n, f in registry.items() if "weight" in f.Class.fields and issubclass(f.Class, ElementwiseLoss)
 ]
@@ -28,6 +30,9 @@ def cases(loss, rng, dtype=np.float64):
         yield testing.Case(loss, options, arrays)
 
 
+@pytest.mark.parametrize(
+    "loss", sweep(CHECKED, nl.mse_loss, nl.binary_cross_entropy), ids=lambda f: f.__name__
+)
 def test_check_loss(loss):
     testing.check_loss(loss)
 

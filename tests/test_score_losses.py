@@ -63,7 +63,7 @@ def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", ["rows", "columns", "turned"])
+@pytest.mark.parametrize("shape", sweep(["rows", "columns", "turned"], "rows"))
 def test_a_certain_class_has_no_gradient(shape, dtype):
     """Where the target class's probability is one, exactly, factors are zero and slopes infinite."""
     classes = 80 if shape == "rows" else 5

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from numba import njit
+from sweeps import some, sweep
 
 from numbaloss import testing
 from numbaloss.families import measured
@@ -116,7 +117,9 @@ def budget(scalars, request, code, vectors):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-@pytest.mark.parametrize("k", range(len(COVERING)), ids=lambda k: "-".join(map(str, COVERING[k][:2])))
+@pytest.mark.parametrize(
+    "k", sweep(range(len(COVERING)), 0, 4), ids=lambda k: "-".join(map(str, COVERING[k][:2]))
+)
 def test_covering(name, k):
     what, code, cc, vectors = COVERING[k]
     check(*compiled(name, k, what, code, cc, vectors), code, vectors)
@@ -134,7 +137,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("code, cc", [(FLOAT32, AMPERE), (FLOAT32, HOPPER), (FLOAT64, HOPPER)])
+@pytest.mark.parametrize("code, cc", some([(FLOAT32, HOPPER), (FLOAT32, AMPERE), (FLOAT64, HOPPER)]))
 @pytest.mark.parametrize("scalars, what", OWN, ids=lambda x: getattr(x, "name", x))
 def test_arithmetic_that_losses_are_made_of(scalars, what, code, cc):
     request, summed, divided = REQUESTS[what]

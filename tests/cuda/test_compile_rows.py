@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from ptx.cases import DEFINITIONS, SCORE_LOSSES, Cauchy, Scaled, Six, SumTriplet, contrastive
+from sweeps import some, sweep
 from test_compile import AMPERE, HOPPER, instructions
 
 import numbaloss as nl
@@ -110,7 +111,7 @@ SELECTED = [
 ]
 
 
-@pytest.mark.parametrize("name, what, dtype, cc, vectors", SELECTED)
+@pytest.mark.parametrize("name, what, dtype, cc, vectors", some(SELECTED))
 def test_softmax(name, what, dtype, cc, vectors):
     softmax_compiled(name, what, dtype, cc, vectors)
 
@@ -153,7 +154,7 @@ DEFINED = [
 ]
 
 
-@pytest.mark.parametrize("name, what, dtype, cc, vectors, definition", DEFINED)
+@pytest.mark.parametrize("name, what, dtype, cc, vectors, definition", some(DEFINED))
 def test_definitions_of_scores(name, what, dtype, cc, vectors, definition):
     softmax_compiled(name, what, dtype, cc, vectors, functions_of(definition))
 
@@ -214,7 +215,7 @@ SELECTED_MARGINS = [
 ]
 
 
-@pytest.mark.parametrize("loss, variant, what, dtype, cc, vectors", SELECTED_MARGINS)
+@pytest.mark.parametrize("loss, variant, what, dtype, cc, vectors", some(SELECTED_MARGINS))
 def test_margins(loss, variant, what, dtype, cc, vectors):
     margins_compiled(loss, variant, what, dtype, cc, vectors)
 
@@ -307,19 +308,21 @@ def triplets_compiled(what, variant, dtype, cc, vectors_):
 
 @pytest.mark.parametrize(
     "what, variant, dtype, cc, vectors_",
-    [
-        ("cosine", TEAM, "float32", HOPPER, True),
-        ("cosine", BLOCK, "float16", AMPERE, True),
-        ("triplet", TEAM, "float32", HOPPER, True),
-        ("triplet", BLOCK, "float32", HOPPER, True),
-        ("triplet", STREAM, "bfloat16", HOPPER, True),
-        ("value", STREAM, "float32", HOPPER, True),
-        ("swap", TEAM, "bfloat16", AMPERE, False),
-        ("cosines", BLOCK, "float64", AMPERE, True),
-        ("power", TEAM, "float32", AMPERE, True),
-        ("largest", BLOCK, "float16", HOPPER, False),
-        ("sum", STREAM, "float32", AMPERE, True),
-    ],
+    some(
+        [
+            ("cosine", TEAM, "float32", HOPPER, True),
+            ("cosine", BLOCK, "float16", AMPERE, True),
+            ("triplet", TEAM, "float32", HOPPER, True),
+            ("triplet", BLOCK, "float32", HOPPER, True),
+            ("triplet", STREAM, "bfloat16", HOPPER, True),
+            ("value", STREAM, "float32", HOPPER, True),
+            ("swap", TEAM, "bfloat16", AMPERE, False),
+            ("cosines", BLOCK, "float64", AMPERE, True),
+            ("power", TEAM, "float32", AMPERE, True),
+            ("largest", BLOCK, "float16", HOPPER, False),
+            ("sum", STREAM, "float32", AMPERE, True),
+        ]
+    ),
 )
 def test_vectors(what, variant, dtype, cc, vectors_):
     triplets_compiled(what, variant, dtype, cc, vectors_)
@@ -333,23 +336,26 @@ def test_vectors_exhaustive(variant, what):
         triplets_compiled(what, variant, dtype, cc, vectors_)
 
 
+OF_VECTORS = [
+    (SumTriplet, V(None, wrt=ALL), TEAM, "float32", HOPPER, True),
+    (SumTriplet, V(None, weighted=True, terms=True, wrt=ALL), STREAM, "bfloat16", HOPPER, True),
+    (SumTriplet, V(None), BLOCK, "float32", AMPERE, True),
+    (contrastive.Class, V(None, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
+    (contrastive.Class, V(None, wrt=(0, 1), row_wrt=(0,)), BLOCK, "float32", AMPERE, False),
+    (contrastive.Class, V(None, wrt=(0,), curvature=True), BLOCK, "float32", HOPPER, True),
+    (Scaled, V(None, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
+    (Scaled, V(None, wrt=(0, 1)), STREAM, "float64", AMPERE, True),
+    (Cauchy, V(None, row_wrt=(1,), curvature=True), TEAM, "float16", HOPPER, True),
+    (Six, V(None, wrt=ALL), TEAM, "float32", AMPERE, True),
+    (nl.contrastive_loss.Class, V(ROOT_OF_SQUARES, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
+    (Drawn, V(ROOT_OF_SQUARES, wrt=(0,), row_wrt=(0,)), TEAM, "float32", HOPPER, True),
+    (Drawn, V(COSINE, row_wrt=(0,)), BLOCK, "float32", AMPERE, True),
+]
+
+
 @pytest.mark.parametrize(
     "case",
-    [
-        (SumTriplet, V(None, wrt=ALL), TEAM, "float32", HOPPER, True),
-        (SumTriplet, V(None, weighted=True, terms=True, wrt=ALL), STREAM, "bfloat16", HOPPER, True),
-        (SumTriplet, V(None), BLOCK, "float32", AMPERE, True),
-        (contrastive.Class, V(None, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
-        (contrastive.Class, V(None, wrt=(0, 1), row_wrt=(0,)), BLOCK, "float32", AMPERE, False),
-        (contrastive.Class, V(None, wrt=(0,), curvature=True), BLOCK, "float32", HOPPER, True),
-        (Scaled, V(None, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
-        (Scaled, V(None, wrt=(0, 1)), STREAM, "float64", AMPERE, True),
-        (Cauchy, V(None, row_wrt=(1,), curvature=True), TEAM, "float16", HOPPER, True),
-        (Six, V(None, wrt=ALL), TEAM, "float32", AMPERE, True),
-        (nl.contrastive_loss.Class, V(ROOT_OF_SQUARES, wrt=(0, 1)), TEAM, "float32", HOPPER, True),
-        (Drawn, V(ROOT_OF_SQUARES, wrt=(0,), row_wrt=(0,)), TEAM, "float32", HOPPER, True),
-        (Drawn, V(COSINE, row_wrt=(0,)), BLOCK, "float32", AMPERE, True),
-    ],
+    sweep(OF_VECTORS, *OF_VECTORS[::4]),
     ids=lambda c: f"{c[0].__name__}-{c[2]}-{c[3]}",
 )
 def test_definitions_of_vectors(case):
@@ -394,12 +400,14 @@ def ctc_compiled(what, dtype, cc, spills):
 
 @pytest.mark.parametrize(
     "what, dtype, cc, spills",
-    [
-        ("value", "float32", AMPERE, False),
-        ("gradient", "float32", HOPPER, False),
-        ("all", "bfloat16", AMPERE, True),
-        ("all", "float64", HOPPER, True),
-    ],
+    some(
+        [
+            ("value", "float32", AMPERE, False),
+            ("gradient", "float32", HOPPER, False),
+            ("all", "bfloat16", AMPERE, True),
+            ("all", "float64", HOPPER, True),
+        ]
+    ),
 )
 def test_ctc(what, dtype, cc, spills):
     ctc_compiled(what, dtype, cc, spills)
