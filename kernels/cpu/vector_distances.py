@@ -199,6 +199,7 @@ def pull_of_cosine(a, b, by, k, r, old):
 
 def run_of_cosines(vectors, gradients, near, far, third, size):
     """The gradients of one row's vectors, through the angles between them."""
+    prefer_widest_vectors()
     x, y, z = vectors
     g0, g1, g2 = gradients
     zero = T(0)
@@ -274,6 +275,7 @@ def pull_of_difference(x, y, by, eps, p):
 
 def run_of_differences(vectors, gradients, near, far, third, eps, p, size):
     """The gradients of one row's vectors, through the differences between them."""
+    prefer_widest_vectors()
     x, y, z = vectors
     g0, g1, g2 = gradients
     for j in range(size):
