@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -133,15 +134,12 @@ def compiled(calls: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str, str]]
         compile_it(self)
         made.append(self)
 
-    CFunc.compile = compile_and_keep  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(CFunc, "compile", compile_and_keep):
         for name, call in calls:
             call()
             for function in made:
                 yield name, function._pyfunc.__name__, function._library.get_asm_str()
             made.clear()
-    finally:
-        CFunc.compile = compile_it  # type: ignore[method-assign]
 
 
 def calls(names: list[str]) -> Iterator[tuple[str, Any]]:

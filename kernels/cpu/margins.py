@@ -278,8 +278,7 @@ def lift(functions: MarginFunctions) -> dict[str, Any]:
     """A definition's compiled functions, by the blocks' names for them.
 
     Terms depend on the scores' difference: the slope by the own score is the opposite, the curvature the
-    same. Where the difference is NaN so is the slope; jets would give that of the branch that is taken. (To
-    look at the term instead would keep its square from being added in one instruction.)
+    same. Where the difference is NaN so is the slope; jets would give that of the branch that is taken.
     """
     jets = derivatives()
     parts = jets.parts

@@ -193,7 +193,7 @@ def test_results_are_of_the_callers_library(gpu, kind, order):
     assert type(value) is type(gradient) is kind
     close(value, exact(nl.mse_loss, arrays))
     close(gradient, exact(nl.mse_loss, arrays, "input"))
-    assert set(gpu.streams) == {0 if kind is Plain else 7}
+    assert set(gpu.used) == {0 if kind is Plain else 7}
 
 
 def test_libraries_may_meet(gpu):
@@ -209,7 +209,7 @@ def test_the_interfaces_stream_is_kept(gpu):
     for x in given.values():
         x.stream = 11
     nl.mse_loss(**given)
-    assert set(gpu.streams) == {11} and not gpu.waits
+    assert set(gpu.used) == {11} and not gpu.waits
     given["input"] = put(CuPyArray, arrays["input"])
     nl.mse_loss(**given)
     assert gpu.waits == [(7, 11), (11, 7)]

@@ -124,7 +124,7 @@ def test_reductions_and_arguments(gpu, shape, kind):
         call = {n: a for n, a in arrays.items() if n not in ("linear_bias", "weight") or n in given}
         check({**call, **options}, names(call, kind), alone=options["reduction"] != "sum")
     nl.synchronize()
-    assert set(gpu.streams) == {7}
+    assert set(gpu.used) == {7}
 
 
 @pytest.mark.sweep
@@ -196,7 +196,7 @@ def test_rows_that_blocks_share(gpu, monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_libraries(gpu, kind, reduction):
     check({**sample((5,), (2,)), "reduction": reduction}, ("input", "linear_weight"), kind)
-    assert set(gpu.streams) == {0 if kind is Plain else 7}
+    assert set(gpu.used) == {0 if kind is Plain else 7}
 
 
 def test_class(gpu):

@@ -296,7 +296,7 @@ def test_arithmetic():
 # ---- mutants ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", sweep(("huber_loss", "cross_entropy"), "cross_entropy"))
+@pytest.mark.parametrize("group", sweep(mutants.GROUPS, "cross_entropy"))
 def test_mutants_are_noticed(group):
     """All that move an address, take lanes from a shuffle or bytes from shared memory; most others.
 

@@ -276,7 +276,7 @@ def test_each_device_and_the_current_stream(gpu, worked_out):
         arrays = pair(g)
         value = nl.mse_loss(*(put(CuPyArray, a, on) for a in arrays.values()))
         np.testing.assert_allclose(host(value), np.mean((arrays["input"] - arrays["target"]) ** 2), rtol=1e-5)
-        assert value.on == on and set(gpu.streams[-2:]) == {stream} and gpu.current.device == 0
+        assert value.on == on and set(gpu.used[-2:]) == {stream} and gpu.current.device == 0
     assert len(worked_out) == 2
 
 

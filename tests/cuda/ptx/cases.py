@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from definitions import Cauchy, Scaled, SumTriplet, contrastive
 
 import numbaloss as nl
 from numbaloss import reference, testing
@@ -863,31 +864,6 @@ def margins() -> Iterator[Case]:
 # ---- vectors ------------------------------------------------------------------------------------------
 
 
-class SumTriplet(nl.VectorLoss):
-    margin: float = 1.0
-    eps: float = 1e-6
-
-    def terms(anchor, positive, negative, eps):
-        return (anchor - positive + eps) ** 2, (anchor - negative + eps) ** 2
-
-    def finish(near, far, margin):
-        return nl.math.maximum(margin + nl.math.sqrt(near) - nl.math.sqrt(far), 0.0)
-
-
-class Cauchy(nl.VectorLoss):
-    """Options in both functions, a flag, two row arrays of which one enters with its square."""
-
-    width: float = 1.5
-    squared: bool = True
-
-    def terms(x, y, width, squared):
-        d = (x - y) / width
-        return d * d if squared else abs(d)
-
-    def finish(total, weight, shift, width, squared):
-        return weight * nl.math.log1p(total + shift * shift) * width + (0.5 if squared else 0.0) * shift
-
-
 class Six(nl.VectorLoss):
     """As many sums as can be, of three vectors."""
 
@@ -896,22 +872,6 @@ class Six(nl.VectorLoss):
 
     def finish(ab, bc, ca, aa, bb, cc):
         return (ab + 2 * bc - ca) / nl.math.sqrt(1 + aa + bb) + nl.math.log1p(cc)
-
-
-def squares(x, y):
-    return (x - y) ** 2
-
-
-def pulled(total, label, margin=3.0):
-    return label * total + (1 - label) * nl.math.maximum(margin - nl.math.sqrt(total), 0.0) ** 2
-
-
-contrastive = nl.vector_loss(squares, pulled, name="contrastive")
-
-
-class Scaled(contrastive.Class):
-    homogeneous = 2
-    lengths = ("margin",)
 
 
 def by_definition(cls: Any) -> Any:

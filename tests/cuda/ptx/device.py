@@ -258,7 +258,7 @@ class Driver(driver.Driver):
         self.api = SimpleNamespace(cuLaunchKernel=self._launched)
         self.current = current
         self.launched: list[str] = []
-        self.streams: list[int] = []  # type: ignore[assignment]
+        self.used: list[int] = []  # streams, in the order of launches
         self.waits: list[tuple[int, int]] = []
         self.cc = (9, 0)
 
@@ -299,7 +299,7 @@ class Driver(driver.Driver):
                 "another device"
             )
         self.launched.append(name)
-        self.streams.append(stream)
+        self.used.append(stream)
         MACHINE.launch(program, blocks, threads, parameters)
         return (0,)
 

@@ -19,12 +19,12 @@ from .device import MACHINE, MUTANTS
 GROUPS = {
     "huber_loss": r"huber_loss (float32 (9|2047|2049|4101) offset 0|more tiles)",
     "cross_entropy": r"cross_entropy block (in place|ignored)",
-    "triplet_margin_loss": r"triplet_margin_loss stream (float32|in place)",
+    "triplet_margin_loss": r"triplet_margin_loss stream (float32|mean|in place).*'p': inf",
 }
 
 
 def of(group: str) -> list[Case]:
-    return [c for c in cases() if c.level < 2 and re.match(GROUPS[group], str(c))]
+    return [c for c in cases() if re.match(GROUPS[group], str(c))]
 
 
 class Edit(NamedTuple):
@@ -118,6 +118,7 @@ def unnoticed_packings(c: Case) -> list[str]:
 def _noticed(c: Case, wanted: dict[str, Any]) -> bool:
     try:
         check(c, wanted=wanted)
-    except Exception:
+    # A spoiled kernel may fail in any way, also by an error of the library's that does not come.
+    except (Exception, pytest.fail.Exception):
         return True
     return False

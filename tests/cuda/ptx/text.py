@@ -93,7 +93,8 @@ class Function:
         assert found is not None
         returned, self.name, listed = found.groups()
         parameter = r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+([\w$]+)(?:\[\d+\])?"
-        self.returns = [re.fullmatch(parameter, r)[2] for r in split(returned or "")]  # type: ignore[index]
+        self.returns = [m[2] for r in split(returned or "") if (m := re.fullmatch(parameter, r))]
+        assert len(self.returns) == len(split(returned or ""))
         self.parameters = []
         for p in split(listed or ""):
             one = re.fullmatch(parameter, p)
