@@ -357,3 +357,21 @@ def test_linear_definitions_are_recognised():
     assert is_linear(linear) == (True, False)
     assert is_linear(ScoreFunctions("b", branches, ("cross_entropy",), (None,))) == (False, False)
     assert is_linear(ScoreFunctions("c", weighed, ("cross_entropy", "class_weight"), (None,))) == (True, True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_transposes_tiles_of_all_sizes(dtype):
+    """Squares overlap at the edges; nothing beside the columns is written."""
+    from ctypes import CFUNCTYPE, c_int64
+
+    from numbaloss.kernels.cpu.transpose import transposer
+
+    transpose = CFUNCTYPE(*[c_int64] * 7)(transposer(np.dtype(dtype)))
+    rng = np.random.default_rng(0)
+    for rows in (1, 2, 3, 4, 5, 7, 8, 9, 16, 33):
+        for columns in (1, 2, 3, 4, 5, 7, 8, 9, 31):
+            a, pitch = rng.random((rows, columns)).astype(dtype), rows + 3
+            into = np.full((columns, pitch), -1, dtype)
+            transpose(a.ctypes.data, a.strides[0], into.ctypes.data, into.strides[0], rows, columns)
+            np.testing.assert_array_equal(into[:, :rows], a.T)
+            assert (into[:, rows:] == -1).all()

@@ -121,7 +121,7 @@ def sum_of_weights(w, n):
             part[k] += w[start + k]
     for k in range(n - whole):
         part[k] += w[whole + k]
-    return sum_of_lanes(part, 0.0)
+    return sum_of_lanes(part, LANES)
 
 
 @njit(**HELPER)

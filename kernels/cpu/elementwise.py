@@ -46,7 +46,7 @@ from .target import (
     DistinctArrays,
     add_lanes,
     derivatives,
-    for_lanes,
+    interleave,
     new_lanes,
     prefer_widest_vectors,
     sum_of_lanes,
@@ -130,16 +130,16 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, wrong):
     n = x.size
     whole = n - n % LANES
     for start in range(0, whole, LANES):
-        for_lanes(one, LANES, (start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale))
+        interleave(one, LANES, (start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale))
     if whole < n:
         rest, outside_rest = new_lanes(LANES, zero), new_lanes(LANES, none)
         for k in range(n - whole):
             one(k, whole, rest, outside_rest, x, t, u, w, c, terms, g0, g1, g2, h, o, scale)
-        add_lanes(part, rest)
+        add_lanes(part, rest, LANES)
         if CHECKED:
             for k in range(LANES):
                 wrong[0] += outside_rest[k]
-    add_lanes(sums, part)
+    add_lanes(sums, part, LANES)
     if CHECKED:
         for k in range(LANES):
             wrong[0] += outside[k]
@@ -152,7 +152,7 @@ def entry(pointers, numbers, n, invalid):
         x, t, u, w, c, terms, g0, g1, g2, h = unpack(pointers, start, count)
         run(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, invalid)
         overwrite(pointers, start, count, (g0, g1, g2))
-    return sum_of_lanes(sums, T(0))
+    return sum_of_lanes(sums, LANES)
 
 
 SIGNATURE = types.float64(

@@ -24,12 +24,23 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import math
-from ..bind import fingerprint
+from ..bind import bind, fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
-from .native import at_address, compile_function, smaller
-from .target import derivatives, plus, prefer_widest_vectors
+from .native import LINKED, at_address, compile_function, smaller
+from .target import (
+    WIDTH,
+    add_lanes,
+    derivatives,
+    interleave,
+    max_of_lanes,
+    new_lanes,
+    plus,
+    prefer_widest_vectors,
+    raise_lanes,
+    sum_of_lanes,
+)
 
 # Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64,
 # class weights of all classes, all else is of the arithmetic dtype; `VALUES` receives the rows' values.
@@ -48,7 +59,7 @@ RECORD = 22
 SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
 VECTORS = 13
-PAD = 64  # elements that an unrolled loop over vectors does at a time, at most
+PAD = 16  # elements of memory in which a row's end is filled up to whole lanes, at least
 RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
 GROUP = 64  # the same for columns, where the sum goes on in the arithmetic dtype
 LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
@@ -64,6 +75,8 @@ SIGNATURE = types.float64(types.int64)
 # (`HAS_*`), whether its second derivatives are not zero, whether it is zero where the cross entropy is.
 T: Any = np.float32
 ITEM: Any = 4
+WIDE: Any = 64
+NARROW: Any = 16
 exp: Any = None
 log: Any = None
 log1p: Any = None
@@ -86,18 +99,6 @@ MULTIPLE: Any = True
 
 
 # ---- helpers of loops --------------------------------------------------------------------------------------
-
-
-@intrinsic
-def ordered(typingctx, i):
-    """Bits of a float as an integer of the same order, and back: negative floats' bits run backwards."""
-
-    def codegen(context, builder, sig, args):
-        kind = args[0].type
-        sign = builder.ashr(args[0], kind(kind.width - 1))
-        return builder.xor(args[0], builder.lshr(sign, kind(1)))
-
-    return i(i), codegen
 
 
 @intrinsic
@@ -126,6 +127,39 @@ def fetch_next(row, classes, item, start, stop, first, count):
         while at < end:
             prefetch(at)
             at += LINE
+
+
+def largest(at, count):
+    """Return the largest of a row of at least `WIDE` elements; a NaN may be left out."""
+    tops = new_lanes(WIDE, T(0))
+    for k in range(WIDE):
+        tops[k] = at_address(at, T(0))[k]
+    for start in range(0, count, 4 * RUN):
+        stop = smaller(start + 4 * RUN, count)
+        for i in range(start, stop, WIDE):  # the row's last ones overlap those before
+            raise_lanes(tops, at_address(at + smaller(i, count - WIDE) * ITEM, T(0)), WIDE)
+        fetch_next(at, count, ITEM, start, stop, 0, 1)
+    return max_of_lanes(tops, WIDE)
+
+
+def exponential(k, run, m):
+    run[k] = exp(run[k] - m)
+
+
+def exponential_of_column(i, g, m, own, name, part):
+    e = exp(g[i] - m[i])
+    g[i] = e
+    part[i] += select(own[i] == name, T(0), e)
+
+
+def sum_in_lanes(at, count):
+    """Return the sum of whole `NARROW` elements at an address, in an order that no processor changes."""
+    wide, narrow = new_lanes(WIDE, T(0)), new_lanes(NARROW, T(0))
+    for start in range(0, count - WIDE + 1, WIDE):
+        add_lanes(wide, at_address(at + start * ITEM, T(0)), WIDE)
+    for start in range(count - count % WIDE, count, NARROW):
+        add_lanes(narrow, at_address(at + start * ITEM, T(0)), NARROW)
+    return sum_of_lanes(wide, WIDE) + sum_of_lanes(narrow, NARROW)
 
 
 def exp_in(form: math.Format) -> Any:
@@ -173,7 +207,7 @@ def rows_of_labels(record):
     labels, values = at_address(a[TARGET], 0), at_address(a[VALUES], zero)
     weight = at_address(a[CLASS_WEIGHT], zero)
     row_weights, upstream = at_address(a[ROW_WEIGHT], zero), at_address(a[UPSTREAM], zero)
-    end_of_runs = classes - classes % PAD
+    whole = classes - classes % NARROW
     total_value = 0.0
     for row in range(a[ROWS]):
         row_bytes = row * classes * ITEM
@@ -211,16 +245,7 @@ def rows_of_labels(record):
                 capped[i] = cap * tanh(scores[i] / cap)
         x = at_address(x_at, zero)
         hit = x[label]
-        # The maximum, as integers, because one of floats does not vectorise; a NaN may be it.
-        top = ordered(bits(x[0]))
-        for start in range(0, classes, 4 * RUN):
-            stop = smaller(start + 4 * RUN, classes)
-            part_at = at_address(x_at + start * ITEM, zero)
-            for i in range(stop - start):
-                key = ordered(bits(part_at[i]))
-                top = select(key > top, key, top)
-            fetch_next(x_at, classes, ITEM, start, stop, 0, 1)
-        m = unbits(ordered(top))
+        m = largest(x_at, classes)
         far = zero
         if SMOOTHED:
             distances = 0.0
@@ -235,27 +260,26 @@ def rows_of_labels(record):
                 distances += part
             far = zero if spread == zero else T(distances)
         # Exponentials, where the gradient goes. A run is copied first, in cache: LLVM vectorises a loop over
-        # one array, and not one over two that may be the same. The row's end is done in scratch memory,
-        # filled up to whole vectors: scalar exponentials, up to that many, would cost as much as a thousand
-        # in vectors.
+        # one array, and not over two that may be the same. The row's end is done in scratch memory, filled
+        # up to whole lanes: a few scalar exponentials would cost as much as hundreds in vectors. The one of
+        # the row's own class is not summed.
         sum_of_others, start = 0.0, 0
         while start < classes:
-            end = start >= end_of_runs
-            size = PAD if end else select(end_of_runs - start < RUN, end_of_runs - start, RUN)
+            end = start >= whole
+            size = NARROW if end else smaller(whole - start, RUN)
             count = classes - start if end else size
-            run = at_address(pad if end else g_at + start * ITEM, zero)
+            run_at = pad if end else g_at + start * ITEM
+            run = at_address(run_at, zero)
             if end:
-                for i in range(PAD):
+                for i in range(NARROW):
                     run[i] = low
             if end or x_at != g_at:
                 for i in range(count):
                     run[i] = x[start + i]
-            skip, part = np.int32(label - start), zero
-            for i in range(size):
-                e = exp(run[i] - m)
-                run[i] = e
-                part = plus(part, select(np.int32(i) == skip, zero, e))
-            sum_of_others += part
+            if start <= label < start + count:
+                run[label - start] = low
+            interleave(exponential, size, (run, m))
+            sum_of_others += sum_in_lanes(run_at, size)
             if end:
                 for i in range(count):
                     g[start + i] = run[i]
@@ -394,11 +418,7 @@ def rows_of_probabilities(record):
         if x_at != g_at:
             for i in range(classes):
                 g[i] = x[i]
-        top = ordered(bits(g[0]))
-        for i in range(classes):
-            key = ordered(bits(g[i]))
-            top = select(key > top, key, top)
-        m = unbits(ordered(top))
+        m = largest(g_at, classes)
         # Sums of exponentials, of the target's mass, and of the scores' distances from the maximum by it. In
         # place of the scores come exponentials, or distances where the target's gradient needs them.
         sum_e = sum_t = sum_far = 0.0
@@ -531,10 +551,15 @@ def columns_of_labels(record):
     first = at_address(x_at, zero)
     for i in range(rows):
         m[i] = first[i]
-    for c in range(1, classes):
+    # Three at once: LLVM makes one alone a masked store, which some processors do at a tenth of the speed.
+    for c in range(1, classes, 3):
         x = at_address(x_at + c * x_step, zero)
+        y = at_address(x_at + smaller(c + 1, classes - 1) * x_step, zero)
+        z = at_address(x_at + smaller(c + 2, classes - 1) * x_step, zero)
         for i in range(rows):
-            m[i] = select(x[i] > m[i], x[i], m[i])
+            top = select(x[i] > m[i], x[i], m[i])
+            then = select(y[i] > z[i], y[i], z[i])
+            m[i] = select(then > top, then, top)
     if SMOOTHED:
         for i in range(rows):
             far[i] = zero
@@ -555,10 +580,7 @@ def columns_of_labels(record):
                 x = at_address(x_at + c * x_step, zero)
                 for i in range(rows):
                     g[i] = x[i]
-            for i in range(rows):
-                e = exp(g[i] - m[i])
-                g[i] = e
-                part[i] += select(own[i] == name, zero, e)
+            interleave(exponential_of_column, rows, (g, m, own, name, part))
         for i in range(rows):
             others[i] += part[i]
     # Results take the place of vectors that are done with: LLVM has fewer pointers to tell apart.
@@ -722,10 +744,15 @@ def columns_of_probabilities(record):
     first = at_address(x_at, zero)
     for i in range(rows):
         m[i] = first[i]
-    for c in range(1, classes):
+    # Three at once: LLVM makes one alone a masked store, which some processors do at a tenth of the speed.
+    for c in range(1, classes, 3):
         x = at_address(x_at + c * x_step, zero)
+        y = at_address(x_at + smaller(c + 1, classes - 1) * x_step, zero)
+        z = at_address(x_at + smaller(c + 2, classes - 1) * x_step, zero)
         for i in range(rows):
-            m[i] = select(x[i] > m[i], x[i], m[i])
+            top = select(x[i] > m[i], x[i], m[i])
+            then = select(y[i] > z[i], y[i], z[i])
+            m[i] = select(then > top, then, top)
     for i in range(rows):
         total[i] = zero
     for i in range(rows):
@@ -826,35 +853,17 @@ def columns_of_probabilities(record):
     return total_value
 
 
-# ---- turning -----------------------------------------------------------------------------------------------
-
-TURN = types.int64(*[types.int64] * 5)
-
-
-def turn(rows, columns, classes, pitch, count):
-    """Copy rows of few classes to columns that are `pitch` elements apart."""
-    source = at_address(rows, T(0))
-    for c in range(classes):
-        column = at_address(columns + c * pitch * ITEM, T(0))
-        for i in range(count):
-            column[i] = source[i * classes + c]
-    return 0
-
-
-def turn_back(rows, columns, classes, pitch, count):
-    """Copy columns to rows."""
-    into, source = at_address(rows, T(0)), at_address(columns, T(0))
-    for i in range(count):
-        for c in range(classes):
-            into[i * classes + c] = source[c * pitch + i]
-    return 0
-
-
 @cache
-def compile_turn(back: bool, dtype: np.dtype) -> int:
-    """The address of `turn` or `turn_back`."""
-    template = turn_back if back else turn
-    return compile_function(template, dict(T=dtype.type, ITEM=dtype.itemsize), dtype.name, dtype.name, TURN)
+def row_scope(dtype: np.dtype) -> dict[str, Any]:
+    """Return what is bound in all blocks of a dtype."""
+    size, name = dtype.itemsize, dtype.name
+    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size)
+    compiled = njit(**LINKED)
+    number = types.float32 if dtype == np.float32 else types.float64
+    scope["exp"] = EXP[number]
+    for f in (exponential, exponential_of_column):
+        scope[f.__name__] = bind(f, scope, name, name, njit(forceinline=True, **LINKED))
+    return scope | {f.__name__: bind(f, scope, name, name, compiled) for f in (largest, sum_in_lanes)}
 
 
 def bound_block(
@@ -869,9 +878,7 @@ def bound_block(
     groups = moves(functions) | ({NORM} if request.lse_square else set())
     number = types.float32 if dtype == np.float32 else types.float64
     jets = derivatives()
-    scope = dict(
-        T=dtype.type,
-        ITEM=dtype.itemsize,
+    scope = row_scope(dtype) | dict(
         exp=EXP[number],
         log=CPU[number]["log"],
         log1p=CPU[number]["log1p"],

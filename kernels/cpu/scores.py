@@ -102,31 +102,34 @@ from .score_blocks import (
     VECTORS,
     WEIGHT_SUM,
     compile_block,
-    compile_turn,
 )
 from .strided import INTEGERS, gatherer, integer_gatherer, scatterer, transfer
+from .transpose import TRANSPOSE, transposer
 
 ARRAYS, OF_SCORES = 9, 5  # of a call: `INPUT` to `VALUES`; of them the first have the input's shape
 
 TILE = 32768  # bytes of a tile: it stays in cache
+WIDE_TILE = 65536  # bytes of one of columns, of which memory is then read in longer pieces
 NARROW = 64  # rows of a tile of columns, at least: enough for whole vectors
-SHORT = 64  # classes up to which rows are turned
+SHORT = 128  # classes up to which rows are turned
+EVEN = 8  # the tiles that threads share are a multiple of this many: then each thread has as much to do
 CHUNK = 512  # weights of rows that are gathered together
+PARALLEL_FROM = 8192  # scores from which two threads beat one
 IN_ROWS, IN_COLUMNS, TURNED = range(3)
 
 # Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
 # of those that are there, and `INCOMPLETE` less the bits of others that are needed is a status.
 ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(5)
-TURN_TO, TURN_FROM, CARRY, WEIGH, BRING, ARRANGE, ORDER, LAY = range(5, 13)
-TURNING = 1 << TURN_TO | 1 << TURN_FROM | 1 << CARRY
+TURN, CARRY, WEIGH, BRING, ARRANGE, ORDER, LAY = range(5, 12)
+TURNING = 1 << TURN | 1 << CARRY
 ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
 # What is there; the bits of what any call of the recipe needs; whether arrays have dtypes of which they may
 # be taken as they lie; whether the target holds probabilities; whether class weights are needed, ones where
 # none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the
 # ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is
 # none.
-HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
-DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
+HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(12, 19)
+DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(19, 25)
 ABSENT = -1
 INT64 = INTEGERS["q"]
 BY_ONE, BY_NUMBER, BY_COUNT = range(3)  # 1; a number; what the rows count for
@@ -142,7 +145,7 @@ RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = r
 SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_LABELS, MADE_WEIGHTS = range(10, 19)
 
 run_block = caller(types.float64, 1)
-run_turn = caller(types.int64, 5)
+run_transpose = caller(types.int64, len(TRANSPOSE.args))
 CARRYING = types.int64(*[types.int64] * 9)
 run_carry = caller(types.int64, 9)
 WEIGHING = types.int64(types.int64, types.int64)
@@ -213,11 +216,11 @@ def carry(context, k, back, straight, start, rows, tile, pitch, flat):
     elif straight:
         there = address + start * size
     if c[KIND] == TURNED and back:
-        run_turn(r[TURN_FROM], (there, tile, classes, pitch, rows))
+        run_transpose(r[TURN], (tile, pitch * size, there, classes * size, classes, rows))
     if not straight:
         transfer(move, (code, address, shape, strides, axes, start, there, rows * classes))
     if c[KIND] == TURNED and not back:
-        run_turn(r[TURN_TO], (there, tile, classes, pitch, rows))
+        run_transpose(r[TURN], (there, classes * size, tile, pitch * size, rows, classes))
     return 0
 
 
@@ -355,7 +358,7 @@ def worker_tiles(context, worker):
     turned, in_columns, own = c[KIND] == TURNED, c[KIND] == IN_COLUMNS, r[OWN_CODE]
     brings = c[NEEDED] >> BRING & 1
     tile_bytes = (classes * larger(height, pitch) * size + 127) // 64 * 64
-    line_bytes = (larger(height, PAD) * 8 + 127) // 64 * 64
+    line_bytes = (larger(height, PAD) * size + 127) // 64 * 64
     lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
     record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
     a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
@@ -500,10 +503,14 @@ def drive(recipe, numbers, arrays, task, fork):
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
     # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
-    height = larger(1, smaller(TILE // size // classes, across))
+    height = (TILE if inner == 1 else WIDE_TILE) // size // classes
+    height = larger(1, smaller(height, across))
+    if rows * classes >= PARALLEL_FROM:
+        tiles = ((across + height - 1) // height + EVEN - 1) // EVEN * EVEN
+        height = (across + tiles - 1) // tiles
     c[KIND], c[PITCH_] = IN_ROWS, 1
     if inner > 1 or classes <= SHORT:
-        height = larger(NARROW, height // 16 * 16)
+        height = larger(NARROW, (height + 15) // 16 * 16)
         c[KIND], c[PITCH_] = TURNED if inner == 1 else IN_COLUMNS, (height // 16 | 1) * 16
         c[NEEDED] |= TURNING if inner == 1 else 0
     across = (across + height - 1) // height
@@ -568,7 +575,6 @@ def task_address() -> int:
 
 # ---- a call ------------------------------------------------------------------------------------------------
 
-PARALLEL_FROM = 8192  # scores from which two threads beat one
 # An output in place of the target's gradient: each class's distance from logsumexp, times the slope by the
 # cross entropy and all that multiplies the row's gradient.
 DISTANCES = "distances"
@@ -606,8 +612,7 @@ def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) ->
         (("gather", dtype), lambda: gatherer(dtype)),
         (("scatter", dtype), lambda: scatterer(dtype)),
         (("gather integers",), integer_gatherer),
-        (("turn", dtype), lambda: compile_turn(False, dtype)),
-        (("turn back", dtype), lambda: compile_turn(True, dtype)),
+        (("transpose", dtype), lambda: transposer(dtype)),
         (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
         (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
         (("bring",), lambda: compile_function(bring, {}, "scores", "scores", BRINGING)),
@@ -783,7 +788,7 @@ def inside(x, target, g, weight, extents, settings, numbers):
     block = 2 * (definition * REQUESTS + (REQUESTS // 2 if SMOOTHS else 1) * square + smoothed)
     r[ROW_BLOCK], r[COLUMN_BLOCK] = block_address(block), block_address(block + 1)
     r[CARRY], r[WEIGH] = function_address(2), function_address(3)
-    r[TURN_TO], r[TURN_FROM] = function_address(4), function_address(5)
+    r[TURN] = function_address(4)
     r[HAVE] = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | TURNING | 1 << WEIGH
     r[PROBABILITIES], r[CAPS], r[FACTORS] = 1 if OF_PROBABILITIES else 0, 1 if IS_CAPPED else 0, 0
     r[WEIGHTS] = 1 if weighted or OF_PROBABILITIES else 0
@@ -839,8 +844,7 @@ def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
         task_address(),
         compile_function(carry, {}, "scores", "scores", CARRYING),
         compile_function(weigh, {}, "scores", "scores", WEIGHING),
-        compile_turn(False, dtype),
-        compile_turn(True, dtype),
+        transposer(dtype),
     )
 
 

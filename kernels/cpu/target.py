@@ -118,27 +118,25 @@ def _lanes(builder: Any, pointer: Any, count: int) -> Any:
     return builder.bitcast(pointer, ir.VectorType(pointer.type.pointee, count).as_pointer())
 
 
-@intrinsic(prefer_literal=True)
-def for_lanes(typingctx, function, count, arguments):
-    """Call a function for each lane, which it takes first: a loop of which LLVM interleaves four vectors.
+@intrinsic
+def interleave(typingctx, function, count, arguments):
+    """Call a function with each number below a count, and more arguments: LLVM interleaves four vectors.
 
-    It would interleave a sum's loop, and no other: then each vector waits for its own last operation.
+    By itself it interleaves loops of sums, and no others: then each vector waits for its own last operation.
     """
-    if not isinstance(count, types.IntegerLiteral):
-        return None
     kinds = types.intp, *arguments
     called = typingctx.resolve_function_type(function, kinds, {})
 
     def codegen(context, builder, sig, args):
         call = context.get_function(function, called)
         given = cgutils.unpack_tuple(builder, args[2])
-        with cgutils.for_range(builder, context.get_constant(types.intp, count.literal_value)) as loop:
+        with cgutils.for_range(builder, args[1]) as loop:
             call(builder, [loop.index, *given])
             body = builder.block
         module = builder.module
-        interleave = module.add_metadata(["llvm.loop.interleave.count", ir.IntType(32)(4)])
-        about = module.add_metadata([ir.IntType(64)(len(module.metadata)), interleave])
-        about.operands = (about, interleave)
+        four = module.add_metadata(["llvm.loop.interleave.count", ir.IntType(32)(4)])
+        about = module.add_metadata([ir.IntType(64)(len(module.metadata)), four])
+        about.operands = (about, four)
         body.terminator.set_metadata("llvm.loop", about)
         return context.get_dummy_value()
 
@@ -161,36 +159,75 @@ def new_lanes(typingctx, count, like):
     return types.CPointer(like)(count, like), codegen
 
 
-@intrinsic
-def add_lanes(typingctx, total, part):
-    """Add lanes to others, which may be of float64."""
+def _update(combine: Any) -> Any:
+    """Return the code generation of ``f(lanes, source, count)``: combine lanes with numbers at `source`."""
 
     def codegen(context, builder, sig, args):
-        into, source = (_lanes(builder, a, WIDTH // (part.dtype.bitwidth // 8)) for a in args)
-        x = builder.load(source, align=8)
-        if total != part:
+        into, source = (_lanes(builder, a, sig.args[2].literal_value) for a in args[:2])
+        x = builder.load(source, align=sig.args[1].dtype.bitwidth // 8)
+        if sig.args[0] != sig.args[1]:
             x = builder.fpext(x, into.type.pointee)
-        builder.store(builder.fadd(builder.load(into, align=8), x), into, align=8)
+        builder.store(combine(builder, builder.load(into, align=8), x), into, align=8)
         return context.get_dummy_value()
 
-    return types.void(total, part), codegen
+    return codegen
 
 
-@intrinsic
-def sum_of_lanes(typingctx, lanes, like):
-    """Add up the lanes of numbers like one: the upper half to the lower, until one is left."""
+def _fold(combine: Any) -> Any:
+    """Return the code generation of ``f(lanes, count)``: the upper half with the lower, until one is left."""
 
     def codegen(context, builder, sig, args):
-        count = WIDTH // (like.bitwidth // 8)
+        count = sig.args[1].literal_value
         x = builder.load(_lanes(builder, args[0], count), align=8)
         while count > 1:
             count //= 2
             places = ir.VectorType(ir.IntType(32), count)
             halves = (ir.Constant(places, list(range(k, k + count))) for k in (0, count))
-            x = builder.fadd(*(builder.shuffle_vector(x, x, half) for half in halves))
+            x = combine(builder, *(builder.shuffle_vector(x, x, half) for half in halves))
         return builder.extract_element(x, ir.IntType(32)(0))
 
-    return lanes.dtype(lanes, like), codegen
+    return codegen
+
+
+def _sum(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b)
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    """The larger of two; the first where the second is NaN."""
+    return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+
+@intrinsic(prefer_literal=True)
+def add_lanes(typingctx, total, part, count):
+    """Add numbers, as many as a literal says, to lanes, which may be of float64."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return types.void(total, part, count), _update(_sum)
+
+
+@intrinsic(prefer_literal=True)
+def raise_lanes(typingctx, tops, x, count):
+    """Raise lanes, as many as a literal says, to the numbers that are larger."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return types.void(tops, x, count), _update(_larger)
+
+
+@intrinsic(prefer_literal=True)
+def sum_of_lanes(typingctx, lanes, count):
+    """Add up the lanes."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return lanes.dtype(lanes, count), _fold(_sum)
+
+
+@intrinsic(prefer_literal=True)
+def max_of_lanes(typingctx, lanes, count):
+    """Return the largest of the lanes."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return lanes.dtype(lanes, count), _fold(_larger)
 
 
 @cache
