@@ -185,7 +185,7 @@ def info(form: str) -> None:
         "versions": ", ".join(f"{n} {v}" for n, v in found["versions"].items()),
         "system": at["system"],
         "processor": f"{at['processor']}, {at['cpus']} CPUs, SIMD of {at['simd_bits']} bits",
-        "threads": f"{found['threads']['used']} of {found['threads']['most']}, on {at['threading_layer']}",
+        "threads": f"{found['threads']['used']} of {found['threads']['most']}",
         "cache": f"{cache['path']}: {cache['kernels']} kernels, {amount(cache['bytes'])}",
         "GPUs": "; ".join(found["gpus"]) or found["gpus_absent"],
     }

@@ -14,7 +14,7 @@ import numba
 from numba.core.caching import FunctionCache
 
 import numbaloss as nl
-from numbaloss.kernels.cpu import blocks, threads
+from numbaloss.kernels.cpu import blocks
 
 from .devices import CUDA, Absent
 from .peers import PEERS
@@ -57,7 +57,7 @@ def versions(*more: str) -> dict[str, str]:
 
 def stamp() -> dict[str, Any]:
     """Where and when a report was made."""
-    threads._launch()
+    numba.get_num_threads()  # starts Numba's layer, which copies run on
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": {
@@ -107,8 +107,6 @@ def missing() -> dict[str, str]:
         for name, (purpose, command) in wanted.items()
         if importlib.util.find_spec(name) is None
     }
-    if threads.find_tbb() is None:
-        found["tbb"] = 'the threading layer that takes calls from many threads: pip install "numbaloss[tbb]"'
     for peer in PEERS.values():
         if importlib.util.find_spec(peer.module) is None:
             found[peer.name] = f"bench --peer {peer.name}: {peer.install}"

@@ -1,8 +1,6 @@
-"""What only shows in a process of its own: thread layers, forks, caches, imports, memory."""
+"""What only shows in a process of its own: threads, forks, caches, imports, memory."""
 
 import pytest
-
-LAYERS = ["omp", "workqueue"]
 
 SETUP = """
 import os, threading, numpy as np, numba, numbaloss as nl
@@ -26,10 +24,8 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_forked_child_gets_right_results(python, cache, layer):
+def test_a_forked_child_gets_right_results(python, cache):
     script = """
-assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
 pid = os.fork()
 if pid == 0:
     os._exit(0 if right() else 3)
@@ -42,20 +38,81 @@ if __name__ == "__main__":
         assert pool.map(lambda_free, range(4)) == [True] * 4
 """
     script = "def lambda_free(_):\n    return bool(right())\n" + SETUP + script
-    python(script, NUMBA_THREADING_LAYER=layer, NUMBA_CACHE_DIR=cache)
+    python(script, NUMBA_CACHE_DIR=cache)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_sixteen_threads_get_right_results(python, cache, layer):
+def test_sixteen_threads_get_right_results(python, cache):
     script = """
 results = []
 threads = [threading.Thread(target=lambda: results.extend(right() for _ in range(40))) for _ in range(16)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert len(results) == 640 and all(results)
-assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
 """
-    python(SETUP + script, NUMBA_THREADING_LAYER=layer, NUMBA_CACHE_DIR=cache)
+    python(SETUP + script, NUMBA_CACHE_DIR=cache)
+
+
+def test_numbas_threads_are_not_started(python, cache):
+    """They would spin after each parallel loop."""
+    script = """
+from numba.np.ufunc import parallel
+assert not parallel._is_initialized
+numba.set_num_threads(1)
+assert right()
+"""
+    python(SETUP + script, NUMBA_CACHE_DIR=cache)
+
+
+def test_each_task_is_done_once(python, cache):
+    """More helpers than cores, callers that meet in the pool, jobs of few tasks and many, pauses between."""
+    script = """
+import threading, time
+from numba import types
+from numbaloss.kernels.cpu import parallel
+from numbaloss.kernels.cpu.native import add_atomic, compile_function
+
+def count_one(context, k):
+    add_atomic(context + 8 * k, 1)
+    return 0
+
+task = compile_function(count_one, {}, "count", "count", parallel.TASK)
+record = parallel.record_of(7)
+assert record[2] == 7
+fork = parallel.compile_function(parallel.fork, {}, "pool", "pool", parallel.FORK_BY_RECORD)
+from ctypes import CFUNCTYPE, c_int64
+fork = CFUNCTYPE(*[c_int64] * 5)(fork)  # which lets other Python threads run
+
+def jobs(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(3000):
+        counts = np.zeros(rng.integers(1, 40), np.int64)
+        fork(record.ctypes.data, task, counts.ctypes.data, counts.size)
+        assert (counts == 1).all(), counts
+        if rng.random() < 0.02:
+            time.sleep(rng.random() * 2e-3)
+    done.append(seed)
+
+done = []
+callers = [threading.Thread(target=jobs, args=(seed,)) for seed in range(3)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+assert sorted(done) == [0, 1, 2]
+"""
+    python(SETUP + script, NUMBA_NUM_THREADS="8", NUMBA_CACHE_DIR=cache)
+
+
+def test_a_process_ends_while_threads_compute(python, cache):
+    script = """
+def forever():
+    while True:
+        right()
+
+threading.Thread(target=forever, daemon=True).start()
+import time
+time.sleep(0.2)
+"""
+    after = "import atexit\natexit.register(lambda: print(right()))\n"  # when the helpers have gone
+    assert python(after + SETUP + script, NUMBA_CACHE_DIR=cache)[-1] == "True"
 
 
 def test_the_same_bits_for_any_number_of_threads(python, cache):

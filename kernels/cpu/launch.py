@@ -13,7 +13,7 @@ import numpy as np
 
 from ..layout import overlaps_itself
 from ..spec import MISSING
-from . import memory, parallel, threads
+from . import memory, parallel
 
 # What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not
 # negative, the position of the first wrong number.
@@ -73,23 +73,11 @@ def run(launch: Launch) -> tuple[float, int]:
         if status != OK:
             return value, status
     while True:
-        if launch.arrays[0].size < launch.parallel_from:
-            value, status = alone(launch)
-        else:
-            value, status = threads.run(lambda: alone, lambda: together, (launch,))
+        fork = 0 if launch.arrays[0].size < launch.parallel_from else parallel.forker()
+        value, status = launch.entry(launch.recipe, launch.numbers, launch.arrays, launch.task, fork)
         if status > INCOMPLETE or launch.complete is None:
             return value, status
         launch.complete(launch.recipe, status)
-
-
-def alone(launch: Launch) -> tuple[float, int]:
-    """Run on the calling thread."""
-    return launch.entry(launch.recipe, launch.numbers, launch.arrays, launch.task, 0)
-
-
-def together(launch: Launch) -> tuple[float, int]:
-    """Run on all threads."""
-    return launch.entry(launch.recipe, launch.numbers, launch.arrays, launch.task, parallel.forker())
 
 
 # ---- the same call again ------------------------------------------------------------------------------

@@ -161,6 +161,74 @@ def larger(typingctx, a, b):
     return types.int64(types.int64, types.int64), codegen
 
 
+# ---- memory that threads share -----------------------------------------------------------------------------
+
+
+def _word(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, I64.as_pointer())
+
+
+@intrinsic
+def load_atomic(typingctx, address):
+    """The int64 at an address, in one order with the operations below, for all threads."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load_atomic(_word(builder, args[0]), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store_atomic(typingctx, address, x):
+    """Store an int64."""
+
+    def codegen(context, builder, sig, args):
+        builder.store_atomic(args[1], _word(builder, args[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def add_atomic(typingctx, address, x):
+    """Add to an int64; gives what was there."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("add", _word(builder, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def exchange_atomic(typingctx, address, x):
+    """Store an int64; gives what was there."""
+
+    def codegen(context, builder, sig, args):
+        return builder.atomic_rmw("xchg", _word(builder, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def pause(typingctx):
+    """Let the core do other work for a moment: for loops that wait."""
+
+    def codegen(context, builder, sig, args):
+        machine = llvm.get_process_triple().split("-")[0]
+        number = ir.IntType(32)
+        if machine in ("x86_64", "i686", "amd64"):
+            name, kinds, given = "llvm.x86.sse2.pause", [], []
+        elif machine in ("aarch64", "arm64"):
+            name, kinds, given = "llvm.aarch64.hint", [number], [number(1)]
+        else:
+            return context.get_dummy_value()
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
 # ---- objects ---------------------------------------------------------------------------------------------
 
 HEAD = object.__basicsize__
@@ -261,13 +329,6 @@ def caller(result: Any, count: int) -> Any:
 
 # What was compiled stays where it is for as long as the process lives: addresses of it are in use.
 _kept: list[Any] = []
-
-
-def c_address(dispatcher: Any, signature: Any) -> int:
-    """The address of a jitted function's C form."""
-    _kept.append(dispatcher)
-    compiled = dispatcher.overloads[signature.args]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
 
 
 def compile_function(
