@@ -20,6 +20,10 @@ from .peers import NumPy, Peer
 OURS, COPY = "numbaloss", "copy"
 
 SAMPLE_SECONDS = 2e-3  # a timed sample holds as many calls as take that long
+# Sides whose threads, those of OpenMP, spin for milliseconds after a call: the next waits until they sleep, as it
+# would be where these are not.
+SPINNING = {COPY, "add", "torch", "torch-compile"}
+SPIN_SECONDS = 8e-3
 RUNS = 5, 101  # samples: of ours and the copy at least, of any side at most
 ERROR_ELEMENTS = 1 << 17  # of the input, that results are compared with the reference on
 
@@ -66,6 +70,8 @@ def interleave(sides: Mapping[str, Side], device: Device = HOST) -> dict[str, li
                 elif side.calls > 1:  # a short call would be timed in the caches that another side left
                     side.call()
                 times[name].append(device.seconds(side.call, side.calls))
+                if name in SPINNING and device is HOST and numba.get_num_threads() > 1:
+                    time.sleep(SPIN_SECONDS)
     return times
 
 

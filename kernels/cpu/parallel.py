@@ -70,10 +70,11 @@ POOL, NUMBER = 0, 1
 FORK, FORKS_IN, HELPERS = 0, 1, 2
 
 LOOKING = 300_000  # ns for which a helper looks for a job before it sleeps
+KEEPING = 15_000  # ns of these for which it keeps the core; then it lets others run who want it
 AWAY = 5_000  # ns in which others ran when a helper let them: it leaves the core to them, and sleeps
 CLOSE = 250_000  # ns between two jobs for the second of which helpers that sleep are woken at once
 WAKING = 60_000  # ns that a job must take on one thread, for helpers to be woken: several times waking one
-# Where a job's last tasks were long in coming, other processes have the cores: helpers that these interrupt in
+# Where the last tasks of a job were long in coming, other processes have the cores: helpers that they stop in
 # a task cost a caller milliseconds. So it goes on alone for many times as long as it had to wait.
 LATE = 200_000  # ns, beyond the time of two tasks
 TIMES = 50
@@ -125,12 +126,16 @@ def help(record):
     p, me, last = at_address(pool, 0), pool + 8 * (FIRST_HELPER + HELPER_SIZE * i), 0
     while load_atomic(pool + 8 * ENDED) == 0:
         job, at = load_atomic(pool + 8 * JOB), now(pool)
-        until = at + LOOKING
+        begin, until = at, at + LOOKING
         while not is_new(job, last) and at < until:
-            one_address(p[YIELD], (0,))
-            then = now(pool)
-            if then - at > AWAY:
-                until = 0
+            if at - begin < KEEPING:
+                pause()
+                then = now(pool)
+            else:
+                one_address(p[YIELD], (0,))
+                then = now(pool)
+                if then - at > AWAY:
+                    until = 0
             job, at = load_atomic(pool + 8 * JOB), then
         if not is_new(job, last):
             one_address(p[LOCK], (pool + 8 * MUTEX,))
