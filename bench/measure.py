@@ -20,8 +20,8 @@ from .peers import NumPy, Peer
 OURS, COPY = "numbaloss", "copy"
 
 SAMPLE_SECONDS = 2e-3  # a timed sample holds as many calls as take that long
-# Sides whose threads, those of OpenMP, spin for milliseconds after a call: the next waits until they sleep, as it
-# would be where these are not.
+# Sides whose threads, those of OpenMP, spin for milliseconds after a call: the next side waits until they sleep,
+# as if the other were not there.
 SPINNING = {COPY, "add", "torch", "torch-compile"}
 SPIN_SECONDS = 8e-3
 RUNS = 5, 101  # samples: of ours and the copy at least, of any side at most

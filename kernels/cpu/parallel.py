@@ -61,9 +61,12 @@ CLOCK_NAME, CLOCK_UNIT = 56, 57  # the clock's first argument, and nanoseconds o
 LAST = 58  # nanoseconds, on that clock, at which the last job was done
 TOOK = 59  # nanoseconds that it would have taken on one thread, by its first task
 ALONE_UNTIL = 60  # until when the caller does jobs alone
-FIRST_HELPER = 64
-# Of a helper: its condition, and whether it sleeps.
-CONDITION, ASLEEP, HELPER_SIZE = 0, 8, 16
+# Of Linux, zeros elsewhere: addresses, the caller's core, a bit for each core that the process may use.
+GET_CORE, GET_THREAD, SET_CORES, CORE, CORES = range(61, 66)
+WORDS = 16  # of such bits
+FIRST_HELPER = 88
+# Of a helper: its condition, whether it sleeps, and its thread's number.
+CONDITION, ASLEEP, THREAD, HELPER_SIZE = 0, 8, 9, 16
 # Of what a helper's thread is given: the pool's address, and which helper it is.
 POOL, NUMBER = 0, 1
 # Of what a driver is given: the addresses of `fork` and of the pool, and how many helpers may join.
@@ -95,9 +98,19 @@ def now(pool):
 
 @njit(**HELPER)
 def wake(pool, i):
-    """Wake a helper, if it may join and sleeps."""
+    """Wake a helper, if it may join and sleeps: on another core than the caller's.
+
+    By itself Linux may put it there and leave it for milliseconds, while others are idle: in a virtual
+    machine an idle core counts as taken.
+    """
     p, me = at_address(pool, 0), pool + 8 * (FIRST_HELPER + HELPER_SIZE * i)
     if i < p[JOB_HELPERS] and load_atomic(me + 8 * ASLEEP):
+        if p[SET_CORES]:
+            core, cores = p[CORE], stack(8 * 16)
+            for k in range(WORDS):
+                store(cores + 8 * k, p[CORES + k])
+            at_address(cores, 0)[core // 64] &= ~(1 << core % 64)
+            four_addresses(p[SET_CORES], (at_address(me, 0)[THREAD], 8 * WORDS, cores, 0))
         one_address(p[LOCK], (pool + 8 * MUTEX,))
         one_address(p[WAKE], (me + 8 * CONDITION,))
         one_address(p[UNLOCK], (pool + 8 * MUTEX,))
@@ -124,6 +137,8 @@ def help(record):
     """A helper's thread: join one job after the other."""
     pool, i = at_address(record, 0)[POOL], at_address(record, 0)[NUMBER]
     p, me, last = at_address(pool, 0), pool + 8 * (FIRST_HELPER + HELPER_SIZE * i), 0
+    if p[GET_THREAD]:
+        store(me + 8 * THREAD, one_address(p[GET_THREAD], (0,)) & 0xFFFFFFFF)
     while load_atomic(pool + 8 * ENDED) == 0:
         job, at = load_atomic(pool + 8 * JOB), now(pool)
         begin, until = at, at + LOOKING
@@ -147,6 +162,8 @@ def help(record):
                 four_addresses(p[WAIT], (me + 8 * CONDITION, pool + 8 * MUTEX, 0xFFFFFFFF, 0))
             store_atomic(me + 8 * ASLEEP, 0)
             one_address(p[UNLOCK], (pool + 8 * MUTEX,))
+            if p[SET_CORES]:  # from where it was woken it may go anywhere
+                four_addresses(p[SET_CORES], (0, 8 * WORDS, pool + 8 * CORES, 0))
             continue
         last = job
         wake(pool, 2 * i + 1)  # each wakes two: many are awake soon
@@ -171,6 +188,8 @@ def fork(record, task, context, count):
     at_once = (begin - p[LAST] < CLOSE) | (alike & (p[TOOK] > WAKING))
     p[JOB_TASK], p[JOB_CONTEXT], p[JOB_COUNT] = task, context, count
     p[JOB_HELPERS] = smaller(helpers, count - 1) if begin >= p[ALONE_UNTIL] else 0
+    if p[GET_CORE]:
+        p[CORE] = one_address(p[GET_CORE], (0,)) & 0xFFFF
     store_atomic(pool + 8 * NEXT, 0)
     job = load_atomic(pool + 8 * JOB) + 1
     store_atomic(pool + 8 * JOB, job)
@@ -231,8 +250,7 @@ class System:
         else:
             names = "AcquireSRWLockExclusive ReleaseSRWLockExclusive SleepConditionVariableSRW"
             names += " WakeConditionVariable SwitchToThread QueryPerformanceCounter"
-        found = (ctypes.cast(getattr(self.library, n), ctypes.c_void_p).value for n in names.split())
-        return [address or 0 for address in found]
+        return self.addresses(names)
 
     def clock(self) -> tuple[int, int]:
         """The first argument of `CLOCK`, 0 where there is none, and its unit in nanoseconds."""
@@ -241,6 +259,20 @@ class System:
         frequency = ctypes.c_int64()
         self.library.QueryPerformanceFrequency(ctypes.byref(frequency))
         return 0, max(1, 10**9 // frequency.value)
+
+    def cores(self) -> list[int]:
+        """From `GET_CORE` on; zeros where threads cannot be kept off a core, or need not."""
+        usable = os.sched_getaffinity(0) if sys.platform == "linux" else ()
+        if len(usable) < 2 or max(usable) >= 64 * WORDS or not hasattr(self.library, "gettid"):
+            return [0] * (CORES - GET_CORE + WORDS)
+        bits = sum(1 << core for core in usable).to_bytes(8 * WORDS, "little")
+        addresses = self.addresses("sched_getcpu gettid sched_setaffinity")
+        return [*addresses, 0, *np.frombuffer(bits, np.int64).tolist()]
+
+    def addresses(self, names: str) -> list[int]:
+        """Where the system's functions of these names are."""
+        found = (ctypes.cast(getattr(self.library, n), ctypes.c_void_p).value for n in names.split())
+        return [address or 0 for address in found]
 
     def start(self, function: int, argument: int) -> bool:
         """Start a thread that calls a C function by its address; False where none can be had."""
@@ -283,6 +315,7 @@ class Pool:
         self.system, self.helpers = System(), 0
         self.words[LOCK : CLOCK + 1] = self.system.functions()
         self.words[CLOCK_NAME : CLOCK_UNIT + 1] = self.system.clock()
+        self.words[GET_CORE : CORES + WORDS] = self.system.cores()
         if sys.platform == "darwin":  # elsewhere zeros are what these make
             library = self.system.library
             library.pthread_mutex_init(ctypes.c_void_p(self.address + 8 * MUTEX), None)
