@@ -20,7 +20,7 @@ from .peers import NumPy, Peer
 OURS, COPY = "numbaloss", "copy"
 
 SAMPLE_SECONDS = 2e-3  # a timed sample holds as many calls as take that long
-# Sides whose threads, those of OpenMP, spin for milliseconds after a call: the next side waits until they sleep,
+# Sides whose threads, of OpenMP, spin for milliseconds after a call: the next waits until they sleep,
 # as if the other were not there.
 SPINNING = {COPY, "add", "torch", "torch-compile"}
 SPIN_SECONDS = 8e-3

@@ -77,7 +77,7 @@ class SquaredError(nl.ElementwiseLoss):
 LOSSES = [log_cosh, geman_mcclure, huber, capped, weighted_gap, WingLoss.function, SquaredError.function]
 
 
-@pytest.mark.parametrize("custom", sweep(LOSSES, capped), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("custom", sweep(LOSSES, huber), ids=lambda f: f.__name__)
 def test_passes_the_general_check(custom):
     # As they stand here, log-cosh's value cancels close to the target, Geman-McClure's slope far from it.
     check_loss(custom, roundings=5000 if custom in (log_cosh, geman_mcclure) else 16)

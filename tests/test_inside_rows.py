@@ -85,7 +85,7 @@ def test_parameters_are_those_of_the_loss_and_out(name):
     assert [(p.name, p.default) for p in jit.values()] == [*wanted, ("out", None)]
 
 
-@pytest.mark.parametrize("name", sweep(LOSSES, "cross_entropy", "cosine_embedding_loss", "ctc_loss"))
+@pytest.mark.parametrize("name", sweep(LOSSES, "cosine_embedding_loss"))
 def test_in_a_prange(name):
     """With the defaults; the other options are tried below."""
     loss, problems = LOSSES[name], 5
@@ -128,7 +128,7 @@ def test_in_a_prange(name):
         check(loss, float(values[k]), [g[k] for g in gradients], drawn[k], {})
 
 
-@pytest.mark.parametrize("name", sweep(LOSSES, "nll_loss", "contrastive_loss"))
+@pytest.mark.parametrize("name", sweep(LOSSES, "nll_loss"))
 def test_in_float64_with_weights_and_in_place(name):
     loss = LOSSES[name]
     rng = np.random.default_rng(2)

@@ -10,6 +10,7 @@ import tracemalloc
 import numba
 import numpy as np
 import pytest
+from sweeps import sweep
 
 from numbaloss import reference
 from numbaloss.loss import registry
@@ -210,7 +211,7 @@ def test_a_tenth_of_the_scores_by_default():
     assert peak(**arrays) < 2048 * 32000 * 4 / 10
 
 
-@pytest.mark.parametrize("budget", [600_000, 1_500_000])
+@pytest.mark.parametrize("budget", sweep([600_000, 1_500_000], 600_000))
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("inner", [(), (4,)], ids=str)
 def test_budget(inner, kind, budget):

@@ -450,6 +450,7 @@ def test_an_error_leads_to_the_users_line(terms, finish, line, reason):
     assert line in text and reason in text
 
 
+@pytest.mark.sweep
 def test_inside_compiled_code():
     x, y, z = sample((6, 4))
     rows = labels(6), labels(6, 2)
