@@ -163,6 +163,7 @@ def of_all_kinds(log_prob, class_weight, squared=False, scale=1.0, other=UNIT):
     return v * v if squared else v + other
 
 
+@pytest.mark.sweep
 def test_inside_compiled_code(rng):
     """The library's bits, of a loss with flags and a domain of its own."""
     x, y = rng.normal(size=(9, 7)).astype("f4"), rng.integers(0, 7, 9)

@@ -9,7 +9,6 @@ from sweeps import processors
 
 from numbaloss.bench import widths
 
-SOME = ("mse_loss", "binary_cross_entropy")  # the others are read in the sweep
 
 # Not in vectors, for a reason: a few operations a row, not an element; and a power in float64, by libm.
 BY_ROW = {"conclude", "nll_terms", "nll_gradient", "share_of_tiles", "sequences"}
@@ -31,11 +30,6 @@ def complaints(processor: str, *losses: str) -> list[str]:
     assert int(count.split()[0]) > 3 * len(losses) and not done.stderr, done.stderr or done.stdout
     known = (POWERS, *ON_SSE) if processor == "nehalem" else POWERS
     return [line for line in lines if line.split(": ")[1] not in BY_ROW and not line.startswith(known)]
-
-
-@pytest.mark.parametrize("processor", processors("haswell"))
-def test_some_kernels_are_of_full_width(processor):
-    assert complaints(processor, *SOME) == []
 
 
 @pytest.mark.sweep
