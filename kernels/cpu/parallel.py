@@ -263,11 +263,12 @@ class System:
     def cores(self) -> list[int]:
         """From `GET_CORE` on; zeros where threads cannot be kept off a core, or need not."""
         usable = os.sched_getaffinity(0) if sys.platform == "linux" else ()
-        if len(usable) < 2 or max(usable) >= 64 * WORDS or not hasattr(self.library, "gettid"):
+        names = "sched_getcpu gettid sched_setaffinity"
+        there = all(hasattr(self.library, n) for n in names.split())
+        if not there or len(usable) < 2 or max(usable) >= 64 * WORDS:
             return [0] * (CORES - GET_CORE + WORDS)
         bits = sum(1 << core for core in usable).to_bytes(8 * WORDS, "little")
-        addresses = self.addresses("sched_getcpu gettid sched_setaffinity")
-        return [*addresses, 0, *np.frombuffer(bits, np.int64).tolist()]
+        return [*self.addresses(names), 0, *np.frombuffer(bits, np.int64).tolist()]
 
     def addresses(self, names: str) -> list[int]:
         """Where the system's functions of these names are."""
