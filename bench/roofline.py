@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import binding as llvm
 from numba import njit
 
 import numbaloss as nl
@@ -83,16 +84,33 @@ WORK = {
     "ctc_loss": Work({"exp": 1}),
 }
 
-# Why a loss takes longer than its roofline, by the losses that do.
-SIMPLE = "no primitive: its sums, products and comparisons, which a copy has not, fill the core"
-ROWS = "few coordinates or classes: a row's own work, one number at a time, is spread over few elements"
+# Why a loss takes longer than its roofline, as its assembly for AVX2 and its definition show.
+SIMPLE = "no primitive: its sums, products, comparisons and weights, which a copy has not, fill the core"
+REGISTERS = (
+    "constants, partial sums and results in between exceed AVX2's sixteen registers: a quarter to a third of the "
+    "loop's instructions go to the stack and back"
+)
+PASSES = (
+    "a row is read for its maximum, copied, exponentiated, summed and scaled: five passes in cache for one "
+    "exponential; one of few classes is transposed too, and has its own label, logarithm and division"
+)
+TWICE = (
+    "each vector is read again for its gradient, which waits for the row's sums, square roots and divisions"
+)
 WHY = {
-    "l1_loss": SIMPLE,
-    "mse_loss": SIMPLE,
-    "huber_loss": SIMPLE,
-    "smooth_l1_loss": SIMPLE,
-    "hinge_embedding_loss": SIMPLE,
-    "margin_ranking_loss": SIMPLE,
+    **dict.fromkeys(("l1_loss", "mse_loss", "huber_loss", "smooth_l1_loss"), SIMPLE),
+    **dict.fromkeys(("hinge_embedding_loss", "margin_ranking_loss"), SIMPLE),
+    **dict.fromkeys(("binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div"), REGISTERS),
+    **dict.fromkeys(("soft_margin_loss", "multilabel_soft_margin_loss"), REGISTERS),
+    **dict.fromkeys(("poisson_nll_loss", "gaussian_nll_loss"), REGISTERS),
+    **dict.fromkeys(("cross_entropy", "focal_cross_entropy", "poly1_cross_entropy"), PASSES),
+    **dict.fromkeys(("generalized_cross_entropy", "linear_cross_entropy"), PASSES),
+    **dict.fromkeys(("cosine_embedding_loss", "contrastive_loss", "triplet_margin_loss"), TWICE),
+    "triplet_margin_with_distance_loss": TWICE,
+    "nll_loss": "a number a row: labels are checked, scores read and slopes put in their place one by one",
+    "multi_margin_loss": "a hinge an element; the ends of rows, which few classes consist of, one number at a time",
+    "multilabel_margin_loss": "a hinge for each pair of a label and a class of a row, not for each element",
+    "ctc_loss": "two states a label and frame, forward and back, each with an exponential and a division",
 }
 
 
@@ -210,7 +228,7 @@ def ratio(value: float | None, wanted: float | None = None) -> str:
     return f"{value:.1f}" + (f" ({wanted:g})" if wanted else "")
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Row], wanted: float | None = None) -> str:
     return markdown(
         [
             "loss",
@@ -233,11 +251,16 @@ def table(rows: list[Row]) -> str:
                 f"{row.memory:.2f}",
                 f"{row.over:.1f}",
                 ratio(row.torch),
-                ratio(row.torch_together),
+                ratio(row.torch_together, wanted),
             ]
             for row in rows
         ],
     )
+
+
+def cpu_name() -> str:
+    """What kernels are compiled for."""
+    return numba.config.CPU_NAME or llvm.get_host_cpu_name()
 
 
 def report(losses: list[str]) -> str:
@@ -252,6 +275,7 @@ def report(losses: list[str]) -> str:
     ]
     parts = [
         machine.heading("torch"),
+        f"Compiled for {cpu_name()}; `torch` is PyTorch's time over ours, on one thread and on all; wanted: {WANTED:g}.\n",
         "### Primitives, nanoseconds a number beyond a copy's\n",
         markdown(
             ["dtype", *costs["float32"]], [[d, *(f"{c:.3f}" for c in costs[d].values())] for d in costs]
@@ -262,7 +286,7 @@ def report(losses: list[str]) -> str:
     if "cross_entropy" in losses:
         scores = [measure(Case("cross_entropy", shape)) for shape in SCORES]
         parts += [
-            f"### Cross entropy, a fresh gradient; PyTorch's time wanted: {WANTED_OF_SCORES:g}\n",
+            "### Cross entropy, a fresh gradient\n",
             table(scores),
         ]
     explained = {r.case.loss: WHY.get(r.case.loss, "") for r in rows if r.over > OVER}
