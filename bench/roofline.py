@@ -87,8 +87,8 @@ WORK = {
 # Why a loss takes longer than its roofline, as its assembly for AVX2 and its definition show.
 SIMPLE = "no primitive: its sums, products, comparisons and weights, which a copy has not, fill the core"
 REGISTERS = (
-    "constants, partial sums and results in between exceed AVX2's sixteen registers: a quarter to a third of the "
-    "loop's instructions go to the stack and back"
+    "constants, partial sums and results in between exceed AVX2's sixteen registers: a quarter to a third of "
+    "the loop's instructions go to the stack and back"
 )
 PASSES = (
     "a row is read for its maximum, copied, exponentiated, summed and scaled: five passes in cache for one "
@@ -108,7 +108,7 @@ WHY = {
     **dict.fromkeys(("cosine_embedding_loss", "contrastive_loss", "triplet_margin_loss"), TWICE),
     "triplet_margin_with_distance_loss": TWICE,
     "nll_loss": "a number a row: labels are checked, scores read and slopes put in their place one by one",
-    "multi_margin_loss": "a hinge an element; the ends of rows, which few classes consist of, one number at a time",
+    "multi_margin_loss": "a hinge an element; a row's end, which is all of few classes, one number at a time",
     "multilabel_margin_loss": "a hinge for each pair of a label and a class of a row, not for each element",
     "ctc_loss": "two states a label and frame, forward and back, each with an exponential and a division",
 }
@@ -275,7 +275,8 @@ def report(losses: list[str]) -> str:
     ]
     parts = [
         machine.heading("torch"),
-        f"Compiled for {cpu_name()}; `torch` is PyTorch's time over ours, on one thread and on all; wanted: {WANTED:g}.\n",
+        f"Compiled for {cpu_name()}. "
+        f"PyTorch's time over ours: on one thread, and on all (wanted: {WANTED:g}).\n",
         "### Primitives, nanoseconds a number beyond a copy's\n",
         markdown(
             ["dtype", *costs["float32"]], [[d, *(f"{c:.3f}" for c in costs[d].values())] for d in costs]
