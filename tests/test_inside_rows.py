@@ -85,7 +85,7 @@ def test_parameters_are_those_of_the_loss_and_out(name):
     assert [(p.name, p.default) for p in jit.values()] == [*wanted, ("out", None)]
 
 
-@pytest.mark.parametrize("name", sweep(LOSSES, "cosine_embedding_loss"))
+@pytest.mark.parametrize("name", sweep(LOSSES, "multi_margin_loss"))
 def test_in_a_prange(name):
     """With the defaults; the other options are tried below."""
     loss, problems = LOSSES[name], 5
@@ -310,6 +310,7 @@ print(sum(inner.stats.cache_hits.values()), sum(outer.stats.cache_hits.values())
 """
 
 
+@pytest.mark.sweep
 def test_kept_on_disk(python, tmp_path):
     """Code that others keep on disk finds its kernels again, and those of code that it calls."""
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}

@@ -35,7 +35,7 @@ def own_options(loss):
     return [dict(zip(fields, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 
-@pytest.mark.parametrize("name", sweep(LOSSES, "focal_cross_entropy"))
+@pytest.mark.parametrize("name", sweep(LOSSES, "poly1_cross_entropy"))
 def test_check_loss(name):
     held = {"softcap": None, "lse_square_scale": 0.0} if name == "cross_entropy" else {}
     testing.check_loss(LOSSES[name], label_smoothing=0.1, **held)
