@@ -68,7 +68,7 @@ def use_numbas_threads() -> Any:
     made = compiled.overloads[signature.args]
     address = made.library.get_pointer_to_function(made.fndesc.llvm_cfunc_wrapper_name)
     record = np.array([address, 0, 0], np.int64)
-    return mock.patch.object(parallel, "record_of", lambda helpers: record)
+    return mock.patch.object(parallel, "address_of", lambda helpers: record.ctypes.data)
 
 
 def step() -> Callable[[], Any]:

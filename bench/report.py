@@ -1,10 +1,12 @@
 """What a run of the benchmark says: as JSON, CSV, Markdown or a table, and against an earlier run."""
 
+import argparse
 import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -199,6 +201,18 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def tables_of_losses(about: str | None, tables: Callable[[list[str]], str], losses: Iterable[str]) -> None:
+    """Run a command that prints tables, in Markdown, of the losses that it is given or of all."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("losses", metavar="LOSS", nargs="*", help="default: all")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the tables there")
+    options = parser.parse_args()
+    text = tables(options.losses or list(losses))
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text)
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

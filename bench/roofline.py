@@ -9,12 +9,10 @@ many bytes; the larger of the two is its roofline. The fixed cost of a call, tha
 PyTorch's forward and backward pass is measured beside, on one thread and on all.
 """
 
-import argparse
 import statistics
 import warnings
 from collections.abc import Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -32,7 +30,7 @@ from .cases import Case, Shape, dimensions, family_of
 from .devices import HOST
 from .measure import COPY, OURS, Side, interleave, plan
 from .peers import PEERS
-from .report import markdown
+from .report import markdown, tables_of_losses
 from .session import using
 
 ELEMENTS = 8192  # of a primitive: two arrays of them stay in cache
@@ -44,7 +42,7 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "sequence": ((50, 25, 32, 10),),
     "linear": ((200, 64, 200),),
 }
-# Rows of scores that the README speaks of: wanted is a third of PyTorch's time.
+# Scores of few classes, of middle ones, of many, and of images.
 SCORES: tuple[Shape, ...] = ((2000, 10), (400, 100), (6000, 14), (40, 1000), (4, 19, 200, 200))
 RUNS = 25  # samples of a side, at most
 OVER = 1.5  # times its roofline, from which a loss is explained
@@ -60,7 +58,6 @@ class Work(NamedTuple):
 
 SOFTPLUS = Work({"exp": 1, "log1p": 1, "divide": 1})  # and its slope, the sigmoid, of one exponential
 SOFTMAX = {"exp": 1, "log1p": 1, "divide": 1}  # of a row, beside an exponential of each score
-POWER = {"exp": 1, "log": 1}
 
 WORK = {
     "binary_cross_entropy": Work({"log": 1, "log1p": 1, "divide": 1}),
@@ -275,38 +272,21 @@ def report(losses: list[str]) -> str:
     ]
     parts = [
         machine.heading("torch"),
-        f"Compiled for {cpu_name()}. "
-        f"PyTorch's time over ours: on one thread, and on all (wanted: {WANTED:g}).\n",
+        f"Compiled for {cpu_name()}. PyTorch's time over ours: on one thread, and on all.\n",
         "### Primitives, nanoseconds a number beyond a copy's\n",
         markdown(
             ["dtype", *costs["float32"]], [[d, *(f"{c:.3f}" for c in costs[d].values())] for d in costs]
         ),
         "### Losses, nanoseconds an element\n",
-        table(rows),
+        table(rows, WANTED),
     ]
     if "cross_entropy" in losses:
         scores = [measure(Case("cross_entropy", shape)) for shape in SCORES]
-        parts += [
-            "### Cross entropy, a fresh gradient\n",
-            table(scores),
-        ]
+        parts += ["### Cross entropy, a fresh gradient\n", table(scores, WANTED_OF_SCORES)]
     explained = {r.case.loss: WHY.get(r.case.loss, "") for r in rows if r.over > OVER}
     parts += ["\n".join(f"- `{n}`: {why}." for n, why in explained.items())]
     return "\n".join(parts)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("losses", metavar="LOSS", nargs="*", help="default: all")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the tables there")
-    options = parser.parse_args()
-    text = report(options.losses or list(nl.registry))
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    tables_of_losses(__doc__, report, nl.registry)

@@ -7,12 +7,10 @@ is installed and has the option, beside its forward and backward pass, warm, all
 Wanted: at most twice the plain call, and PyTorch's time at least four times ours (geometric mean: eight).
 """
 
-import argparse
 import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ import numbaloss as nl
 from . import machine
 from .cases import Case, family_of
 from .measure import Side, interleave
-from .report import markdown
+from .report import markdown, tables_of_losses
 
 # About a thousand elements.
 SHAPES = {
@@ -175,18 +173,5 @@ def report(losses: list[str]) -> str:
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("losses", metavar="LOSS", nargs="*", help="default: all")
-    parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the table there")
-    options = parser.parse_args()
-    text = report(options.losses or list(nl.registry))
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text)
-
-
 if __name__ == "__main__":
-    main()
+    tables_of_losses(__doc__, report, nl.registry)

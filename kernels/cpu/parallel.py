@@ -3,7 +3,7 @@
 Numba's thread layers cost more than they give here. Threads of GNU's OpenMP spin for milliseconds after each
 loop, and take the cores from BLAS and from other processes; Numba's own workqueue kills the process when two
 threads enter it, and on two cores is slower than one; all wait for each thread, also for one that the system
-does not let run; and each function with a ``prange`` takes a second to compile.
+does not let run.
 
 The pool does one job at a time: a task, a C function ``f(context, k)``, for each k below a count. The caller
 takes numbers itself, and helpers join in, each taking the next one. A helper that comes late finds none left:
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numba
 import numpy as np
@@ -239,7 +240,11 @@ class System:
 
     def __init__(self) -> None:
         self.posix = os.name == "posix"
-        self.library = ctypes.CDLL(None) if self.posix else ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        self.library: Any = None
+        if sys.platform == "win32":
+            self.library = ctypes.WinDLL("kernel32")
+        else:
+            self.library = ctypes.CDLL(None)
         self.threads: list[ctypes.c_void_p] = []
 
     def functions(self) -> list[int]:
@@ -394,6 +399,12 @@ def record_of(helpers: int) -> np.ndarray:
     return np.array([address, _pool.address, min(helpers, _pool.helpers)], np.int64)
 
 
+@cache
+def address_of(helpers: int) -> int:
+    """Where that record is."""
+    return record_of(helpers).ctypes.data
+
+
 def count() -> int:
     """How many threads a call uses: as `numba.set_num_threads` says."""
     if _alone:
@@ -405,4 +416,4 @@ def count() -> int:
 def forker() -> int:
     """The address of the record by which a driver forks; 0 to stay on this thread."""
     threads = count()
-    return record_of(threads - 1).ctypes.data if threads > 1 else 0
+    return address_of(threads - 1) if threads > 1 else 0

@@ -143,10 +143,12 @@ def largest(at, count):
 
 
 def exponential(k, run, m):
+    """Put an element's exponential in its place, relative to the maximum's."""
     run[k] = exp(run[k] - m)
 
 
 def exponential_of_column(i, g, m, own, name, part):
+    """The same in a column, and add it to the row's sum but where the class is the row's own."""
     e = exp(g[i] - m[i])
     g[i] = e
     part[i] += select(own[i] == name, T(0), e)

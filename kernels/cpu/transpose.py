@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
-from .native import at_address, compile_function, smaller
+from ..bind import bind
+from .native import LINKED, at_address, compile_function, smaller
 
 # ``transpose(source, source_step, into, into_step, rows, columns)``: addresses, and bytes from a row of the
 # source, or of the result, to the next.
@@ -24,6 +25,9 @@ T: Any = np.float32
 ITEM: Any = 4
 SMALL: Any = 4
 LARGE: Any = 8
+SIDE: Any = 4
+in_small: Any = None  # `transpose_squares` of these sides
+in_large: Any = None
 
 
 @intrinsic(prefer_literal=True)
@@ -73,22 +77,22 @@ def transpose_square(typingctx, source, source_step, into, into_step, size, like
     return types.void(source, source_step, into, into_step, size, like), codegen
 
 
+def transpose_squares(source, source_step, into, into_step, rows, columns):
+    """Copy rows to columns, at least `SIDE` of each."""
+    for start in range(0, rows, SIDE):
+        i = smaller(start, rows - SIDE)
+        for c in range(0, columns, SIDE):
+            k = smaller(c, columns - SIDE)
+            a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
+            transpose_square(a, source_step, b, into_step, SIDE, T(0))
+
+
 def transpose(source, source_step, into, into_step, rows, columns):
     """Copy rows to columns."""
     if rows >= LARGE and columns >= LARGE:
-        for start in range(0, rows, LARGE):
-            i = smaller(start, rows - LARGE)
-            for c in range(0, columns, LARGE):
-                k = smaller(c, columns - LARGE)
-                a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-                transpose_square(a, source_step, b, into_step, LARGE, T(0))
+        in_large(source, source_step, into, into_step, rows, columns)
     elif rows >= SMALL and columns >= SMALL:
-        for start in range(0, rows, SMALL):
-            i = smaller(start, rows - SMALL)
-            for c in range(0, columns, SMALL):
-                k = smaller(c, columns - SMALL)
-                a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-                transpose_square(a, source_step, b, into_step, SMALL, T(0))
+        in_small(source, source_step, into, into_step, rows, columns)
     else:
         for c in range(columns):
             column = at_address(into + c * into_step, T(0))
@@ -101,5 +105,8 @@ def transpose(source, source_step, into, into_step, rows, columns):
 def transposer(dtype: np.dtype) -> int:
     """Return the address of `transpose` for a dtype."""
     lane = LANE // dtype.itemsize
-    scope = dict(T=dtype.type, ITEM=dtype.itemsize, SMALL=lane, LARGE=2 * lane)
+    scope: dict[str, Any] = dict(T=dtype.type, ITEM=dtype.itemsize, SMALL=lane, LARGE=2 * lane)
+    for name, side in (("in_small", lane), ("in_large", 2 * lane)):
+        of_side = scope | {"SIDE": side}
+        scope[name] = bind(transpose_squares, of_side, dtype.name, (dtype.name, side), njit(**LINKED))
     return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE)
