@@ -10,10 +10,12 @@ bound along with it, so that a kernel is written, and read, as if it were one mo
 """
 
 import dis
+import gc
 import hashlib
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,21 @@ def fingerprint(function: Callable[..., Any]) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Let Python not look for cycles to free while a function compiles.
+
+    It would visit all of Numba's objects hundreds of times: a fifth to a quarter of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def bind(
     template: Callable[..., Any],
     scope: Mapping[str, Any],
@@ -124,7 +141,8 @@ def bind(
     if helpers is not None:
         identity = identity, sorted((k, _said(v)) for k, v in scope.items())
     digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
-    return _copy(template, scope, f"{name}_{digest}", decorate, helpers)
+    with collector_paused():
+        return _copy(template, scope, f"{name}_{digest}", decorate, helpers)
 
 
 class Helpers:

@@ -986,8 +986,8 @@ def linear(
 
 
 @cache
-def compile_product(functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
-    """Return a function of a definition, and of its options' domains."""
+def compile_product(loss: str, functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
+    """Return a function of a loss's name, its definition, and its options' domains."""
     known = {o.name: o for o in options}
     names = "label_smoothing", "softcap", "lse_square_scale"
 
@@ -998,8 +998,8 @@ def compile_product(functions: ScoreFunctions, options: tuple[ScoreOption, ...])
         result, codegen = link(typingctx, kernel, (x, *arguments))
         return result(options, x, arguments), codegen
 
-    check = checks_of(functions.name, names, tuple(known[n] for n in names))
-    return entry(linear, functions.name, fingerprint(functions.value), linear_of=of_dtype, check=check)
+    check = checks_of(loss, names, tuple(known[n] for n in names))
+    return entry(linear, loss, fingerprint(functions.value), linear_of=of_dtype, check=check)
 
 
 # ---- sequences -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from numba import njit, types
 
 from ..bind import adopted, bind, fingerprint
 from ..layout import class_axis, class_rows
+from ..math import select
 from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NllFunctions, Picks, bad_index, code_of
 from .arrange import (
     ADDRESS,
@@ -87,12 +88,13 @@ from .native import (
     release,
     run_drive,
     shape_of,
+    smaller,
     stack,
     store,
     strides_of,
 )
 from .strided import locate
-from .target import derivatives
+from .target import add_lanes, derivatives, new_lanes, sum_of_lanes
 
 # Of a recipe, further than what all families of class scores have.
 TERMS_BLOCK = FURTHER  # the addresses of the blocks; 0 for one that is not asked for
@@ -118,8 +120,13 @@ REAL_AT = 12  # of a float64: `nll_terms` gives what the rows count for, `nll_gr
 WHOLE_AT = 13  # of the layout of the whole gradient
 COUNT = 14  # elements of the gradient
 
+SOME = 64  # rows whose losses are computed before they are added up
+SOME_BYTES = 8 * SOME
+LANES = 16
+
 # Bound by `compile_block`.
 T: Any = np.float32
+ITEM: Any = 4
 S: Any = np.float32  # as which elements are stored
 STORED: Any = 4
 load: Any = None  # to the arithmetic dtype, and from it
@@ -131,14 +138,28 @@ value: Any = None  # with its slope
 
 
 @njit(**HELPER)
-def weight_of(classes, class_step, rows, row_step, label, row, one):
-    """A row's weight: its class's, and its own; 1 for one that is absent."""
-    w = one
-    if classes:
-        w = at_address(classes + label * class_step, one)[0]
-    if rows:
-        w *= at_address(rows + row * row_step, one)[0]
-    return w
+def weights_of_rows(places, start, count, into, zero, one):
+    """Store rows' weights: the class's times the row's own, 1 for one that is absent; 0 of ignored rows."""
+    labels, ignored = at_address(places[LABELS], 0), places[IGNORED]
+    weights, weight_step = places[WEIGHT], places[WEIGHT_STRIDE]
+    row_weights, row_weight_step = places[ROW_WEIGHT], places[ROW_WEIGHT_STRIDE]
+    if weights or row_weights:
+        for i in range(count):
+            label, w = labels[start + i], zero
+            if label != ignored:
+                w = at_address(weights + label * weight_step, zero)[0] if weights else one
+                if row_weights:
+                    w *= at_address(row_weights + (start + i) * row_weight_step, zero)[0]
+            into[i] = w
+    else:
+        for i in range(count):
+            into[i] = select(labels[start + i] != ignored, one, zero)
+
+
+@njit(**HELPER)
+def place_of_label(labels, row, ignored, class_step):
+    """Bytes from a row's first class to its own; 0 where its label is ignored."""
+    return labels[row] * class_step if labels[row] != ignored else 0
 
 
 def nll_terms(places_at, rows):
@@ -149,27 +170,30 @@ def nll_terms(places_at, rows):
     axes = at_address(layout, 0)[AXES]
     step, class_step = at_address(layout, 0)[STRIDES + axes - 1], places[CLASS_STRIDE]
     # Read once: LLVM cannot know that no store changes them.
-    labels, ignored, scores, losses = places[LABELS], places[IGNORED], places[SCORES], places[LOSSES]
-    weights, weight_step = places[WEIGHT], places[WEIGHT_STRIDE]
-    row_weights, row_weight_step = places[ROW_WEIGHT], places[ROW_WEIGHT_STRIDE]
-    total, counted, start = 0.0, 0.0, 0
+    labels, ignored, losses = at_address(places[LABELS], 0), places[IGNORED], places[LOSSES]
+    terms_at, counts_at = stack(SOME_BYTES), stack(SOME_BYTES)
+    terms, counts = at_address(terms_at, zero), at_address(counts_at, zero)
+    total, counted = new_lanes(LANES, 0.0), new_lanes(LANES, 0.0)
+    start = 0
     while start < rows:
         offset, n = locate(layout + 8 * SHAPE, layout + 8 * STRIDES, axes, start)
+        n, scores = smaller(n, SOME), places[SCORES] + offset
+        weights_of_rows(places, start, n, counts, zero, one)
         for i in range(n):
-            row, term = start + i, zero
-            label = at_address(labels, 0)[row]
-            if label != ignored:
-                w = weight_of(weights, weight_step, row_weights, row_weight_step, label, row, one)
-                counted += w
-                if w != zero:  # else the score is not read
-                    at = scores + offset + i * step + label * class_step
-                    term = value(T(load(at_address(at, S(0))[0])), w)[0]
-            if losses:
-                at_address(losses, zero)[row] = term
-            total += term
+            at = scores + i * step + place_of_label(labels, start + i, ignored, class_step)
+            term = value(T(load(at_address(at, S(0))[0])), counts[i])[0]
+            terms[i] = select(counts[i] == zero, zero, term)
+        if losses:
+            for i in range(n):
+                at_address(losses, zero)[start + i] = terms[i]
+        for i in range(n, (n + LANES - 1) // LANES * LANES):
+            counts[i] = terms[i] = zero
+        for i in range(0, n, LANES):
+            add_lanes(total, at_address(terms_at + i * ITEM, zero), LANES)
+            add_lanes(counted, at_address(counts_at + i * ITEM, zero), LANES)
         start += n
-    store(places[REAL_AT], counted)
-    return total
+    store(places[REAL_AT], sum_of_lanes(counted, LANES))
+    return sum_of_lanes(total, LANES)
 
 
 def nll_gradient(places_at, rows):
@@ -192,25 +216,22 @@ def nll_gradient(places_at, rows):
     layout = places[ROWS_AT]
     axes = at_address(layout, 0)[AXES]
     step, start = at_address(layout, 0)[STRIDES + axes - 1], 0
-    labels, ignored = places[LABELS], places[IGNORED]
-    scores, class_step = places[SCORES], places[CLASS_STRIDE]
-    weights, weight_step = places[WEIGHT], places[WEIGHT_STRIDE]
-    row_weights, row_weight_step = places[ROW_WEIGHT], places[ROW_WEIGHT_STRIDE]
+    labels, ignored, class_step = at_address(places[LABELS], 0), places[IGNORED], places[CLASS_STRIDE]
     upstream, upstream_step = places[UPSTREAM_AT], places[UPSTREAM_STRIDE]
     scale = T(at_address(places[REAL_AT], 0.0)[0])
+    slopes = at_address(stack(SOME_BYTES), zero)
     while start < rows:
         offset, n = locate(layout + 8 * SHAPE, layout + 8 * STRIDES, axes, start)
+        n, into = smaller(n, SOME), places[SCORES] + offset
+        weights_of_rows(places, start, n, slopes, zero, one)
         for i in range(n):
-            row = start + i
-            label = at_address(labels, 0)[row]
-            if label != ignored:
-                w = weight_of(weights, weight_step, row_weights, row_weight_step, label, row, one)
-                if w != zero:
-                    slope = value(zero, w)[1]
-                    if upstream:
-                        slope *= at_address(upstream + row * upstream_step, zero)[0]
-                    at = scores + offset + i * step + label * class_step
-                    at_address(at, S(0))[0] = save(slope * scale)
+            slope = value(zero, slopes[i])[1]
+            if upstream:
+                slope *= at_address(upstream + (start + i) * upstream_step, zero)[0]
+            slopes[i] = select(slopes[i] == zero, zero, slope * scale)
+        for i in range(n):
+            at = into + i * step + place_of_label(labels, start + i, ignored, class_step)
+            at_address(at, S(0))[0] = save(slopes[i])
         start += n
     return 0.0
 
@@ -249,6 +270,7 @@ def storage(code: int, dtype: np.dtype) -> dict[str, Any]:
     saves = {FLOAT16: to_float16, BFLOAT16: to_bfloat16, FLOAT32: narrowed}
     return dict(
         T=dtype.type,
+        ITEM=dtype.itemsize,
         S=stored,
         STORED=np.dtype(stored).itemsize,
         load=loads.get(code, unchanged),

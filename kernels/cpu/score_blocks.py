@@ -129,6 +129,14 @@ def fetch_next(row, classes, item, start, stop, first, count):
             at += LINE
 
 
+@njit(inline="always")
+def fetch_next_tile(column, step, size):
+    """Prefetch what follows a tile's part of a column, as many bytes; `step` is from a column to the next."""
+    if step >= 2 * size:
+        for k in range(size, 2 * size, LINE):
+            prefetch(column + k)
+
+
 def largest(at, count):
     """Return the largest of a row of at least `WIDE` elements; a NaN may be left out."""
     tops = new_lanes(WIDE, T(0))
@@ -142,14 +150,14 @@ def largest(at, count):
     return max_of_lanes(tops, WIDE)
 
 
-def exponential(k, run, m):
-    """Put an element's exponential in its place, relative to the maximum's."""
-    run[k] = exp(run[k] - m)
+def exponential(k, x, g, m):
+    """Store an element's exponential, relative to the maximum's."""
+    g[k] = exp(x[k] - m)
 
 
-def exponential_of_column(i, g, m, own, name, part):
+def exponential_of_column(i, x, g, m, own, name, part):
     """The same in a column, and add it to the row's sum but where the class is the row's own."""
-    e = exp(g[i] - m[i])
+    e = exp(x[i] - m[i])
     g[i] = e
     part[i] += select(own[i] == name, T(0), e)
 
@@ -261,26 +269,24 @@ def rows_of_labels(record):
                     part = plus(part, select(ws[i] == zero, zero, ws[i] * (m - xs[i])))
                 distances += part
             far = zero if spread == zero else T(distances)
-        # Exponentials, where the gradient goes. A run is copied first, in cache: LLVM vectorises a loop over
-        # one array, and not over two that may be the same. The row's end is done in scratch memory, filled
-        # up to whole lanes: a few scalar exponentials would cost as much as hundreds in vectors. The one of
-        # the row's own class is not summed.
+        # Exponentials, where the gradient goes. The row's end is done in scratch memory, filled up to whole
+        # lanes: a few scalar exponentials would cost as much as hundreds in vectors. The one of the row's own
+        # class is not summed.
         sum_of_others, start = 0.0, 0
         while start < classes:
             end = start >= whole
             size = NARROW if end else smaller(whole - start, RUN)
             count = classes - start if end else size
-            run_at = pad if end else g_at + start * ITEM
+            scores_at, run_at = (pad, pad) if end else (x_at + start * ITEM, g_at + start * ITEM)
             run = at_address(run_at, zero)
             if end:
                 for i in range(NARROW):
                     run[i] = low
-            if end or x_at != g_at:
                 for i in range(count):
                     run[i] = x[start + i]
+            interleave(exponential, size, (at_address(scores_at, zero), run, m))
             if start <= label < start + count:
-                run[label - start] = low
-            interleave(exponential, size, (run, m))
+                run[label - start] = zero
             sum_of_others += sum_in_lanes(run_at, size)
             if end:
                 for i in range(count):
@@ -577,12 +583,9 @@ def columns_of_labels(record):
         for i in range(rows):
             part[i] = zero
         for c in range(start, smaller(start + GROUP, classes)):
-            g, name = at_address(g_at + c * g_step, zero), np.int32(c)
-            if x_at != g_at:
-                x = at_address(x_at + c * x_step, zero)
-                for i in range(rows):
-                    g[i] = x[i]
-            interleave(exponential_of_column, rows, (g, m, own, name, part))
+            x, g = at_address(x_at + c * x_step, zero), at_address(g_at + c * g_step, zero)
+            fetch_next_tile(x_at + c * x_step, x_step, rows * ITEM)
+            interleave(exponential_of_column, rows, (x, g, m, own, np.int32(c), part))
         for i in range(rows):
             others[i] += part[i]
     # Results take the place of vectors that are done with: LLVM has fewer pointers to tell apart.

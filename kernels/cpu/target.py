@@ -123,6 +123,8 @@ def interleave(typingctx, function, count, arguments):
     """Call a function with each number below a count, and more arguments: LLVM interleaves four vectors.
 
     By itself it interleaves loops of sums, and no others: then each vector waits for its own last operation.
+    No call may write what another reads. So LLVM need not check at run time which arrays overlap: two that
+    are the same would make it go one number at a time.
     """
     kinds = types.intp, *arguments
     called = typingctx.resolve_function_type(function, kinds, {})
@@ -131,13 +133,16 @@ def interleave(typingctx, function, count, arguments):
         call = context.get_function(function, called)
         given = cgutils.unpack_tuple(builder, args[2])
         with cgutils.for_range(builder, args[1]) as loop:
+            first = builder.block
             call(builder, [loop.index, *given])
             body = builder.block
+        (called_once,) = (i for i in first.instructions if isinstance(i, ir.CallInstr))
         module = builder.module
         four = module.add_metadata(["llvm.loop.interleave.count", ir.IntType(32)(4)])
         about = module.add_metadata([ir.IntType(64)(len(module.metadata)), four])
         about.operands = (about, four)
         body.terminator.set_metadata("llvm.loop", about)
+        called_once.set_metadata("llvm.mem.parallel_loop_access", about)
         return context.get_dummy_value()
 
     return types.void(function, count, arguments), codegen

@@ -16,11 +16,13 @@ class LinearLoss(RowLoss):
 
     @classmethod
     def _definition(cls) -> ScoreFunctions:
-        return ScoreFunctions(cls.function.__name__, plain_function(cls, "value"), ("cross_entropy",))
+        # By the statistic's name: the kernels are those of the loss that is nothing else.
+        return ScoreFunctions("cross_entropy", plain_function(cls, "value"), ("cross_entropy",))
 
     @classmethod
     def _jit(cls) -> Any:
-        return inside.of_rows("product", cls._definition(), compiled_options(cls.fields))
+        name, options = cls.function.__name__, compiled_options(cls.fields)
+        return inside.of_rows("product", name, cls._definition(), options)
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Linear:
