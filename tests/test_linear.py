@@ -10,7 +10,7 @@ import tracemalloc
 import numba
 import numpy as np
 import pytest
-from sweeps import sweep
+from sweeps import some, sweep
 
 from numbaloss import reference
 from numbaloss.loss import registry
@@ -212,8 +212,9 @@ def test_a_tenth_of_the_scores_by_default():
 
 
 @pytest.mark.parametrize("budget", sweep([600_000, 1_500_000], 600_000))
-@pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize("inner", [(), (4,)], ids=str)
+@pytest.mark.parametrize(
+    ("inner", "kind"), some(itertools.product([(), (4,)], ["probabilities", "indices"]), 3)
+)
 def test_budget(inner, kind, budget):
     arrays = sample((200,), inner, kind, np.float32, classes=4000 // math.prod(inner))
     arrays |= more(arrays)

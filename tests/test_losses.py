@@ -15,6 +15,7 @@ from numbaloss.kernels.spec import Memo
 from numbaloss.loss import registry
 
 CHECKED = [f for f in registry.values() if issubclass(f.Class, ElementwiseLoss)]
+NAMES = [f.__name__ for f in CHECKED]
 HAVE_WEIGHT = [
     n for n, f in registry.items() if "weight" in f.Class.fields and issubclass(f.Class, ElementwiseLoss)
 ]
@@ -294,6 +295,7 @@ def test_empty(loss, shape, rng):
 # ---- forms and names -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loss", sweep(NAMES, "kl_div", "margin_ranking_loss"), indirect=True)
 def test_wrt_gives_an_array_for_a_name_and_a_tuple_for_a_tuple(case):
     names = case.floating
     _, wanted = case.term_gradients()

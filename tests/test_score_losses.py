@@ -62,11 +62,11 @@ def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-7, err_msg=str(options))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", sweep(["rows", "columns", "turned"], "rows"))
+@pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], np.float32))
+@pytest.mark.parametrize("shape", sweep(["rows", "columns", "turned"], "turned"))
 def test_a_certain_class_has_no_gradient(shape, dtype):
     """Where the target class's probability is one, exactly, factors are zero and slopes infinite."""
-    classes = 80 if shape == "rows" else 5
+    classes = 200 if shape == "rows" else 5
     x = np.zeros((3, classes), dtype)
     x[:, 0] = 1e4
     y = np.zeros(3, int)
@@ -81,7 +81,7 @@ def test_a_certain_class_has_no_gradient(shape, dtype):
             np.testing.assert_array_equal(found, 0)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], np.float32))
 def test_an_impossible_class_has_the_gradient_of_cross_entropy(dtype):
     """Where its probability is zero, exactly: the loss is infinite, but for one that is bounded."""
     x, y = np.array([[0.0, -np.inf, 1.0]], dtype), np.array([1])
