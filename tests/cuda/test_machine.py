@@ -223,6 +223,20 @@ def test_block_sum_gives_every_thread_the_sum(threads, units):
     assert len(set(y.tolist())) == 1
 
 
+@pytest.mark.parametrize("blocks", [1023, 1025, 3000])
+def test_a_sum_of_more_blocks_than_finish_has_threads(blocks):
+    rng = np.random.default_rng(0)
+    sums = np.stack([rng.normal(size=blocks), 1e-8 * rng.normal(size=blocks)], 1).astype(F)
+    binary = reduce.compile_finish(FLOAT32, (9, 0), True)
+    partials, divisor, result = put(Plain, sums.ravel()), put(Plain, F([7])), put(Plain, F([np.nan]))
+    pointers = [int(x.address).to_bytes(8, "little") for x in (partials, divisor, result)]
+    numbers = blocks.to_bytes(8, "little"), np.float64(3).tobytes()
+    MACHINE.launch(
+        MACHINE.program(binary.ptx), 1, reduce.FINISH_THREADS, [pointers[0], *numbers, *pointers[1:]]
+    )
+    np.testing.assert_allclose(host(result), sums.astype(np.float64).sum() * 3 / 7, rtol=1e-7)
+
+
 def test_votes_shuffles_and_barriers_that_count():
     def kernel(y):
         i = thread()
