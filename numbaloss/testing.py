@@ -274,7 +274,8 @@ def check_curvature(case: Case, rng: np.random.Generator) -> None:
 def check_precision(case: Case, rng: np.random.Generator) -> None:
     """float32 and half precision agree with float64, as far as the problem's conditioning lets them.
 
-    A result may be off by a few roundings of itself, and by what a few roundings of the inputs move it.
+    A result may be off by a few roundings of itself, and by what a few roundings of the inputs move it: all
+    elements by the same share, and each by its own, which moves a loss that has no scale.
     """
     eps = float(np.finfo(np.float32).eps)
     for dtype in NARROW:
@@ -287,8 +288,9 @@ def check_precision(case: Case, rng: np.random.Generator) -> None:
 
         exact = results(wide)
         sensitivity = [np.zeros(e.shape) for e in exact]
-        for name, direction in itertools.product(wide.differentiated, (-eps, eps)):
-            moved = wide.bounded(name, wide.arrays[name] * (1 + direction))
+        for name, sign, each in itertools.product(wide.differentiated, (-eps, eps), (False, True)):
+            x = wide.arrays[name]
+            moved = wide.bounded(name, x * (1 + sign * (rng.choice((-1, 1), x.shape) if each else 1)))
             for s, a, b in zip(sensitivity, results(wide.with_arrays(**{name: moved})), exact, strict=True):
                 np.maximum(s, np.abs(a - b), out=s)
         what = ["value", *(f"gradient by {n}" for n in case.differentiated)]

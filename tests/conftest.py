@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import njit
 from sweeps import sweep
 
 from numbaloss import testing
 from numbaloss.families.elementwise import ElementwiseLoss
+from numbaloss.kernels.math import multiply_add
 from numbaloss.loss import registry
 
 ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class, ElementwiseLoss)]
@@ -34,6 +36,17 @@ def rng():
 @pytest.fixture(scope="session")
 def torch():
     return pytest.importorskip("torch")
+
+
+@njit
+def _product_and_sum(a, b, c):
+    return multiply_add(a, b, c)
+
+
+@pytest.fixture(scope="session")
+def fused():
+    """Whether the processor that is compiled for rounds a product and a sum once."""
+    return _product_and_sum(1 + 2.0**-30, 1 - 2.0**-30, -1.0) != 0
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,9 @@ LOOP = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model"
 F32, F64 = np.float32, np.float64
 INF, NAN = np.inf, np.nan
 
-# What is promised, in ulp, by dtype: all inputs for float32, a sample for float64.
+# What is promised, in ulp, by dtype: all inputs for float32, a sample for float64; times `UNFUSED`
+# where products and sums are rounded by themselves.
+UNFUSED = 1.25
 BOUNDS = {
     "exp": (1.0, 1.0),
     "expm1": (1.7, 2.0),
@@ -145,19 +147,19 @@ def stratified(dtype, mantissas):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_float32_error(name):
+def test_float32_error(name, fused):
     x = stratified(F32, 4000)
     error, at = worst_single(call(name, x), TRUTH[name](x.astype(F64)))
-    assert error <= BOUNDS[name][0], f"{name}({x[at]!r}): {error} ulp"
+    assert error <= BOUNDS[name][0] * (1 if fused else UNFUSED), f"{name}({x[at]!r}): {error} ulp"
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64")
 @pytest.mark.parametrize("name", BOUNDS)
-def test_float64_error(name):
+def test_float64_error(name, fused):
     rng = np.random.default_rng(1)
     x = np.concatenate([stratified(F64, 8), rng.normal(0, 1, 30_000), rng.normal(0, 100, 20_000)])
     error, at = worst_double(call(name, x), TRUTH[name](x.astype(np.longdouble)))
-    assert error <= BOUNDS[name][1], f"{name}({x[at]!r}): {error} ulp"
+    assert error <= BOUNDS[name][1] * (1 if fused else UNFUSED), f"{name}({x[at]!r}): {error} ulp"
 
 
 @pytest.mark.exhaustive

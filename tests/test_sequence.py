@@ -198,12 +198,13 @@ def test_improbable_frames(dtype, torch):
     np.testing.assert_allclose((np.exp(x) - gradient).sum(axis=-1), 1, rtol=1e-5)
 
 
-def test_posteriors_do_not_depend_on_a_common_factor():
+def test_posteriors_do_not_depend_on_a_common_factor(fused):
     """Of 2000 frames it adds 4e8 to exponents, of which float32 holds the whole numbers up to 2**24."""
     x, targets, frames, labels = sample(2000, 2, 9, 120, np.float32)
     x = np.round(x * 64) / 64  # of which, less 2**17, no digit is lost
     frames[:] = 2000
-    gradient = nl.ctc_loss.grad(x - 2**17, targets, frames, labels, reduction="sum")
+    # Multiples of log 2 are exact up to 2**15, or if the product is not rounded.
+    gradient = nl.ctc_loss.grad(x - (2**17 if fused else 2**13), targets, frames, labels, reduction="sum")
     wanted = nl.ctc_loss.grad(x, targets, frames, labels, reduction="sum") - np.exp(x)
     np.testing.assert_allclose(gradient, wanted, atol=5e-6)
 

@@ -120,7 +120,7 @@ REAL_AT = 12  # of a float64: `nll_terms` gives what the rows count for, `nll_gr
 WHOLE_AT = 13  # of the layout of the whole gradient
 COUNT = 14  # elements of the gradient
 
-SOME = 64  # rows whose losses are computed before they are added up
+SOME = 256  # rows whose losses are computed before they are added up
 SOME_BYTES = 8 * SOME
 LANES = 16
 
