@@ -442,6 +442,7 @@ def general(loss: Any, options: Arrays) -> Iterator[Case]:
             {**options, "reduction": "none"},
             level=k or not some,
             spoiled=spoiled,
+            error=4 if dtype == "float64" else 1,  # of the differences
         )
         if dtype != "float32":
             yield Case(dtype, loss, drawn(loss, shape, dtype), options, level=1 + (k > 1))
@@ -795,7 +796,9 @@ def margins() -> Iterator[Case]:
                 arrays = {**margin_arrays(loss, of, dtype), **row_numbers(of[:1], arithmetic(dtype))}
                 if loss is not many:
                     arrays["weight"] = class_weights(of, arithmetic(dtype))
-                options = [{"p": 2, "margin": 0.5}, {"p": 1}] if loss is one else [{}]
+                # Margins that no difference of bfloat16 numbers comes near.
+                of_one = [{"p": 2, "margin": 0.505}, {"p": 1, "margin": 1.005}]
+                options = of_one if loss is one else [{}]
                 for j, o in enumerate(options):
                     chosen = (
                         (one, team, 0, 0),
