@@ -97,7 +97,7 @@ def fingerprint(function: Callable[..., Any]) -> str:
 def collector_paused() -> Iterator[None]:
     """Let Python not look for cycles to free while a function compiles.
 
-    It would visit all of Numba's objects hundreds of times: a tenth of the time.
+    It would visit all of Numba's objects hundreds of times: a twelfth of the time.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -248,25 +248,23 @@ X, Y = np.ones((3, 4), "f4"), np.zeros(3, "i8")
 
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
-    [
-        *some(
-            [
-                (nl.cross_entropy, (X.astype("i4"), Y), "input must be an array of float32 or float64"),
-                (nl.cross_entropy, (X, Y.astype("c8")), "target must hold integers"),
-                (nl.cross_entropy, (X, Y, X), "weight must be an array with one axis"),
-                (nl.triplet_margin_loss, (X, X.astype("f8"), X), "vectors must be arrays of one dtype"),
-                (nl.nll_loss, (X, Y, None, -100, "mean", X.T), "out must be a C-contiguous array"),
-                (
-                    nl.nll_loss,
-                    (X, Y, None, -100, "mean", X.astype("f8")),
-                    "out must be a C-contiguous array of float32",
-                ),
-                (nl.cosine_embedding_loss, (X, X, Y, 0.0, "mean", X), "out must be None or a tuple of 2"),
-                (nl.linear_cross_entropy, (X, X, X), "target must hold class indices"),
-                (nl.ctc_loss, (X, Y, 3.0, 3), "lengths must be integers"),
-            ]
-        ),
-    ],
+    some(
+        [
+            (nl.cross_entropy, (X.astype("i4"), Y), "input must be an array of float32 or float64"),
+            (nl.cross_entropy, (X, Y.astype("c8")), "target must hold integers"),
+            (nl.cross_entropy, (X, Y, X), "weight must be an array with one axis"),
+            (nl.triplet_margin_loss, (X, X.astype("f8"), X), "vectors must be arrays of one dtype"),
+            (nl.nll_loss, (X, Y, None, -100, "mean", X.T), "out must be a C-contiguous array"),
+            (
+                nl.nll_loss,
+                (X, Y, None, -100, "mean", X.astype("f8")),
+                "out must be a C-contiguous array of float32",
+            ),
+            (nl.cosine_embedding_loss, (X, X, Y, 0.0, "mean", X), "out must be None or a tuple of 2"),
+            (nl.linear_cross_entropy, (X, X, X), "target must hold class indices"),
+            (nl.ctc_loss, (X, Y, 3.0, 3), "lengths must be integers"),
+        ]
+    ),
 )
 def test_what_cannot_be_is_an_error_of_types(loss, arguments, message):
     with pytest.raises(TypingError, match=message):

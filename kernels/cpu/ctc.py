@@ -161,7 +161,7 @@ def pairs_in(form):
 
     @njit(**HELPER)
     def split(x):
-        """e**x."""
+        """e**x. Where products are not fused, multiples of `HIGH` are exact up to 2**15 in float32."""
         t = x * LOG2_E
         near = abs(t) < FAR
         n = t + SHIFT - SHIFT

@@ -245,13 +245,12 @@ def _slope(
             # CTC's are of what log_softmax makes of scores.
             return terms(**{name: log_softmax(y) if cls is nl.CTCLoss else y})
 
-        above, below = moved(1), moved(-1)
         if bend:
-            made[at] = ((above - middle) - (middle - below)) / h**2
+            made[at] = ((moved(1) - middle) - (middle - moved(-1))) / h**2
         elif issubclass(cls, ElementwiseLoss):  # whose derivatives of higher order may be large
             made[at] = (8 * (moved(10) - moved(-10)) - (moved(20) - moved(-20))) / (120 * h)
         else:
-            made[at] = (above - below) / (2 * h)
+            made[at] = (moved(1) - moved(-1)) / (2 * h)
         made[at] *= factor
     return made
 
