@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from ptx.cases import DEFINITIONS, SCORE_LOSSES, Cauchy, Scaled, Six, SumTriplet, contrastive
+from ptx.cases import SCORE_LOSSES, Cauchy, Scaled, Six, SumTriplet, contrastive
 from sweeps import some, sweep
 from test_compile import AMPERE, HOPPER, instructions
 
@@ -475,4 +475,3 @@ def test_variants_and_launches():
     assert copy.launch(0).blocks == copy.launch(1024).blocks == 1 and copy.launch(1025).blocks == 2
     assert reduce.launch(0, np.float32).blocks == 1
     assert reduce.launch(2**40, np.float32).blocks == reduce.MOST_BLOCKS
-    assert set(DEFINITIONS) == set(SCORE_LOSSES)

@@ -1,5 +1,7 @@
 """The machine refuses what kernels must not do, does right what they may, and notices mutants of kernels."""
 
+import math
+
 import numpy as np
 import pytest
 from numba.core.errors import TypingError
@@ -274,6 +276,19 @@ def test_the_first_fault_is_kept(units):
         for k, v in places.items():
             bad[k] = v
         assert recorded(int(run(kernel, 2, 64, bad, none, units=units)[1][0])) == wanted
+
+
+def test_constants_of_a_module_are_read_and_not_written():
+    """libdevice's sine of float64 reads its coefficients from a table."""
+
+    def kernel(x):
+        x[thread()] = math.sin(x[thread()])
+
+    x = np.random.default_rng(0).normal(size=64) * 10.0 ** np.arange(-8, 5, 13 / 64)
+    np.testing.assert_allclose(run(kernel, 2, 32, x)[0], np.sin(x), rtol=1e-14)
+    (at, *_) = MACHINE.tables.values()
+    with pytest.raises(Fault, match="write"):
+        MACHINE.memory.store(np.array([at - MACHINE.base]), np.dtype("f8"), [1.0], np.zeros(1, np.int64))
 
 
 @device

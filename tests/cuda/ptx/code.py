@@ -100,7 +100,7 @@ class Coder:
             raise Unknown(f"{a} of {C} taken as {T}")
         if a in SPECIAL:
             return f"{SPECIAL[a]}{'' if self.full else '[idx]'}.view({self.dtype(T)})"
-        for space in (self.module.shared, self.module.local):
+        for space in (self.module.shared, self.module.local, self.scope["tables"]):
             if a in space:
                 place = space[a]
                 return self.bound(T.type(place[0] if isinstance(place, tuple) else place))

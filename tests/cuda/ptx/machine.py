@@ -11,6 +11,7 @@ lanes that wait for others, which do not come.
 import bisect
 import ctypes
 import mmap
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .text import DTYPES, WAITS, Ins, Unknown, parse
 
 READ, WRITE, INIT = 1, 2, 4  # of a byte: what may be done, and whether something has written it
 NONE = -1
+TABLES = 8192  # bytes for the constants of modules
 LIBC = ctypes.CDLL(None, use_errno=True)
 U4, BOOL = np.dtype("u4"), np.dtype(bool)
 
@@ -413,11 +415,12 @@ class Unit:
 class Program:
     """A module with the code of its blocks, made when first needed."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, place: Callable[[bytes], int]) -> None:
         self.module = parse(text)
         self.slots = {r: k for k, r in enumerate(self.module.registers)}
         self.kept = [r for r in self.module.registers if r not in self.module.temporary]
-        self.scope: dict[str, Any] = dict(np=np, S=arithmetic, where=np.where, full=np.full)
+        tables = {name: place(numbers) for name, numbers in self.module.tables.items()}
+        self.scope: dict[str, Any] = dict(np=np, S=arithmetic, where=np.where, full=np.full, tables=tables)
 
     def compiled(self, block: Any, full: bool) -> Any:
         """The function that does a block, of all lanes of a unit or of some."""
@@ -510,14 +513,15 @@ class Machine:
         self.units, self.poison, self.rng = 1, 0x7FF4DEADFFC0BEEF, np.random.default_rng(0)
         self.steps, self.limit = 0, 1 << 62  # blocks of code that were run; and may be
         self.chunk_lanes = 8192
-        self.used = 256
+        self.used = self.start = 256 + TABLES
+        self.tables: dict[bytes, int] = {}
         self.blocks: list[tuple[int, int, str, int]] = []  # start, size, name, device
 
     def clear(self) -> None:
         """Forget all arrays."""
-        self.memory.flags[: self.used] = 0
+        self.memory.flags[self.start : self.used] = 0
         self.blocks.clear()
-        self.used = 256
+        self.used = self.start
 
     def allocate(self, size: int, name: str, on: int, room: int = 0) -> int:
         """Where new memory starts, `room` bytes after a multiple of 256."""
@@ -541,9 +545,19 @@ class Machine:
         near = [b for b in self.blocks if b[0] - 256 <= at < b[0] + b[1] + 256]
         return ", ".join(f"{name}+{at - start} (of {size})" for start, size, name, _ in near) or f"{at}"
 
+    def table(self, numbers: bytes) -> int:
+        """The address of a module's constants, which can be read and not written."""
+        if numbers not in self.tables:
+            at = 256 + sum(-(-len(other) // 256) * 256 + 256 for other in self.tables)
+            assert at + len(numbers) + 256 <= self.start, "no more room for tables"
+            self.memory.bytes[at : at + len(numbers)] = np.frombuffer(numbers, np.uint8)
+            self.memory.flags[at : at + len(numbers)] = READ | INIT
+            self.tables[numbers] = self.base + at
+        return self.tables[numbers]
+
     def program(self, text: str) -> Program:
         if text not in self.programs:
-            self.programs[text] = Program(text)
+            self.programs[text] = Program(text, self.table)
         return self.programs[text]
 
     def launch(self, program: Program, grid: int, threads: int, given: list[bytes]) -> None:

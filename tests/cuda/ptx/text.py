@@ -70,6 +70,7 @@ class Module:
     blocks: list[Block] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     shared: dict[str, tuple[int, int]] = field(default_factory=dict)  # where each variable is, and its size
+    tables: dict[str, bytes] = field(default_factory=dict)  # constants, as libdevice's coefficients of sin
     shared_size: int = 0  # with the gaps
     shared_real: int = 0
     local: dict[str, int] = field(default_factory=dict)
@@ -137,15 +138,20 @@ class Reader:
 
     def variable(self, text: str, prefix: str, scope: dict[str, str]) -> None:
         m = re.fullmatch(
-            r"(?:\.(?:visible|extern|weak)\s+)*\.(shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+"
-            r"([\w$]+)((?:\[\d+\])*);?",
+            r"(?:\.(?:visible|extern|weak)\s+)*\.(shared|local|global)\s+(?:\.align\s+(\d+)\s+)?"
+            r"\.(\w+)\s+([\w$]+)((?:\[\d+\])*)(?:\s*=\s*\{([^}]*)\})?;?",
             text,
             re.S,
         )
-        if not m:
+        # Memory that all launches of a module share is read if it comes with its numbers: it is not written.
+        if not m or (m[1] == "global") != bool(m[6]):
             raise Unknown(f"variable {text!r}")
-        space, align_, kind, name, dims = m.groups()
+        space, align_, kind, name, dims, numbers = m.groups()
         module, size = self.module, DTYPES[kind].itemsize
+        if numbers:
+            given = [int(n.rstrip("U"), 0) & ((1 << 8 * size) - 1) for n in split(numbers)]
+            module.tables[name] = np.array(given, f"u{size}").tobytes()
+            return
         align = int(align_ or size)
         for d in re.findall(r"\d+", dims):
             size *= int(d)
