@@ -6,13 +6,13 @@ memory, the packing of arguments. The others leave out one instruction each.
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from numbaloss.kernels.cuda import binaries
 
-from .cases import Case, cases, check, expected
+from .cases import Case, Expected, cases, check, expected
 from .device import MACHINE, MUTANTS
 
 # Calls of a few kernels.
@@ -115,7 +115,7 @@ def unnoticed_packings(c: Case) -> list[str]:
     return silent
 
 
-def _noticed(c: Case, wanted: dict[str, Any]) -> bool:
+def _noticed(c: Case, wanted: Expected) -> bool:
     try:
         check(c, wanted=wanted)
     # A spoiled kernel may fail in any way, also by an error of the library's that does not come.
