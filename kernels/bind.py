@@ -34,65 +34,6 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def fingerprint(function: Callable[..., Any]) -> str:
-    """A digest of all that decides what a definition's function computes.
-
-    Its bytecode and constants, and whatever it refers to: other functions, followed in the same way,
-    and the values of globals and closure cells. Comments, names and line numbers do not count.
-    """
-    digest = hashlib.sha256()
-    seen: set[int] = set()
-
-    def add(text: object) -> None:
-        digest.update(repr(text).encode() + b"\0")
-
-    def follow(value: object) -> None:
-        if hasattr(value, "py_func"):
-            # A compiled function that the definition calls: Numba looks for its module in a cached kernel.
-            value = value.py_func
-            add(value.__module__)
-        if isinstance(value, types.FunctionType):
-            if id(value) not in seen:
-                seen.add(id(value))
-                follow_function(value)
-        elif isinstance(value, types.ModuleType):
-            add(value.__name__)
-        elif isinstance(value, np.ndarray):
-            add((value.dtype.str, value.shape, value.tobytes()))
-        elif isinstance(value, list | tuple):
-            add(type(value).__name__)
-            for item in value:
-                follow(item)
-        elif isinstance(value, type | types.BuiltinFunctionType | np.ufunc):
-            add(f"{getattr(value, '__module__', '')}.{value.__name__}")
-        else:
-            add(value)
-
-    def follow_code(code: types.CodeType, scope: Mapping[str, Any]) -> None:
-        add((code.co_code, code.co_names, code.co_varnames, code.co_argcount))
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                follow_code(constant, scope)
-            else:
-                add(constant)
-        for name in code.co_names:
-            if name in scope:
-                # The library's own functions are covered by the digest of its source.
-                if getattr(scope[name], "__module__", "").startswith(__package__):
-                    add(name)
-                else:
-                    follow(scope[name])
-
-    def follow_function(function: types.FunctionType) -> None:
-        add((function.__defaults__, function.__kwdefaults__))
-        follow_code(function.__code__, function.__globals__)
-        for cell in function.__closure__ or ():
-            follow(cell.cell_contents)
-
-    follow(function)
-    return digest.hexdigest()
-
-
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Let Python not look for cycles to free while a function compiles.
@@ -198,23 +139,6 @@ def _said(value: object) -> object:
     if isinstance(value, types.FunctionType | type):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value) if value is None or isinstance(value, bool | int | float | str | np.generic) else ""
-
-
-def adopted(function: Callable[..., Any]) -> Any:
-    """A copy of a definition's function that Numba takes for one of this module.
-
-    A cached kernel names the modules of the functions it was made of, and they are imported when it is
-    loaded. The same definition may by then stand in another module, or in none.
-    """
-    copy = types.FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__module__ = __name__
-    return copy
 
 
 def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:

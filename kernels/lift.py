@@ -19,7 +19,7 @@ import inspect
 from functools import cache
 from typing import Any
 
-from .bind import adopted
+from .freeze import frozen
 from .spec import STATISTICS, Linear, ScoreFunctions, Scores, VectorFunctions
 
 OWN, MIXED, NORM = range(3)  # what moves together
@@ -53,7 +53,7 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
         each, and twice the mixed ones by `OWN` and `MIXED`, `OWN` and `NORM`, `MIXED` and `NORM`. Derivatives
         by what the definition does not ask for are zero.
     """
-    definition, parts, jit = jets.jit(adopted(functions.value)), jets.parts, jets.jit
+    definition, parts, jit = jets.jit(frozen(functions.value)), jets.parts, jets.jit
     asked = moves(functions)
 
     def along(*groups: int) -> Any:
@@ -226,7 +226,7 @@ def lift_terms(f: VectorFunctions, jets: Any, variable: int | None) -> Any:
     """``(x, y, z, options) -> values`` of terms; with a variable ``-> slopes, curvatures``."""
     assert f.terms is not None
     order = _positions(f.terms, f.arity, f.options)
-    body, pick, split = jets.jit(adopted(f.terms)), jets.pick(order), jets.split(f.sums)
+    body, pick, split = jets.jit(frozen(f.terms)), jets.pick(order), jets.split(f.sums)
     seed = jets.seed(f.arity, variable)
 
     @jets.jit
@@ -244,7 +244,7 @@ def lift_terms(f: VectorFunctions, jets: Any, variable: int | None) -> Any:
 def _finish(f: VectorFunctions, jets: Any) -> tuple[Any, Any]:
     """A definition's compiled `finish`, and its arguments of all sums, row arrays and options."""
     order = _positions(f.finish, f.sums, (*f.row_arrays, *f.options))
-    return jets.jit(adopted(f.finish)), jets.pick(order)
+    return jets.jit(frozen(f.finish)), jets.pick(order)
 
 
 def lift_finish(f: VectorFunctions, jets: Any, wrt: tuple[int, ...]) -> Any:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from . import arguments
 from .arguments import Operand, Option
-from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
+from .kernels.freeze import Read, freeze, has_changed
+from .kernels.spec import GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
 
 # Every built-in loss by its function's name, in order of definition.
 registry: dict[str, "LossFunction"] = {}
@@ -88,6 +89,8 @@ class LossFunction(Modes):
         self.__doc__ = definition._document(VALUE)
         self.__signature__ = definition._signature(VALUE)
         self._bindings: dict[Any, Binding] = {}
+        # What the definition was compiled of: it is looked at again in every call.
+        self._read: tuple[Read, ...] = NOTHING_YET
 
     def __repr__(self) -> str:
         return f"<loss function {self.__name__}{self.__signature__}>"
@@ -101,14 +104,25 @@ class LossFunction(Modes):
     @property
     def scalar(self) -> Any:
         """The compiled function of one element, to call in ``@njit`` functions and CUDA kernels."""
+        self._keep_up()
         return self.Class._scalar()
 
     @property
     def jit(self) -> Any:
         """A compiled function over whole arrays, to call in ``@njit`` functions."""
+        self._keep_up()
         return self.Class._jit()
 
+    def _keep_up(self) -> None:
+        """Forget what was prepared and compiled if the definition now reads something else."""
+        if has_changed(self._read):
+            self.Class._freeze()
+
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for get, name, value in self._read:
+            if get(name, MISSING) is not value:
+                self._keep_up()
+                break
         binding = self._bindings.get((mode, len(args), *kwargs))
         if binding is None:
             binding = self._bind(mode, len(args), tuple(kwargs))
@@ -138,6 +152,10 @@ class LossFunction(Modes):
         out = names.index("out") if "out" in names else -1
         binding = self._bindings[(mode, count, *keywords)] = Binding(names, out, Memo())
         return binding
+
+
+# Changed, whenever it is compared.
+NOTHING_YET: tuple[Read, ...] = (({}.get, "", None),)
 
 
 def _snake(name: str) -> str:
@@ -185,6 +203,9 @@ class Loss(Modes):
     # Shapes of the first operand that `testing.check_loss` tries, and whether there is a curvature.
     _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (1,), (2, 3, 4), (0, 3))
     _curved: ClassVar[bool] = True
+    # The functions that the definition states and that are compiled; and those as they stand, by name.
+    _stated: ClassVar[tuple[str, ...]] = ()
+    _frozen: ClassVar[dict[str, Callable[..., Any]]] = {}
     # The definition's `check`, and the options it takes.
     _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 
@@ -203,11 +224,12 @@ class Loss(Modes):
             delattr(cls, n)  # an instance finds its own value, in `_options`
         if not cls._complete():
             return
+        cls._frozen = {}
         check = plain_function(cls, "check")
         cls._own_check = check and (check, tuple(inspect.signature(check).parameters))
         cls._prepare()
         cls.function = LossFunction(cls, function or _snake(cls.__name__))
-        if cls.__module__.split(".")[0] == __package__:
+        if (cls.__module__ or "").split(".")[0] == __package__:
             registry[cls.function.__name__] = cls.function
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -268,6 +290,10 @@ class Loss(Modes):
         """Read the definition: set `operands` and `_required`."""
 
     @classmethod
+    def _forget(cls) -> None:
+        """Forget what was made of the definition's functions."""
+
+    @classmethod
     def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise TypeError(f"{cls.__name__} is a family of losses; define `value` in a subclass")
 
@@ -285,6 +311,29 @@ class Loss(Modes):
         raise AttributeError(f"{cls.function.__name__} has no compiled function over arrays")
 
     # ---- derived -----------------------------------------------------------------------------------
+    @classmethod
+    def _freeze(cls) -> None:
+        """Take the definition's functions as they stand."""
+        read: list[Read] = []
+        made: dict[str, Any] = {}
+        for name in cls._stated:
+            owner = next(vars(c) for c in cls.__mro__ if name in vars(c))
+            read.append((owner.get, name, owner[name]))
+            made[name], _, more = freeze(plain_function(cls, name))
+            read += more
+        cls._frozen = made
+        cls._forget()
+        cls.function._bindings = {}
+        # The library's own definitions stay as they are.
+        cls.function._read = () if registry.get(cls.function.__name__) is cls.function else tuple(read)
+
+    @classmethod
+    def _function(cls, name: str) -> Any:
+        """A function that the definition states, as it stands."""
+        if name not in cls._frozen:
+            cls._freeze()
+        return cls._frozen[name]
+
     @classmethod
     def _default_wrt(cls) -> Any:
         names = tuple(n for n in cls._required if cls.operands[n].model) or cls._required[:1]

@@ -9,9 +9,10 @@ from numba import cfunc, njit
 from sweeps import sweep
 
 import numbaloss as nl
-from numbaloss.kernels import bind, jets
+from numbaloss.kernels import jets
 from numbaloss.kernels.cpu import elementwise, halves, native
 from numbaloss.kernels.cpu.target import derivatives
+from numbaloss.kernels.freeze import fingerprint
 from numbaloss.kernels.spec import Request
 
 
@@ -73,7 +74,7 @@ SCALE = 2.0
 def fingerprint_of(source, **scope):
     scope = {"nl": nl, "np": np, "SCALE": SCALE, **scope}
     exec(source, scope)
-    return bind.fingerprint(scope["f"])
+    return fingerprint(scope["f"])
 
 
 BASE = "def f(x, t):\n    return SCALE * (x - t) * 3.0\n"
@@ -110,9 +111,9 @@ def test_a_fingerprint_follows_helpers_and_closures():
     def thrice(x):
         return 3 * x
 
-    prints = {bind.fingerprint(make(k, h)) for k in (1.0, 2.0) for h in (twice, thrice)}
+    prints = {fingerprint(make(k, h)) for k in (1.0, 2.0) for h in (twice, thrice)}
     assert len(prints) == 4
-    assert bind.fingerprint(make(1.0, twice)) == bind.fingerprint(make(1.0, twice))
+    assert fingerprint(make(1.0, twice)) == fingerprint(make(1.0, twice))
 
 
 NAMES = {spellings[0].__name__: spellings for spellings in jets.UNARY.values()}

@@ -18,8 +18,9 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from ..bind import adopted, bind, fingerprint
+from ..bind import bind
 from ..errors import at_users_line
+from ..freeze import fingerprint, frozen
 from ..layout import is_same_memory
 from ..math import select
 from ..spec import (
@@ -265,7 +266,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     With no variable: the value alone.
     """
     jets = derivatives()
-    definition = jets.jit(adopted(scalars.value))
+    definition = jets.jit(frozen(scalars.value))
     constant, parts = jets.seed(scalars.arity, None, scalars.absent), jets.parts
 
     @njit(**SCALAR)
@@ -283,7 +284,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
             return parts(definition(*(seed(x, t, u) + o)), x)
 
         return derived
-    slope = jets.jit(adopted(override))
+    slope = jets.jit(frozen(override))
 
     @njit(**SCALAR)
     def stated(x, t, u, o):

@@ -12,7 +12,8 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from ..bind import adopted, bind, gathered
+from ..bind import bind, gathered
+from ..freeze import frozen
 from ..spec import Request, Scalars
 from . import blocks
 from .elementwise import block, identity_of
@@ -40,7 +41,7 @@ def arithmetic_of(operands: tuple[Any, ...]) -> Any:
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@njit`` code: ``scalar(input, target, <options>)``."""
     jets = derivatives()
-    definition, arity, parts = jets.jit(adopted(scalars.value)), scalars.arity, jets.parts
+    definition, arity, parts = jets.jit(frozen(scalars.value)), scalars.arity, jets.parts
 
     @intrinsic
     def prepare(typingctx, arguments):

@@ -21,8 +21,9 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload, typeof_impl
 
-from ..bind import bind, fingerprint, gathered
+from ..bind import bind, gathered
 from ..chunks import chunk_rows, product_columns
+from ..freeze import fingerprint
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
 from . import ctc, margins, nll, scores
 from .elementwise import identity_of

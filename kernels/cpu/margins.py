@@ -14,7 +14,8 @@ import numba
 import numpy as np
 from numba import njit, types
 
-from ..bind import adopted, bind, fingerprint
+from ..bind import bind
+from ..freeze import fingerprint, frozen
 from ..math import select
 from ..spec import MANY, MarginFunctions, Margins, bad_index
 from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay_address
@@ -282,7 +283,7 @@ def lift(functions: MarginFunctions) -> dict[str, Any]:
     """
     jets = derivatives()
     parts = jets.parts
-    terms, last = (njit(**HELPER)(adopted(f)) for f in (functions.terms, functions.finish))
+    terms, last = (njit(**HELPER)(frozen(f)) for f in (functions.terms, functions.finish))
     constant, seed_score = jets.seed(2, None), jets.seed(2, 0)
     seed_total = jets.seed(3, 0)
 

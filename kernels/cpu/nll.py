@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from ..bind import adopted, bind, fingerprint
+from ..bind import bind
+from ..freeze import fingerprint, frozen
 from ..layout import class_axis, class_rows
 from ..math import select
 from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NllFunctions, Picks, bad_index, code_of
@@ -239,7 +240,7 @@ def nll_gradient(places_at, rows):
 def lift(functions: NllFunctions) -> Any:
     """A definition's compiled function ``(score, weight) -> value, slope, curvature``."""
     jets = derivatives()
-    definition, seed, parts = njit(**HELPER)(adopted(functions.value)), jets.seed(2, 0), jets.parts
+    definition, seed, parts = njit(**HELPER)(frozen(functions.value)), jets.seed(2, 0), jets.parts
 
     @njit(**HELPER)
     def value(score, weight):

@@ -24,7 +24,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import math
-from ..bind import bind, fingerprint
+from ..bind import bind
+from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest

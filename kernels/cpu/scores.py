@@ -27,8 +27,9 @@ import numpy as np
 from numba import njit, types
 from numba.core.errors import NumbaError
 
-from ..bind import bind, fingerprint
+from ..bind import bind
 from ..errors import at_users_line
+from ..freeze import fingerprint
 from ..layout import class_axis, class_rows
 from ..spec import CODES as FLOAT_CODES
 from ..spec import FLOAT32, FLOAT64, ScoreFunctions, ScoreRequest, Scores, bad_index

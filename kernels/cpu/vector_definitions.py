@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .. import math
-from ..bind import fingerprint
+from ..freeze import fingerprint
 from ..lift import lift_bend, lift_finish, lift_row_bend, lift_terms
 from ..math import bits, select
 from ..spec import VectorFunctions, VectorRequest

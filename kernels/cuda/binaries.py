@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 from .. import bind
+from ..freeze import fingerprint
 from ..spec import CODES
 from . import driver
 
@@ -104,7 +105,7 @@ def _identity(make: Callable[..., Any], request: dict[str, Any]) -> str:
     def said_of(x: Any) -> Any:
         if isinstance(x, tuple):
             return tuple(map(said_of, x))
-        return bind.fingerprint(x) if callable(x) and hasattr(x, "__code__") else str(x)
+        return fingerprint(x) if callable(x) and hasattr(x, "__code__") else str(x)
 
     versions = numba.__version__, importlib.import_module("numba_cuda").__version__
     name = make.__module__, make.__qualname__

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bind import adopted, fingerprint, gathered
+from ..bind import gathered
+from ..freeze import fingerprint, frozen
 from ..layout import axes_in_order, index_at
 from ..spec import (
     BY_ROWS,
@@ -175,7 +176,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     With no variable: the value alone.
     """
     jets = derivatives()
-    definition = jets.jit(adopted(scalars.value))
+    definition = jets.jit(frozen(scalars.value))
     constant, parts = jets.seed(scalars.arity, None, scalars.absent), jets.parts
 
     @device
@@ -193,7 +194,7 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
             return parts(definition(*(seed(x, t, u) + o)), x)
 
         return derived
-    slope = jets.jit(adopted(override))
+    slope = jets.jit(frozen(override))
 
     @device
     def stated(x, t, u, o):
@@ -291,7 +292,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     It takes and gives what the function of `kernels.cpu.inside` does; `target.also_for_cuda` joins them.
     """
     jets = derivatives()
-    definition, arity, parts = jets.jit(adopted(scalars.value)), scalars.arity, jets.parts
+    definition, arity, parts = jets.jit(frozen(scalars.value)), scalars.arity, jets.parts
 
     @intrinsic
     def prepare(typingctx, arguments):

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import class_weights
-from ..bind import fingerprint
 from ..class_weights import DISTANCES
+from ..freeze import fingerprint
 from ..layout import Axes, class_rows
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import exp, log, log1p, tanh

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bind import fingerprint
+from ..freeze import fingerprint
 from ..layout import InOrder
 from ..lift import lift_bend, lift_finish, lift_row_bend, lift_terms
 from ..math import power, sign, sqrt

@@ -117,7 +117,7 @@ class ElementwiseLoss(Loss):
 
     _option_names: ClassVar[tuple[str, ...]] = ()
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
-    _slopes: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _slopes: ClassVar[tuple[str, ...]] = ()  # operands whose slope is stated by hand
     _settled: ClassVar[Memo] = Memo()  # settings, by the arguments that they were made of
     _compiled: ClassVar[dict[str, Any]] = {}
 
@@ -142,7 +142,12 @@ class ElementwiseLoss(Loss):
         cls._arrays = tuple(arrays)
         cls._required = tuple(n for n in arrays if n not in cls.fields)
         cls._option_names = tuple(options)
-        cls._slopes = {n: plain_function(cls, f"slope_{n}") for n in arrays if hasattr(cls, f"slope_{n}")}
+        cls._slopes = tuple(n for n in arrays if hasattr(cls, f"slope_{n}"))
+        cls._stated = ("value", *(f"slope_{n}" for n in cls._slopes))
+        cls._forget()
+
+    @classmethod
+    def _forget(cls) -> None:
         cls._settled, cls._compiled = Memo(), {}
 
     @classmethod
@@ -156,8 +161,8 @@ class ElementwiseLoss(Loss):
         return Scalars(
             cls.function.__name__,
             arity,
-            plain_function(cls, "value"),
-            tuple((cls._arrays.index(n), f) for n, f in cls._slopes.items()),
+            cls._function("value"),
+            tuple((cls._arrays.index(n), cls._function(f"slope_{n}")) for n in cls._slopes),
             statics,
             tuple(domains),
             tuple(o.absent for o in operands[arity:]),

@@ -6,18 +6,18 @@ from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.spec import Chunking, Linear, ScoreFunctions
-from ..loss import plain_function
 
 
 class LinearLoss(RowLoss):
     """A loss of the scores that a layer gives to rows (F) or (N, F), by a weight (C, d1, ..., F)."""
 
     differentiable = ("input", "linear_weight", "linear_bias", "target", "weight")
+    _stated = ("value",)
 
     @classmethod
     def _definition(cls) -> ScoreFunctions:
         # By the statistic's name: the kernels are those of the loss that is nothing else.
-        return ScoreFunctions("cross_entropy", plain_function(cls, "value"), ("cross_entropy",))
+        return ScoreFunctions("cross_entropy", cls._function("value"), ("cross_entropy",))
 
     @classmethod
     def _jit(cls) -> Any:

@@ -138,6 +138,7 @@ class ScoreLoss(ClassLoss):
     label_smoothing: float = between(0.0, 0.0, 1.0)
 
     value: ClassVar[Callable[..., Any]]
+    _stated = ("value",)
     operands = {"input": scores(), "target": class_indices()}
     differentiable = ("input", "target", "weight")
     takes_probabilities = True
@@ -169,7 +170,7 @@ class ScoreLoss(ClassLoss):
         values = [options[n] for n in cls._option_names]
         statics = tuple(v if isinstance(v, bool) else None for v in values)
         numbers = tuple(float(v) for v in values if not isinstance(v, bool))
-        value = plain_function(cls, "value")
+        value = cls._function("value")
         return ScoreFunctions(cls.function.__name__, value, cls._statistics, statics), numbers
 
     @classmethod
@@ -221,10 +222,11 @@ class PickLoss(ClassLoss):
     """
 
     value: ClassVar[Callable[..., Any]]
+    _stated = ("value",)
 
     @classmethod
     def _functions(cls) -> NllFunctions:
-        return NllFunctions(cls.function.__name__, plain_function(cls, "value"))
+        return NllFunctions(cls.function.__name__, cls._function("value"))
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Picks:
@@ -255,13 +257,14 @@ class MarginLoss(ClassLoss):
 
     terms: ClassVar[Callable[..., Any]]
     finish: ClassVar[Callable[..., Any]]
+    _stated = ("terms", "finish")
     _shapes = ((4,), (1, 4), (0, 3))
     classes_of_a_row: ClassVar[str] = ONE  # or MANY: a list as long as the scores, or ended by -1
 
     @classmethod
     def _functions(cls, options: dict[str, Any]) -> tuple[MarginFunctions, tuple[float, ...]]:
         """Return the definition for options, and those that kernels are given at run time."""
-        terms, finish = plain_function(cls, "terms"), plain_function(cls, "finish")
+        terms, finish = cls._function("terms"), cls._function("finish")
         names, choices = list(inspect.signature(terms).parameters)[2:], cls._choices()
         compiled = tuple(options[n] if n in choices else None for n in names)
         many = cls.classes_of_a_row == MANY

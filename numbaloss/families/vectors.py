@@ -106,9 +106,20 @@ class VectorLoss(RowLoss):
         cls._functions = VectorFunctions(
             "", len(cls.vectors), terms, finish, sums, cls._rows, options, (), cls.homogeneous, cls.lengths
         )
+        cls._stated = ("finish",) if terms is None else ("terms", "finish")
         cls._curved, cls._compiled = terms is not None, None
         shapes = ((3,), (1, 2), (2, 3, 4), (0, 3))
         cls._shapes = tuple(s for s in shapes if cls.most_axes is None or len(s) <= cls.most_axes)
+
+    @classmethod
+    def _forget(cls) -> None:
+        cls._compiled = None
+
+    @classmethod
+    def _definition(cls, flags: tuple[bool | None, ...] = ()) -> VectorFunctions:
+        """Return the definition as kernels take it, with the options that they are compiled for."""
+        stated = {n: cls._function(n) for n in cls._stated}
+        return cls._functions._replace(name=cls.function.__name__, flags=flags, **stated)
 
     @classmethod
     def _count_sums(cls, terms: Callable[..., Any], options: list[str]) -> int:
@@ -166,9 +177,7 @@ class VectorLoss(RowLoss):
         rows = tuple(cls._row_array(n, shape[:-1], settings, call, floats) for n in cls._rows)
         weighting = cls._weighting(settings, call, shape[:-1], floats)
         values = [settings.options[n] for n in cls._functions.options]
-        functions = cls._functions._replace(
-            name=name, flags=tuple(v if isinstance(v, bool) else None for v in values)
-        )
+        functions = cls._definition(tuple(v if isinstance(v, bool) else None for v in values))
         numbers = tuple(float(v) for v in values if not isinstance(v, bool))
         distance = cls._distance(settings.options)
         return Vectors(
@@ -216,7 +225,7 @@ class VectorLoss(RowLoss):
         if cls._compiled is None:
             fields = {n: f for n, f in cls.fields.items() if not f.array}
             cls._compiled = inside.of_vectors(
-                cls._functions._replace(name=cls.function.__name__),
+                cls._definition(),
                 cls.vectors,
                 (*cls._required, *fields, "out"),
                 (*(f.default for f in fields.values()), None),

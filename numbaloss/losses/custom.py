@@ -20,7 +20,10 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
         ``value(input, target, <options>)``: two or three arguments without defaults, which stand for one
         element of each array, then options with defaults (a number, a bool, or a kind of
         ``numbaloss.arguments``). Ordinary arithmetic, ``if``, ``abs``, ``min``, ``max`` and the functions of
-        ``numbaloss.math`` (or their NumPy namesakes). The derivatives are derived.
+        ``numbaloss.math`` (or their NumPy namesakes). The derivatives are derived. It may read globals,
+        attributes of modules and closure cells that hold numbers, arrays, members of enumerations or
+        compiled functions: they are compiled in, and a change of one shows at the next call (of an array's
+        elements it does not).
 
     Returns
     -------
@@ -33,7 +36,7 @@ def elementwise_loss(value: Callable[..., Any]) -> LossFunction:
     ------
     TypeError
         If the parameters are not of this form; at the first call, with the line, if the function cannot be
-        compiled or differentiated.
+        compiled or differentiated, or if it reads something of which a change could not be noticed.
 
     Examples
     --------

@@ -3,7 +3,7 @@
     python -m tests.cuda.ptx [--level 2] [--cc 8.0] [--only TEXT] [family ...]
     python -m tests.cuda.ptx --mutants rule [--every 7] [--only TEXT] [family ...]
 
-Level 0 is what `pytest` runs, 1 a sweep's, 2 all: hours. The last line is 'passed/total'.
+Level 0 is what `pytest` runs, 1 a sweep's, 2 all: half an hour. The last line is 'passed/total'.
 """
 
 import argparse
