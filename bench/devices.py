@@ -9,9 +9,10 @@ from itertools import repeat
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 import numbaloss as nl
+from numbaloss.kernels.cpu.disk import kept
 from numbaloss.kernels.cpu.elementwise import PARALLEL_FROM
 
 Call = Callable[[], Any]
@@ -21,13 +22,13 @@ class Absent(Exception):
     """A device that this machine has not, or cannot use; the message says why."""
 
 
-@njit(nogil=True, cache=True)
+@kept(nogil=True)
 def _copy_serial(source, target):
     for i in range(source.size):
         target[i] = source[i]
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@kept(parallel=True, nogil=True)
 def _copy_parallel(source, target):
     for i in prange(source.size):
         target[i] = source[i]

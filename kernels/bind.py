@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 def sources() -> str:
     """A digest of this package's own source: an edit of the maths or of a template drops what it made."""
     digest = hashlib.sha256()
-    for path in sorted(HERE.rglob("*.py")):
+    # Without source, Python's own compiled files say what it was.
+    for path in sorted(HERE.rglob("*.py")) or sorted(HERE.rglob("*.pyc")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -72,7 +73,7 @@ def bind(
         into the name's digest, so that two different kernels never share a cache entry. With `helpers` the
         constants in `scope`, and the names of the functions there, go there by themselves.
     decorate : callable
-        For instance ``numba.njit(cache=True)``.
+        For instance ``disk.kept()``.
     helpers : Helpers, optional
         For what the template calls: each plain function of its own folder's modules that it names, in
         `scope` or as its module does, is bound to the same scope, and so is what that names in turn.

@@ -44,6 +44,7 @@ from ..spec import (
     wrong_length,
 )
 from . import strided
+from .disk import kept
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
@@ -882,4 +883,4 @@ def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
 def compile_inside(dtype: np.dtype) -> Any:
     """`inside` for a dtype: ``inside(...) -> (value, status)``."""
     scope = dict(function_address=addresses(compile_functions, dtype), CODE=code_of(dtype))
-    return bind(inside, scope, dtype.name, dtype.name, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, dtype.name, dtype.name, kept(nogil=True, error_model="numpy"))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic
@@ -37,6 +37,7 @@ from ..spec import (
 )
 from . import blocks
 from .arrange import lay_address, order_axes_address
+from .disk import kept_c
 from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
 from .native import LINKED
 from .strided import gatherer, scatterer
@@ -335,7 +336,7 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
         overwrite=_overwriter(request, dtype_),
         run=bind(loop, inside, scalars.name, identity, inner),
     )
-    return bind(entry, outer, scalars.name, identity, cfunc(SIGNATURE, cache=True, **LOOP))
+    return bind(entry, outer, scalars.name, identity, kept_c(SIGNATURE, **LOOP))
 
 
 # ---- launching ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ..bind import bind, gathered
 from ..freeze import frozen
 from ..spec import Request, Scalars
 from . import blocks
+from .disk import kept
 from .elementwise import block, identity_of
 from .launch import OK
 from .native import (
@@ -162,7 +163,7 @@ def compile_inside(scalars: Scalars, three: bool, weighted: bool, graded: bool, 
         CHECKED=any(scalars.domains),
     )
     identity = identity_of(scalars), three, weighted, graded, dtype.name
-    return bind(inside, scope, scalars.name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, scalars.name, identity, kept(nogil=True, error_model="numpy"))
 
 
 def compile_runs(scalars: Scalars) -> Any:

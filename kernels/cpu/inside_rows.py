@@ -26,6 +26,7 @@ from ..chunks import chunk_rows, product_columns
 from ..freeze import fingerprint
 from ..spec import MarginFunctions, NllFunctions, Scalars, ScoreFunctions, ScoreOption
 from . import ctc, margins, nll, scores
+from .disk import kept
 from .elementwise import identity_of
 from .inside import apart, compile_runs, flat_or_none
 from .labels import first_wrong
@@ -907,7 +908,7 @@ def compile_linear_rows(functions: ScoreFunctions, given: scores.Given, dtype: n
     """Return `linear_inside` of a definition."""
     scope = dict(function_address=addresses(compile_linear, functions, given, dtype))
     name, identity = f"{functions.name}_{dtype.name}", (fingerprint(functions.value), given, dtype.name)
-    return bind(linear_inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(linear_inside, scope, name, identity, kept(nogil=True, error_model="numpy"))
 
 
 def number_or(option, absent):

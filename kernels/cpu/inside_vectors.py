@@ -30,6 +30,7 @@ from . import vector_definitions as definitions
 from . import vector_tiles as tiles
 from . import vectors as driver
 from .arrange import lay_address
+from .disk import kept
 from .inside_rows import (
     PART,
     apart,
@@ -168,7 +169,7 @@ def compile_rows(f: VectorFunctions, wrt: tuple[int, ...], kinds: tuple[int, ...
         f"{f.name}_{dtype.name}",
         (definitions.identity_of(f, dtype.name), kinds, request, "inside"),
     )
-    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, name, identity, kept(nogil=True, error_model="numpy"))
 
 
 # ---- arguments ----------------------------------------------------------------------------------------

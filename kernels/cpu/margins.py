@@ -20,6 +20,7 @@ from ..math import select
 from ..spec import MANY, MarginFunctions, Margins, bad_index
 from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay_address
 from .blocks import ENTRY
+from .disk import kept
 from .labels import (
     ABSENT,
     ARRAYS,
@@ -599,4 +600,4 @@ def compile_inside(definitions: tuple[MarginFunctions, ...], dtype: np.dtype) ->
     scope = dict(
         function_address=addresses(compile_functions, definitions, dtype), OF_LISTS=definitions[0].many
     )
-    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, name, identity, kept(nogil=True, error_model="numpy"))

@@ -13,13 +13,14 @@ from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.compiler import CompileResult
 from numba.core.datamodel import models
 from numba.extending import NativeValue, intrinsic, register_model, unbox
 
 from ..bind import bind, sources
+from .disk import kept, kept_c
 from .target import INTERNAL, LOOP, SCALAR, Linked
 
 HELPER = SCALAR
@@ -340,7 +341,7 @@ def compile_function(
     **flags: Any,
 ) -> int:
     """The address of a C function, which is kept on disk."""
-    made = bind(template, scope, name, identity, cfunc(signature, cache=True, **LOOP | flags))
+    made = bind(template, scope, name, identity, kept_c(signature, **LOOP | flags))
     _kept.append(made)
     return made.address
 
@@ -349,7 +350,7 @@ def compile_entry(
     template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object, signature: Any
 ) -> Any:
     """A function to call from Python, past Numba's dispatcher; it is kept on disk."""
-    made = bind(template, scope, name, identity, njit(signature, cache=True, no_cfunc_wrapper=True, **LOOP))
+    made = bind(template, scope, name, identity, kept(signature, no_cfunc_wrapper=True, **LOOP))
     _kept.append(made)
     return made.overloads[signature.args].entry_point
 

@@ -30,6 +30,7 @@ from .arrange import (
     order_axes_address,
 )
 from .blocks import ENTRY
+from .disk import kept
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .labels import (
     ABSENT,
@@ -489,4 +490,4 @@ def compile_inside(functions: NllFunctions, dtype: np.dtype) -> Any:
     """`inside` for a definition and a dtype: ``inside(...) -> (value, status)``."""
     name, identity = functions.name, (identity_of(functions), dtype.name)
     scope = dict(function_address=addresses(compile_functions, functions, dtype))
-    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, name, identity, kept(nogil=True, error_model="numpy"))

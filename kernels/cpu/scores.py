@@ -47,6 +47,7 @@ from .arrange import (
     order_axes_address,
 )
 from .blocks import ENTRY
+from .disk import kept
 from .launch import CURVATURE as CURVED
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
@@ -875,4 +876,4 @@ def compile_inside(definitions: tuple[ScoreFunctions, ...], given: Given, dtype:
         IS_CAPPED=given.softcap,
     )
     identity = [(fingerprint(f.value), f[2:], requests, dtype.name) for f in definitions]
-    return bind(inside, scope, name, identity, njit(nogil=True, cache=True, error_model="numpy"))
+    return bind(inside, scope, name, identity, kept(nogil=True, error_model="numpy"))

@@ -147,7 +147,7 @@ def _store(path: Path, made: list[Compiled]) -> None:
 @cache
 def _cache_directory() -> Path | None:
     """Where Numba keeps its compiled functions, or would."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places = [Path(bind.__file__).parent / "cuda" / "__pycache__", Path(user) / "numbaloss"]
     if numba.config.CACHE_DIR:
         places = [Path(numba.config.CACHE_DIR) / "numbaloss"]

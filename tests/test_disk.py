@@ -1,0 +1,181 @@
+"""Kernels on disk: whatever the disk does, a call computes, and never with another definition's code."""
+
+import shutil
+import stat
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sweeps import sweep
+
+ROOT = Path(__file__).parent.parent
+
+ONE_LOSS = """
+import warnings, numpy as np
+warnings.simplefilter("error")
+import numbaloss as nl
+x = np.array([0.0, 1.0, 3.0])
+value, gradient = nl.huber_loss.value_and_grad(x, np.zeros(3), reduction="sum")
+assert value == 3.0 and gradient.tolist() == [0, 1, 1]
+assert nl.huber_loss.jit(x, np.zeros(3), "sum") == 3.0
+print("right")
+"""
+
+# With one sample of its arguments each: right as in a process that can write.
+EVERY_LOSS = """
+import warnings, numpy as np
+warnings.simplefilter("error")
+warnings.filterwarnings("once", "numbaloss cannot keep", RuntimeWarning)
+import numbaloss as nl
+from numbaloss import reference, testing
+from numbaloss.loss import registry
+for name in NAMES or registry:
+    loss = registry[name]
+    given = testing.samples(loss, np.random.default_rng(0))
+    wanted = getattr(reference, name)(**given)
+    np.testing.assert_allclose(loss(**given), wanted, rtol=1e-9, err_msg=name)
+    value, gradients = loss.value_and_grad(**given)
+    np.testing.assert_allclose(value, wanted, rtol=1e-9, err_msg=name)
+    print(name)
+"""
+
+
+def files(cache, ending):
+    return sorted(Path(cache).rglob(f"*{ending}"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache that holds a loss's kernels, to copy."""
+    return tmp_path_factory.mktemp("filled")
+
+
+@pytest.fixture
+def cache(filled, tmp_path, python):
+    if not files(filled, ".nbc"):
+        assert python(ONE_LOSS, NUMBA_CACHE_DIR=str(filled)) == ["right"]
+    return Path(shutil.copytree(filled, tmp_path / "cache"))
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    """One bit in the middle: of machine code, say."""
+    k = len(data) // 2
+    return data[:k] + bytes([data[k] ^ 1]) + data[k + 1 :]
+
+
+def emptied(data):
+    return b""
+
+
+def zeroed(data):
+    return b"\0" * len(data)
+
+
+DAMAGES = [(e, d) for e in (".nbi", ".nbc") for d in (truncated, flipped, emptied, zeroed)]
+
+
+@pytest.mark.parametrize("damage", sweep(DAMAGES, (".nbi", truncated), (".nbc", flipped)))
+def test_damaged_files(python, cache, damage):
+    ending, spoil = damage
+    spoiled = files(cache, ending)
+    assert spoiled
+    for path in spoiled:
+        path.write_bytes(spoil(path.read_bytes()))
+    assert python(ONE_LOSS, NUMBA_CACHE_DIR=str(cache)) == ["right"]
+    # They are whole again.
+    before = {p: p.stat().st_mtime_ns for p in files(cache, ".nbc")}
+    assert python(ONE_LOSS, NUMBA_CACHE_DIR=str(cache)) == ["right"]
+    assert {p: p.stat().st_mtime_ns for p in files(cache, ".nbc")} == before
+
+
+def test_a_full_disk(python, cache, tmp_path):
+    """No file can be written: the call computes, and says so once."""
+    script = """
+import builtins, errno, warnings
+real = open
+def full(file, mode="r", *args, **kwargs):
+    if "w" in mode and str(file).startswith(CACHE):
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+    return real(file, mode, *args, **kwargs)
+builtins.open = full
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    import numpy as np, numbaloss as nl
+    x = np.array([0.0, 1.0, 3.0])
+    for loss in (nl.huber_loss, nl.l1_loss):
+        value, gradient = loss.value_and_grad(x, np.zeros(3), reduction="sum")
+        assert value in (3.0, 4.0), value
+(only,) = told
+assert "No space left" in str(only.message) and "NUMBA_CACHE_DIR" in str(only.message)
+print("right")
+"""
+    empty = str(tmp_path / "empty")
+    assert python(f"CACHE = {empty!r}\n" + script, NUMBA_CACHE_DIR=empty) == ["right"]
+
+
+def test_several_processes_on_one_empty_cache(python, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        ran = [pool.submit(python, ONE_LOSS, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(4)]
+        assert [r.result() for r in ran] == [["right"]] * 4
+
+
+@pytest.fixture
+def container():
+    """An installation that can be read only."""
+    place = Path(tempfile.mkdtemp())
+    shutil.copytree(
+        ROOT / "numbaloss", place / "numbaloss", ignore=shutil.ignore_patterns("__pycache__"), symlinks=False
+    )
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield place
+    for path in (place, *place.rglob("*")):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+    shutil.rmtree(place)
+
+
+def alone(container, script):
+    """A script as a user runs it who has no home and can write nowhere: even root."""
+    return f"""
+import ctypes, os, sys
+header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+if sys.platform == "linux" and os.geteuid() == 0:
+    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
+os.environ.update(HOME={str(container)!r}, XDG_CACHE_HOME={str(container)!r})
+os.environ.pop("NUMBA_CACHE_DIR", None)
+sys.path.insert(0, {str(container)!r})
+import numbaloss
+assert numbaloss.__file__.startswith({str(container)!r})
+{script}"""
+
+
+FEW = "huber_loss", "cross_entropy"
+
+
+@pytest.mark.parametrize("names", sweep([(), FEW], FEW))
+def test_a_user_who_can_write_nowhere(python, container, names):
+    done = python(alone(container, f"NAMES = {names!r}\n{EVERY_LOSS}"), PYTHONDONTWRITEBYTECODE="1")
+    assert len(done) == (len(names) or 26)
+    assert not files(container, ".nbi")
+
+
+def test_compiled_files_alone(python, container):
+    """An installation without its source: kernels live in memory."""
+    import compileall
+
+    for path in (container, *container.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert compileall.compile_dir(container, quiet=1, legacy=True)
+    for path in container.rglob("*.py"):
+        path.unlink()
+    script = EVERY_LOSS.replace('"once"', '"ignore"')
+    done = python(
+        f"NAMES = ('huber_loss',)\nimport sys\nsys.path.insert(0, {str(container)!r})\n" + script,
+        NUMBA_CACHE_DIR=str(container / "cache"),
+    )
+    assert done == ["huber_loss"]
