@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, dataclass_transform
 
 from . import arguments
@@ -95,11 +96,10 @@ class LossFunction(Modes):
     def __repr__(self) -> str:
         return f"<loss function {self.__name__}{self.__signature__}>"
 
-    def __reduce__(self) -> Any:
-        module = sys.modules.get(self.__module__)
-        if getattr(module, self.__name__, None) is self:
-            return self.__name__  # a global of its module, as functions are
-        return getattr, (self.Class, "function")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if int(protocol) < 4 and getattr(sys.modules.get(self.__module__), self.__name__, None) is self:
+            return self.__name__  # old protocols find a class by way of this
+        return getattr, (self.Class, "function")  # the class by its name, or as its pickler takes classes
 
     @property
     def scalar(self) -> Any:
@@ -158,6 +158,32 @@ class LossFunction(Modes):
 NOTHING_YET: tuple[Read, ...] = (({}.get, "", None),)
 
 
+class Made:
+    """What is worked out of a definition. Of a class in another process it is worked out anew."""
+
+    def __init__(self) -> None:
+        self.function: LossFunction | None = None
+        self.frozen: dict[str, Any] = {}  # the definition's functions as they stand, by name
+        self.settled = Memo()  # settings, by the arguments that they were made of
+        self.compiled: dict[str, Any] = {}  # functions for compiled code
+
+    def forget(self) -> None:
+        self.frozen, self.settled, self.compiled = {}, Memo(), {}
+
+    def __reduce__(self) -> Any:
+        return Made, ()
+
+
+class ClassFunction:
+    """The attribute `function` of a loss: the same loss as a function."""
+
+    def __get__(self, instance: Any, cls: "type[Loss]") -> LossFunction:
+        made = cls._made
+        if made.function is None:
+            made.function = LossFunction(cls, cls._function_name)
+        return made.function
+
+
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -192,7 +218,7 @@ class Loss(Modes):
 
     fields: ClassVar[dict[str, Option]] = {}
     operands: ClassVar[dict[str, Operand]] = {}
-    function: ClassVar[LossFunction]
+    function: ClassVar[Any] = ClassFunction()
     # Operands that a call must give: those that are no fields.
     _required: ClassVar[tuple[str, ...]] = ()
     _keyword_only: ClassVar[bool] = False
@@ -203,9 +229,10 @@ class Loss(Modes):
     # Shapes of the first operand that `testing.check_loss` tries, and whether there is a curvature.
     _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (1,), (2, 3, 4), (0, 3))
     _curved: ClassVar[bool] = True
-    # The functions that the definition states and that are compiled; and those as they stand, by name.
+    # The functions that the definition states and that are compiled.
     _stated: ClassVar[tuple[str, ...]] = ()
-    _frozen: ClassVar[dict[str, Callable[..., Any]]] = {}
+    _function_name: ClassVar[str]
+    _made: ClassVar[Made]
     # The definition's `check`, and the options it takes.
     _own_check: ClassVar[tuple[Callable[..., None], tuple[str, ...]] | None] = None
 
@@ -219,16 +246,18 @@ class Loss(Modes):
             for n, annotation in inspect.get_annotations(cls).items()
             if "ClassVar" not in str(annotation)
         }
+        for n, field in cls.fields.items():  # another default of an option that is there
+            if n in cls.__dict__ and n not in own:
+                own[n] = replace(field, default=field.check(cls.__name__, n, cls.__dict__[n]))
         cls.fields = {**cls.fields, **own}
         for n in own:
             delattr(cls, n)  # an instance finds its own value, in `_options`
         if not cls._complete():
             return
-        cls._frozen = {}
+        cls._made, cls._function_name = Made(), function or _snake(cls.__name__)
         check = plain_function(cls, "check")
         cls._own_check = check and (check, tuple(inspect.signature(check).parameters))
         cls._prepare()
-        cls.function = LossFunction(cls, function or _snake(cls.__name__))
         if (cls.__module__ or "").split(".")[0] == __package__:
             registry[cls.function.__name__] = cls.function
 
@@ -244,16 +273,28 @@ class Loss(Modes):
             if k in given:
                 raise TypeError(f"{name}() got multiple values for argument {k!r}")
         given.update(kwargs)
-        self._options = {
-            n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default
-            for n in names
-        }
-        self._check_options(self._options)
-        # An array that is not given is no argument of the call.
-        self._given = {n: v for n, v in self._options.items() if v is not None or not self.fields[n].array}
+        self._set(
+            {
+                n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default
+                for n in names
+            }
+        )
 
-    def __reduce__(self) -> Any:
-        return _restore, (self.function, self._options)
+    def _set(self, options: dict[str, Any]) -> None:
+        """Take checked options."""
+        self._check_options(options)
+        # An array that is not given is no argument of the call.
+        given = {n: v for n, v in options.items() if v is not None or not self.fields[n].array}
+        self.__dict__.update(_options=options, _given=given)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        field = self.fields.get(name)
+        if field is None or field.call_only:
+            object.__setattr__(self, name, value)
+            return
+        if "_options" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}: {name} is an option; call super().__init__() first")
+        self._set({**self._options, name: field.check(type(self).__name__, name, value)})
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})
@@ -290,10 +331,6 @@ class Loss(Modes):
         """Read the definition: set `operands` and `_required`."""
 
     @classmethod
-    def _forget(cls) -> None:
-        """Forget what was made of the definition's functions."""
-
-    @classmethod
     def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise TypeError(f"{cls.__name__} is a family of losses; define `value` in a subclass")
 
@@ -321,8 +358,8 @@ class Loss(Modes):
             read.append((owner.get, name, owner[name]))
             made[name], _, more = freeze(plain_function(cls, name))
             read += more
-        cls._frozen = made
-        cls._forget()
+        cls._made.forget()
+        cls._made.frozen = made
         cls.function._bindings = {}
         # The library's own definitions stay as they are.
         cls.function._read = () if registry.get(cls.function.__name__) is cls.function else tuple(read)
@@ -330,9 +367,9 @@ class Loss(Modes):
     @classmethod
     def _function(cls, name: str) -> Any:
         """A function that the definition states, as it stands."""
-        if name not in cls._frozen:
+        if name not in cls._made.frozen:
             cls._freeze()
-        return cls._frozen[name]
+        return cls._made.frozen[name]
 
     @classmethod
     def _default_wrt(cls) -> Any:
@@ -370,7 +407,3 @@ def plain_function(cls: type, name: str) -> Any:
     """A function stated in a class body, as a function; None where there is none."""
     stated = inspect.getattr_static(cls, name, None)
     return getattr(stated, "__func__", stated)
-
-
-def _restore(function: LossFunction, options: dict[str, Any]) -> Loss:
-    return function.Class(**options)

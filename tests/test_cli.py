@@ -12,7 +12,7 @@ pytest.importorskip("rich")
 from sweeps import sweep
 
 import numbaloss as nl
-from numbaloss import cli
+from numbaloss import cli, loss
 from numbaloss.bench import commands, session
 from numbaloss.bench.devices import CPU
 from numbaloss.bench.measure import measure
@@ -210,8 +210,9 @@ def test_check_passes_for_every_loss(run, loss):
 def broken(monkeypatch, cls, value):
     """Change a definition as an edit would: nothing that was worked out for the old one is kept."""
     monkeypatch.setattr(cls, "value", value)
-    monkeypatch.setattr(cls, "_settled", {})
-    monkeypatch.setattr(cls, "_frozen", {})
+    made = loss.Made()
+    made.function = cls.function
+    monkeypatch.setattr(cls, "_made", made)
     monkeypatch.setattr(cls.function, "_bindings", {})
 
 

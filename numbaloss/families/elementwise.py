@@ -19,7 +19,6 @@ from ..kernels.spec import (
     VALUE,
     VALUE_GRAD_HESS,
     Elements,
-    Memo,
     Scalars,
     Weighting,
 )
@@ -118,8 +117,6 @@ class ElementwiseLoss(Loss):
     _option_names: ClassVar[tuple[str, ...]] = ()
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
     _slopes: ClassVar[tuple[str, ...]] = ()  # operands whose slope is stated by hand
-    _settled: ClassVar[Memo] = Memo()  # settings, by the arguments that they were made of
-    _compiled: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def _complete(cls) -> bool:
@@ -144,11 +141,6 @@ class ElementwiseLoss(Loss):
         cls._option_names = tuple(options)
         cls._slopes = tuple(n for n in arrays if hasattr(cls, f"slope_{n}"))
         cls._stated = ("value", *(f"slope_{n}" for n in cls._slopes))
-        cls._forget()
-
-    @classmethod
-    def _forget(cls) -> None:
-        cls._settled, cls._compiled = Memo(), {}
 
     @classmethod
     def _differentiable(cls) -> tuple[str, ...]:
@@ -170,22 +162,22 @@ class ElementwiseLoss(Loss):
 
     @classmethod
     def _scalar(cls) -> Any:
-        if "scalar" not in cls._compiled:
+        if "scalar" not in cls._made.compiled:
             scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
             names = (*cls._required, *cls._option_names)
             defaults = tuple(cls.fields[n].default for n in cls._option_names)
-            cls._compiled["scalar"] = inside.scalar(scalars, names, defaults)
-        return cls._compiled["scalar"]
+            cls._made.compiled["scalar"] = inside.scalar(scalars, names, defaults)
+        return cls._made.compiled["scalar"]
 
     @classmethod
     def _jit(cls) -> Any:
-        if "jit" not in cls._compiled:
+        if "jit" not in cls._made.compiled:
             scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
             options = [n for n, f in cls.fields.items() if not f.array]
             defaults = (*(cls.fields[n].default for n in options), None)
             names = (*cls._required, *options, "out")
-            cls._compiled["jit"] = inside.of_elements(scalars, names, defaults, cls._option_names)
-        return cls._compiled["jit"]
+            cls._made.compiled["jit"] = inside.of_elements(scalars, names, defaults, cls._option_names)
+        return cls._made.compiled["jit"]
 
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod
@@ -203,11 +195,11 @@ class ElementwiseLoss(Loss):
         wrt = call.get("wrt")
         key = mode, tuple(wrt) if isinstance(wrt, list) else wrt, *((n, type(v), v) for n, v in given)
         try:
-            found = cls._settled.get(key)
+            found = cls._made.settled.get(key)
         except TypeError:  # not hashable: its check says so
             return ElementSettings(cls, mode, call)
         if found is None:
-            found = cls._settled[key] = ElementSettings(cls, mode, call)
+            found = cls._made.settled[key] = ElementSettings(cls, mode, call)
         return found
 
     @classmethod

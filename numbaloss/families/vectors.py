@@ -56,7 +56,6 @@ class VectorLoss(RowLoss):
 
     _rows: ClassVar[tuple[str, ...]] = ()  # the row arrays
     _functions: ClassVar[VectorFunctions]
-    _compiled: ClassVar[Any] = None
 
     @classmethod
     def _complete(cls) -> bool:
@@ -107,13 +106,9 @@ class VectorLoss(RowLoss):
             "", len(cls.vectors), terms, finish, sums, cls._rows, options, (), cls.homogeneous, cls.lengths
         )
         cls._stated = ("finish",) if terms is None else ("terms", "finish")
-        cls._curved, cls._compiled = terms is not None, None
+        cls._curved = terms is not None
         shapes = ((3,), (1, 2), (2, 3, 4), (0, 3))
         cls._shapes = tuple(s for s in shapes if cls.most_axes is None or len(s) <= cls.most_axes)
-
-    @classmethod
-    def _forget(cls) -> None:
-        cls._compiled = None
 
     @classmethod
     def _definition(cls, flags: tuple[bool | None, ...] = ()) -> VectorFunctions:
@@ -222,9 +217,9 @@ class VectorLoss(RowLoss):
     # ---- inside compiled code ----------------------------------------------------------------------
     @classmethod
     def _jit(cls) -> Any:
-        if cls._compiled is None:
+        if "jit" not in cls._made.compiled:
             fields = {n: f for n, f in cls.fields.items() if not f.array}
-            cls._compiled = inside.of_vectors(
+            cls._made.compiled["jit"] = inside.of_vectors(
                 cls._definition(),
                 cls.vectors,
                 (*cls._required, *fields, "out"),
@@ -234,4 +229,4 @@ class VectorLoss(RowLoss):
                 tuple(cls.named_distances.items()),
                 cls.most_axes,
             )
-        return cls._compiled
+        return cls._made.compiled["jit"]

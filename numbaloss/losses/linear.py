@@ -1,6 +1,5 @@
 """Cross entropy of scores that are a matrix product: a chunk of them at a time is in memory, never all."""
 
-import copyreg
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -235,9 +234,6 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
         classes = num_classes, *self.out_features
         self.linear_weight = drawn(*classes, in_features)
         self.linear_bias = drawn(*classes) if flag(False).check(name, "bias", bias) else None
-
-    def __reduce__(self) -> Any:
-        return copyreg.__newobj__, (type(self),), self.__dict__  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
         shown = {n: getattr(self, n) for n in ("in_features", "num_classes", "out_features")}
