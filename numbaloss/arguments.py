@@ -148,7 +148,9 @@ def distance() -> Any:
     """None, a name in `DISTANCES`, or the caller's own function over rows."""
 
     def check(loss: str, name: str, value: Any) -> Any:
-        if value is None or callable(value) or (isinstance(value, str) and value in DISTANCES):
+        if isinstance(value, str) and value in DISTANCES:
+            return DISTANCES[DISTANCES.index(value)]
+        if value is None or (callable(value) and not isinstance(value, str)):
             return value
         wanted = ", ".join(map(repr, DISTANCES))
         raise ValueError(f"{loss}: {name} must be None, {wanted} or a function over rows, got {value!r}")
@@ -173,11 +175,9 @@ def choice(default: Any, allowed: Sequence[Any], annotation: str = "Any") -> Any
     """One of a few values."""
 
     def check(loss: str, name: str, value: Any) -> Any:
-        for a in allowed:
-            if type(value) is type(a) and value == a:
-                return a
-        for a in allowed:  # 2.0 for 2
-            if isinstance(value, numbers.Real) and isinstance(a, numbers.Real) and value == a:
+        for a in allowed:  # np.str_ and members of enumerations are strings, 2.0 is 2, True is no number
+            kind = str if isinstance(a, str) else numbers.Real
+            if isinstance(value, kind) and not isinstance(value, bool) and value == a:
                 return a
         wanted = ", ".join(map(repr, allowed))
         raise ValueError(f"{loss}: {name} must be one of {wanted}, got {value!r}")

@@ -69,6 +69,8 @@ def check_out(loss: str, name: str, out: Any, like: Any, inputs: Sequence[tuple[
     if not (is_described(out) if on_device else isinstance(out, np.ndarray)):
         where = "an array on the device" if on_device else "a NumPy array"
         raise TypeError(f"{loss}: out for {name} must be {where}, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"{loss}: out for {name} is a masked array; pass its data")
     if out.shape != like.shape:
         raise ValueError(f"{loss}: out for {name} must have shape {like.shape}, got {out.shape}")
     if out.dtype != like.dtype.newbyteorder("="):

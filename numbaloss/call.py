@@ -117,9 +117,14 @@ class Evaluation:
         value = self.cls._run_problem(settings, self.problem, outputs, self.call, self.backend)
         if self.mode == VALUE:
             return value
-        gradients = tuple(outputs[n] for n in settings.wrt)
+        given = self.call.get("out")
+        if given is None:
+            found = tuple(outputs.values())
+        else:  # the caller's own, of whatever subclass
+            found = (given,) if len(outputs) == 1 and settings.single else tuple(given)
         if self.mode == VALUE_GRAD_HESS:
-            return value, gradients[0], outputs["curvature"]
+            return value, *found
+        gradients = found
         result = gradients[0] if settings.single else gradients
         return result if self.mode == GRAD else (value, result)
 
@@ -166,7 +171,7 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
             for other in made.values():
                 if share_memory(o, other):
                     raise ValueError(f"{name}: two arrays in out overlap")
-        made[n] = o
+        made[n] = o.view(np.ndarray) if isinstance(o, np.ndarray) and type(o) is not np.ndarray else o
     return made
 
 

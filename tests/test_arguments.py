@@ -1,12 +1,14 @@
 """The kinds of options and operands by themselves: checks, samples, bad examples."""
 
 import decimal
+import enum
 import fractions
 import math
 
 import numpy as np
 import pytest
 
+import numbaloss as nl
 from numbaloss import arguments
 
 KINDS = {
@@ -83,6 +85,39 @@ def test_flags():
     for value in (2, 1.0, "True", None, [True]):
         with pytest.raises(TypeError, match="^loss: full must be True or False"):
             check("loss", "full", value)
+
+
+class Reduction(enum.StrEnum):
+    SUM = "sum"
+
+
+class Plain(str, enum.Enum):  # noqa: UP042 its str() is "Plain.SUM"
+    SUM = "sum"
+
+
+@pytest.mark.parametrize("value", ["sum", np.str_("sum"), Reduction.SUM, Plain.SUM])
+def test_strings_of_any_kind(value):
+    """Whatever was called before: an equal string finds no other's answer."""
+    x = np.array([1.0, 2.0])
+    for reduction in (value, "sum", value):
+        assert type(KINDS["reduction"].check("loss", "reduction", reduction)) is str
+        assert nl.mse_loss(x, 0 * x, reduction=reduction) == 5.0
+        assert nl.MSELoss(reduction=reduction).value_and_grad(x, 0 * x, wrt=np.str_("input"))[0] == 5.0
+    vectors = np.eye(3)
+    given = vectors, vectors[::-1], -vectors
+    named = nl.triplet_margin_with_distance_loss(*given, distance_function=np.str_("cosine"))
+    assert named == nl.triplet_margin_with_distance_loss(*given, distance_function="cosine")
+
+
+def test_no_flag_is_a_number_whatever_was_called_before():
+    x = np.array([1.0, 2.0])
+    scores, labels = np.eye(2), np.array([0, 1])
+    assert nl.huber_loss(x, x, delta=1.0) == 0 and nl.multi_margin_loss(scores, labels, p=1) == 0
+    for value in (True, np.True_):
+        with pytest.raises(TypeError, match="huber_loss: delta must be a number"):
+            nl.huber_loss(x, x, delta=value)
+        with pytest.raises(ValueError, match="multi_margin_loss: p must be one of 1, 2"):
+            nl.multi_margin_loss(scores, labels, p=value)
 
 
 def test_choices():

@@ -291,3 +291,29 @@ def test_what_is_out_of_the_domain_leaves_the_input_as_it_was(rng):
             ):
                 nl.binary_cross_entropy.value_and_grad(x, np.zeros(size, dtype), out=x, **more)
             np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("make", [np.memmap, np.matrix, np.recarray])
+def test_out_of_a_subclass_is_written_and_given_back(make, tmp_path):
+    x, t = np.array([[1.0, 2.0], [3.0, 5.0]]), np.zeros((2, 2))
+    if make is np.memmap:
+        out = np.memmap(tmp_path / "out", np.float64, "w+", shape=(2, 2))
+    else:
+        out = np.zeros((2, 2)).view(make)
+    for _ in range(2):
+        value, gradient = nl.mse_loss.value_and_grad(x, t, out=out, reduction="sum")
+        assert gradient is out and value == 39.0
+        np.testing.assert_array_equal(np.asarray(out), 2 * x)
+        out[...] = 0
+    if make is np.memmap:  # in place, too
+        out[...] = x
+        (given,) = nl.mse_loss.grad(out, t, out=(out,), wrt=("input",), reduction="sum")
+        assert given is out
+        np.testing.assert_array_equal(np.asarray(out), 2 * x)
+
+
+def test_a_masked_array_is_no_out():
+    x = np.array([1.0, 2.0])
+    for _ in range(2):
+        with pytest.raises(TypeError, match="mse_loss: out for input is a masked array"):
+            nl.mse_loss.grad(x, x, out=np.ma.masked_array(np.zeros(2)))

@@ -465,4 +465,4 @@ def test_what_was_worked_out_is_forgotten_when_it_becomes_too_much(monkeypatch):
         assert len(set(values)) > 1  # an option's value counts
         (binding,) = (b for key, b in loss._bindings.items() if key == ("value", len(arrays), option))
         assert len(binding.prepared) <= 8
-    assert len(nl.huber_loss.Class._settled) <= 8
+    assert len(nl.huber_loss.Class._made.settled) <= 8

@@ -202,7 +202,7 @@ class PoissonNLLLoss(ElementwiseLoss, function="poisson_nll_loss"):
     Raises
     ------
     ValueError
-        If the shapes differ, or ``eps`` is not positive.
+        If the shapes differ, or ``eps`` is negative.
 
     References
     ----------
@@ -217,7 +217,7 @@ class PoissonNLLLoss(ElementwiseLoss, function="poisson_nll_loss"):
 
     log_input: bool = flag(True)
     full: bool = flag(False)
-    eps: float = positive(1e-8)
+    eps: float = non_negative(1e-8)
     reduction: str = reduction()
     domains = {"input": rates(), "target": counts()}
 
