@@ -228,3 +228,65 @@ for bad, error in ((Device(), "CUDA device"), (object(), "NumPy or CuPy array"),
         raise AssertionError
 """
     python(SETUP + script, NUMBA_CACHE_DIR=cache)
+
+
+def test_a_fork_while_a_thread_compiles(python, tmp_path):
+    """The child compiles too; it would wait for a lock that a thread of its parent held."""
+    script = """
+import os, threading, time, numpy as np, numbaloss as nl
+x, labels = np.eye(3), np.arange(3)
+compiling = threading.Thread(target=lambda: nl.cross_entropy(x, labels))
+compiling.start()
+children = []
+while compiling.is_alive():
+    time.sleep(0.2)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if nl.huber_loss(x, x + 1) == 0.5 else 3)
+    children.append(pid)
+until = time.monotonic() + 90
+for pid in children:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    while not done and time.monotonic() < until:
+        time.sleep(0.05)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        os.kill(pid, 9)
+    assert done and status == 0
+assert children
+"""
+    python(script, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+
+
+def test_a_child_forked_before_has_threads_of_its_own(python, cache):
+    script = """
+import os, numba, numpy as np, numbaloss as nl
+from numbaloss.kernels.cpu import parallel
+x = np.ones(1_000_000, np.float32)
+assert nl.mse_loss(x[:10], x[:10]) == 0 and parallel._pool is None
+for generation in range(2):
+    pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        break
+    # The first child starts helpers; a child of its own does without.
+    assert nl.mse_loss(x, 0 * x) == 1
+    assert (parallel._pool is not None) and parallel.count() == (numba.config.NUMBA_NUM_THREADS, 1)[generation]
+else:
+    os._exit(0)
+os._exit(0)
+"""
+    python(script, NUMBA_CACHE_DIR=cache)
+
+
+def test_without_a_compiler(python):
+    script = """
+import numpy as np, numbaloss as nl
+for _ in range(2):
+    try:
+        nl.mse_loss(np.ones(3), np.zeros(3))
+    except RuntimeError as error:
+        print(error)
+"""
+    said = python(script, NUMBA_DISABLE_JIT="1")
+    assert len(said) == 2 and all("NUMBA_DISABLE_JIT=1 lets Numba compile none" in line for line in said)

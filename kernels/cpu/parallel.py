@@ -9,7 +9,8 @@ The pool does one job at a time: a task, a C function ``f(context, k)``, for eac
 takes numbers itself, and helpers join in, each taking the next one. A helper that comes late finds none left:
 the caller waits only for those that have begun. A helper looks for a job for a moment, then sleeps; it is
 woken where jobs follow each other closely, or where one takes longer than waking. Whoever calls while the
-pool is taken does all tasks on its own thread; so does a forked child, which has no helpers.
+pool is taken does all tasks on its own thread; so does a child that was forked from a process with helpers:
+it has none.
 """
 
 import atexit
@@ -367,13 +368,13 @@ def masked_signals() -> Iterator[None]:
 
 
 _pool: Pool | None = None
-_alone = False  # in a forked child, which has no helpers, and at the end of the process
+_alone = False  # in a child without the helpers that its parent has, and at the end of the process
 _starting = threading.Lock()
 
 
 def _after_fork() -> None:
-    global _alone
-    _alone = True
+    global _alone, _starting
+    _alone, _starting = _pool is not None, threading.Lock()
 
 
 def _at_exit() -> None:

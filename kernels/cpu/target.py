@@ -1,19 +1,34 @@
 """Numba's CPU target: compile flags, and the parts that `kernels.jets` installs its rules with."""
 
+import os
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets, math
+
+if config.DISABLE_JIT:
+    raise RuntimeError(
+        "numbaloss computes with compiled functions; NUMBA_DISABLE_JIT=1 lets Numba compile none"
+    )
+
+# A child that is forked while a thread compiles would wait forever for that thread, which it does not have.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 class Unfinished(JITCodeLibrary):
