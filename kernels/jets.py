@@ -73,6 +73,16 @@ def _tanh(x):
     return y, d, -2 * y * d
 
 
+def _sinh(x):
+    y = 0.5 * (nm.expm1(x) - nm.expm1(-x))  # without cancellation near 0
+    return y, 0.5 * (nm.exp(x) + nm.exp(-x)), y
+
+
+def _cosh(x):
+    y = 0.5 * (nm.exp(x) + nm.exp(-x))
+    return y, 0.5 * (nm.exp(x) - nm.exp(-x)), y
+
+
 def _sin(x):
     y = nm.sin(x)
     return y, nm.cos(x), -y
@@ -108,6 +118,8 @@ UNARY = {
     _softplus: (nm.softplus,),
     _log_sigmoid: (nm.log_sigmoid,),
     _tanh: (nm.tanh, np.tanh, _libm.tanh),
+    _sinh: (_libm.sinh, np.sinh),
+    _cosh: (_libm.cosh, np.cosh),
     _sin: (nm.sin, np.sin, _libm.sin),
     _cos: (nm.cos, np.cos, _libm.cos),
     _arctan: (nm.arctan, np.arctan, _libm.atan),
@@ -319,6 +331,15 @@ def install(target: Any) -> SimpleNamespace:
     )
 
     @jit
+    def along(slope, inner):
+        """The chain rule for a slope that may be infinite where the value is finite: 0 where the inner is 0.
+
+        So the square root of a square has slope 0 at 0, and not infinity times 0.
+        """
+        zero = type(inner)(0)
+        return nm.where(inner == zero, zero, slope * inner)
+
+    @jit
     def three_powers(x, n, n1, n2):
         return nm.power(x, n), nm.power(x, n1), nm.power(x, n2)
 
@@ -332,10 +353,29 @@ def install(target: Any) -> SimpleNamespace:
         y, y1, y2 = powers(x, n, n1, n2)
         d1 = zero if n == zero else n * y1
         d2 = zero if n * n1 == zero else n * n1 * y2
-        return jet(y, d1 * D(a), d2 * D(a) * D(a) + d1 * H(a))
+        return jet(y, along(d1, D(a)), along(d2, D(a) * D(a)) + along(d1, H(a)))
 
-    def power_jet_exponent(a, b):
-        return nm.exp(b * nm.log(a))
+    @jit
+    def power_of_jets(a, b):
+        """a ** b, both of which move: at a = 0 as `powered`, and b's slope is 0 where the power is."""
+        x, n = V(a), V(b)
+        zero, one = type(n)(0), type(n)(1)
+        n1 = n - one
+        y, y1, y2 = powers(x, n, n1, n1 - one)
+        log = nm.log(x)
+        by_a = zero if n == zero else n * y1
+        by_b = nm.where(y == zero, zero, y * log)
+        by_aa = zero if n * n1 == zero else n * n1 * y2
+        by_ab = y1 + n * nm.where(y1 == zero, zero, y1 * log)
+        by_bb = nm.where(y == zero, zero, by_b * log)
+        cross = along(by_ab, D(a) * D(b))
+        h = along(by_aa, D(a) * D(a)) + (cross + cross) + along(by_bb, D(b) * D(b))
+        d = along(by_a, D(a)) + along(by_b, D(b))
+        return jet(y, d, h + along(by_a, H(a)) + along(by_b, H(b)))
+
+    def power_of_constant(a, b):
+        x = val(a, b)
+        return power_of_jets(jet(x, V(b) - V(b), V(b) - V(b)), b)
 
     def power_literal(exponent):
         """Small whole exponents as products: exact, and no power function in the kernel."""
@@ -357,13 +397,16 @@ def install(target: Any) -> SimpleNamespace:
                 return rule
         if kinds in ("jc", "jn"):
             return lambda a, b: powered(a, const(val(b, a)))
-        if kinds in ("jj", "cj", "nj"):
-            return power_jet_exponent
+        if kinds == "jj":
+            return lambda a, b: power_of_jets(a, b)
+        if kinds in ("cj", "nj"):
+            return power_of_constant
         if kinds in ("cc", "cn", "nc"):
             return lambda a, b: const(nm.power(val(a, b), val(b, a)))
         return None
 
-    teach((operator.pow, operator.ipow, np.power, _libm.pow, nm.power), power_rule, prefer_literal=True)
+    powers_by_name = operator.pow, operator.ipow, builtins.pow, np.power, _libm.pow, nm.power
+    teach(powers_by_name, power_rule, prefer_literal=True)
 
     def meet(a, b):
         """Whether these are two operands of which one at least is a Jet or a Const."""
@@ -410,10 +453,15 @@ def install(target: Any) -> SimpleNamespace:
             y, d1, d2 = at(const(V(a)))
             return jet(V(y), V(d1) * D(a), V(d2) * (D(a) * D(a)) + V(d1) * H(a))
 
+        def of_steep(a):
+            y, d1, d2 = at(const(V(a)))
+            return jet(V(y), along(V(d1), D(a)), along(V(d2), D(a) * D(a)) + along(V(d1), H(a)))
+
         def of_const(a):
             return const(function(V(a)))
 
-        teach(spellings, lambda a: {"j": of_jet, "c": of_const}.get(kind_of(a)))
+        rule = of_steep if derivatives is _sqrt else of_jet
+        teach(spellings, lambda a: {"j": rule, "c": of_const}.get(kind_of(a)))
 
     for derivatives, spellings in UNARY.items():
         unary(derivatives, spellings)
@@ -437,6 +485,13 @@ def install(target: Any) -> SimpleNamespace:
 
     extreme((builtins.max, nm.maximum, np.maximum), operator.ge)
     extreme((builtins.min, nm.minimum, np.minimum), operator.le)
+
+    def clip(a, low, high):
+        if any(isinstance(t, Dual) for t in (a, low, high)):
+            return lambda a, low, high: nm.minimum(nm.maximum(a, low), high)
+        return None
+
+    teach((np.clip,), clip)
 
     def where(condition, a, b):
         if isinstance(condition, types.Boolean | types.Number) and meet(a, b):

@@ -1,5 +1,6 @@
 """Kernels below the losses: half precision, fingerprints, rules of differentiation, what is compiled."""
 
+import math
 import pickle
 import re
 
@@ -171,17 +172,55 @@ def slope_and_curvature(value, x):
         (lambda x: x ** (2.0 * 1), 0, 2),
         (lambda x: x ** (3.0 * 1), 0, 0),
         (lambda x: x**1.5, 0, np.inf),
+        (lambda x: x**0.5, np.inf, -np.inf),
+        # Infinity times 0 of the chain rule.
+        (lambda x: abs(x) ** 0.5, 0, 0),
+        (lambda x: abs(x) ** 1.5, 0, 0),
+        (lambda x: nl.math.sqrt(abs(x)), 0, 0),
+        (lambda x: nl.math.sqrt(x * x), 0, np.inf),
+        (lambda x: nl.math.sqrt(x**4), 0, 0),
+        (lambda x: nl.math.sqrt(x), np.inf, -np.inf),
+        # Exponents that move.
+        (lambda x: x ** (x + 1), 1, -np.inf),
+        (lambda x: x ** (x + 2), 0, 2),
+        (lambda x: 0.0 ** (x + 1), 0, 0),
+        (lambda x: 2.0**x, np.log(2), np.log(2) ** 2),
     ],
 )
 def test_powers_at_zero(value, slope, curvature):
-    np.testing.assert_array_equal(slope_and_curvature(value, 0.0), (slope, curvature))
+    np.testing.assert_allclose(slope_and_curvature(value, 0.0), (slope, curvature), rtol=1e-15)
+
+
+@pytest.mark.parametrize("y", [2.0, -1.0, 0.5, 3.0])
+@pytest.mark.parametrize("x", [0.3, 1.0, 4.0])
+def test_powers_whose_exponents_move(x, y):
+    """In a moving base and exponent, by hand."""
+
+    def value(v):
+        return v ** (y * v)
+
+    log = np.log(x)
+    first = x ** (y * x) * y * (log + 1)
+    wanted = first, first * y * (log + 1) + x ** (y * x) * y / x
+    np.testing.assert_allclose(slope_and_curvature(value, x), wanted, rtol=1e-13)
+
+
+def test_functions_by_other_names():
+    def value(x):
+        return np.clip(x, -0.5, 0.5) + pow(abs(x), 1.5) + math.cosh(x) * np.sinh(x)
+
+    for x in (0.3, 0.7, -1.2):
+        inside = abs(x) < 0.5
+        slope = inside + 1.5 * abs(x) ** 0.5 * np.sign(x) + np.cosh(2 * x)
+        curvature = 0.75 * abs(x) ** -0.5 + 2 * np.sinh(2 * x)
+        np.testing.assert_allclose(slope_and_curvature(value, x), (slope, curvature), rtol=1e-13)
 
 
 def test_a_float32_kernel_computes_in_float32(monkeypatch):
     """It has float64 only where the runs' sums are added, in vectors too, and where options are read."""
     scalars = nl.huber_loss.Class._scalars((None,), 2)
     # Numba keeps no assembly of a kernel from its cache.
-    monkeypatch.setattr(elementwise, "cfunc", lambda s, cache, **options: cfunc(s, **options))
+    monkeypatch.setattr(elementwise, "kept_c", cfunc)
     kernel = elementwise.compile_block(scalars, Request(wrt=(0,)), np.dtype(np.float32))
     assembly = kernel._library.get_asm_str()
     vectors = set(re.findall(r"\bv(?:sub|mul|div|fmadd\d*|fmsub\d*)p([sd])\b", assembly))

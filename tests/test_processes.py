@@ -271,7 +271,8 @@ for generation in range(2):
         break
     # The first child starts helpers; a child of its own does without.
     assert nl.mse_loss(x, 0 * x) == 1
-    assert (parallel._pool is not None) and parallel.count() == (numba.config.NUMBA_NUM_THREADS, 1)[generation]
+    assert parallel._pool is not None
+    assert parallel.count() == (numba.config.NUMBA_NUM_THREADS, 1)[generation]
 else:
     os._exit(0)
 os._exit(0)

@@ -477,3 +477,23 @@ def test_inside_compiled_code():
         assert value == pytest.approx(float(Cauchy.function(x, y, *rows, squared=squared)), rel=1e-14)
     with pytest.raises(ValueError, match="cauchy: width must be > 0"):
         Cauchy.function.jit(x, y, *rows, width=-1.0)
+
+
+def test_a_distance_of_zero_has_a_gradient_of_zero():
+    """The square root's slope is infinite where the vectors are equal, and each coordinate's is zero."""
+
+    def squares(x, y):
+        return (x - y) ** 2
+
+    def norm(total):
+        return nl.math.sqrt(total)
+
+    distance = nl.vector_loss(squares, norm)
+    x = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    y = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 1.0]])
+    for dtype in (np.float64, np.float32, np.float16):
+        a, b = x.astype(dtype), y.astype(dtype)
+        value, (by_x, by_y) = distance.value_and_grad(a, b, reduction="sum")
+        assert value == 2
+        np.testing.assert_array_equal(by_x, [[0, 0, 0], [0, 0, 1]])
+        np.testing.assert_array_equal(by_y, -by_x)

@@ -59,7 +59,7 @@ def zeros_of(count: int) -> Any:
 
 @intrinsic
 def weigh(typingctx, factors, slopes):
-    """The sum of slopes times their factors; nothing of a slope whose factor is zero."""
+    """The sum of slopes times their factors; nothing where either is zero, be the other infinite."""
 
     def codegen(context, builder, sig, args):
         pairs = [cgutils.unpack_tuple(builder, t, len(factors)) for t in args]
@@ -71,7 +71,8 @@ def weigh(typingctx, factors, slopes):
                 total = builder.fmul(f, d, flags=("nsz",))
             else:
                 total = fused(builder, f, d, total)
-            total = builder.select(builder.fcmp_ordered("==", f, zero), before, total)
+            none = builder.or_(builder.fcmp_ordered("==", f, zero), builder.fcmp_ordered("==", d, zero))
+            total = builder.select(none, before, total)
         return total
 
     return factors[0](factors, slopes), codegen

@@ -315,13 +315,8 @@ def slopes_of_terms(x, y, z, factors, curve, sums, given, r, o):
 
 
 def weighed(factors, slopes):
-    """The sum of slopes times their factors; nothing of a slope whose factor is zero."""
-    return tree_sum(each(product_if, (factors, slopes), ())[0])
-
-
-def product_if(factor, x):
-    """A product that is zero where the first factor is, whatever the other."""
-    return (select(factor == T(0), T(0), factor * x),)
+    """The sum of slopes times their factors; nothing where either is zero, be the other infinite."""
+    return tree_sum(each(product_or_zero, (factors, slopes), ())[0])
 
 
 def product_or_zero(x, y):
