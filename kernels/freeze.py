@@ -66,7 +66,7 @@ def frozen(function: Callable[..., Any]) -> Any:
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """Return the digest alone. Comments, names of parameters' defaults and line numbers do not count."""
+    """Return the digest alone. Comments and line numbers do not count, nor the defaults of options."""
     return freeze(function).digest
 
 
@@ -114,8 +114,9 @@ class _Walk:
         if isinstance(value, PLAIN):
             self.say(kind.__module__, kind.__name__, value)
             return value
-        if isinstance(value, np.ndarray):
-            self.say("array", value.dtype.str, value.shape, value.tobytes())
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            self.say("array", value.dtype.str, value.shape)
+            self.digest.update(value.tobytes())
             return value.copy()
         if isinstance(value, list | tuple):
             self.say(kind.__name__, getattr(kind, "_fields", ()), len(value))

@@ -178,7 +178,9 @@ class ClassFunction:
     """The attribute `function` of a loss: the same loss as a function."""
 
     def __get__(self, instance: Any, cls: "type[Loss]") -> LossFunction:
-        made = cls._made
+        made = getattr(cls, "_made", None)
+        if made is None:
+            raise AttributeError(f"{cls.__name__} is a family of losses, and no function")
         if made.function is None:
             made.function = LossFunction(cls, cls._function_name)
         return made.function
@@ -273,12 +275,8 @@ class Loss(Modes):
             if k in given:
                 raise TypeError(f"{name}() got multiple values for argument {k!r}")
         given.update(kwargs)
-        self._set(
-            {
-                n: self.fields[n].check(name, n, given[n]) if n in given else self.fields[n].default
-                for n in names
-            }
-        )
+        checked = {n: self.fields[n].check(name, n, value) for n, value in given.items()}
+        self._set({n: checked.get(n, self.fields[n].default) for n in names})
 
     def _set(self, options: dict[str, Any]) -> None:
         """Take checked options."""
