@@ -316,7 +316,8 @@ def close(got: np.ndarray, wanted: Any, c: Case, name: str, noise: float = 0.0) 
         bound += noise
     if got.dtype.itemsize == 2:
         with np.errstate(over="ignore"):  # a slope beyond float16's numbers
-            wanted = np.where(np.isinf(wanted.astype(got.dtype).astype(np.float64)), wanted * np.inf, wanted)
+            beyond = np.isinf(wanted.astype(got.dtype).astype(np.float64))
+        wanted = np.where(beyond, np.copysign(np.inf, wanted), wanted)
         bound += float(testing.finfo(got.dtype).eps) * size + float(
             testing.finfo(got.dtype).smallest_subnormal
         )
