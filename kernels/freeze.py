@@ -37,6 +37,7 @@ _by_digest: dict[str, types.FunctionType] = {}
 _digests: dict[types.FunctionType, str] = {}
 
 # Modules whose functions compiled code stands in for, or whose source the cache knows: they are named.
+PACKAGE = __package__.split(".")[0]
 TRUSTED = {"builtins", "math", "cmath", "operator", "numpy", "numba", "numba_cuda"}
 # Constants whose `repr` says all, with their type.
 PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype, range, slice, type(...))
@@ -57,7 +58,7 @@ def freeze(function: Any) -> Frozen:
     digest = walk.digest.hexdigest()
     copy = _by_digest.setdefault(digest, copy)
     _digests[copy] = digest
-    return Frozen(copy, digest, tuple(walk.read))
+    return Frozen(copy, digest, tuple(walk.read.values()))
 
 
 def frozen(function: Callable[..., Any]) -> Any:
@@ -76,10 +77,13 @@ def has_changed(read: Iterable[Read]) -> bool:
 
 
 def is_trusted(value: object) -> bool:
-    named = getattr(value, "__name__" if isinstance(value, types.ModuleType) else "__module__", None)
+    """Whether a name says all of a module, or of a function: what it is does not change."""
+    is_module = isinstance(value, types.ModuleType)
+    named = getattr(value, "__name__" if is_module else "__module__", None)
     module = named if isinstance(named, str) else ""
-    # Copies that come back from a disk are of this module.
-    return module.split(".")[0] in TRUSTED or (module.startswith(__package__) and module != __name__)
+    # Of the library all modules, but not the losses' functions; copies from a disk are of this module.
+    ours = module.split(".")[0] == PACKAGE if is_module else module.startswith(f"{__package__}.")
+    return module.split(".")[0] in TRUSTED or (ours and module != __name__)
 
 
 class _Walk:
@@ -87,17 +91,17 @@ class _Walk:
 
     def __init__(self, name: str) -> None:
         self.name, self.digest = name, hashlib.sha256()
-        self.read: list[Read] = []
+        self.read: dict[tuple[int, str], Read] = {}  # by the owner's address and the name
         self.copies: dict[int, tuple[int, Any]] = {}  # by a function's address: its number, its copy
         self.kept: list[Any] = []  # those functions
 
     def say(self, *parts: object) -> None:
         self.digest.update(repr(parts).encode() + b"\0")
 
-    def note(self, get: Callable[..., Any], name: str) -> Any:
-        found = get(name, MISSING)
-        self.read.append((get, name, found))
-        return found
+    def note(self, owner: Any, name: str) -> Any:
+        """Read a dict's item, or an attribute."""
+        get = owner.get if isinstance(owner, dict) else partial(getattr, owner)
+        return self.read.setdefault((id(owner), name), (get, name, get(name, MISSING)))[2]
 
     # ---- values ------------------------------------------------------------------------------------
     def value(self, value: Any) -> Any:
@@ -163,8 +167,7 @@ class _Walk:
     # ---- functions ---------------------------------------------------------------------------------
     def function(self, f: types.FunctionType) -> Any:
         whole = not self.kept  # the definition itself, whose defaults are options: every call gives them
-        attribute = partial(getattr, f)
-        self.note(attribute, "__code__")
+        self.note(f, "__code__")
         code, scope = f.__code__, f.__globals__
         cells = dict(zip(code.co_freevars, f.__closure__ or (), strict=True))
         made: dict[str, Any] = {"__name__": __name__, "__builtins__": builtins}
@@ -176,14 +179,14 @@ class _Walk:
         self.keep(f, copy)
         self.say("function")
         if not whole:
-            copy.__defaults__ = self.value(self.note(attribute, "__defaults__"))
+            copy.__defaults__ = self.value(self.note(f, "__defaults__"))
         enclosed: dict[str, Any] = {}
         for name, attributes in self.code(code):
             self.say(name, attributes)
             if name in cells:
-                value, copies = self.note(partial(getattr, cells[name]), "cell_contents"), enclosed
+                value, copies = self.note(cells[name], "cell_contents"), enclosed
             else:
-                value, copies = self.note(scope.get, name), made
+                value, copies = self.note(scope, name), made
             if value is not MISSING:
                 copies[name] = self.attributes(value, attributes, copies.get(name))
         for name, cell in zip(cells, closure, strict=True):
@@ -227,10 +230,7 @@ class _Walk:
         # By a name that no module has: a kernel on disk holds the copy, and is not to import the module.
         made = before if isinstance(before, types.ModuleType) else types.ModuleType(f"{value.__name__}, read")
         name, own = names[0], vars(value)
-        if value.__name__ == __package__.partition(".")[0]:
-            found = own.get(name, MISSING)  # the library's own stay as they are
-        else:
-            found = self.note(own.get if name in own else partial(getattr, value), name)
+        found = self.note(own if name in own else value, name)
         if found is not MISSING:
             setattr(made, name, self.attributes(found, names[1:], getattr(made, name, None)))
         return made

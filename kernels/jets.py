@@ -80,7 +80,7 @@ def _sinh(x):
 
 def _cosh(x):
     y = 0.5 * (nm.exp(x) + nm.exp(-x))
-    return y, 0.5 * (nm.exp(x) - nm.exp(-x)), y
+    return y, 0.5 * (nm.expm1(x) - nm.expm1(-x)), y
 
 
 def _sin(x):

@@ -22,7 +22,7 @@ def as_array(loss: str, name: str, value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{loss}: {name} is a masked array; pass its data and the mask as sample_weight")
     if isinstance(value, np.ndarray):
-        return value.view(np.ndarray)
+        return as_plain(value)
     if isinstance(value, np.generic | int | float | bool | list | tuple):
         return np.asarray(value)
     kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
@@ -34,6 +34,13 @@ def as_array(loss: str, name: str, value: Any) -> Any:
         "polars": "; pass .to_numpy()",
     }.get(kind.split(".")[0], "")
     raise TypeError(f"{loss}: {name} must be a NumPy or CuPy array, got {kind}{hint}")
+
+
+def as_plain(array: Any) -> Any:
+    """Return an array of a subclass of NumPy's, as `np.memmap`, as a plain one over the same memory."""
+    return (
+        array.view(np.ndarray) if isinstance(array, np.ndarray) and type(array) is not np.ndarray else array
+    )
 
 
 def floating(loss: str, name: str, array: Any) -> Any:

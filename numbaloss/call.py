@@ -12,7 +12,7 @@ import numpy as np
 
 from . import arguments
 from .arguments import Option
-from .arrays import as_array, check_broadcasts, check_out, floating, is_weak
+from .arrays import as_array, as_plain, check_broadcasts, check_out, floating, is_weak
 from .kernels import devices, inside
 from .kernels.layout import share_memory
 from .kernels.spec import (
@@ -114,17 +114,13 @@ class Evaluation:
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
         outputs, settings = self.outputs, self.settings
-        value = self.cls._run_problem(settings, self.problem, outputs, self.call, self.backend)
+        written = {n: as_plain(o) for n, o in outputs.items()}
+        value = self.cls._run_problem(settings, self.problem, written, self.call, self.backend)
         if self.mode == VALUE:
             return value
-        given = self.call.get("out")
-        if given is None:
-            found = tuple(outputs.values())
-        else:  # the caller's own, of whatever subclass
-            found = (given,) if len(outputs) == 1 and settings.single else tuple(given)
+        gradients = tuple(outputs[n] for n in settings.wrt)
         if self.mode == VALUE_GRAD_HESS:
-            return value, *found
-        gradients = found
+            return value, gradients[0], outputs["curvature"]
         result = gradients[0] if settings.single else gradients
         return result if self.mode == GRAD else (value, result)
 
@@ -171,7 +167,7 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
             for other in made.values():
                 if share_memory(o, other):
                     raise ValueError(f"{name}: two arrays in out overlap")
-        made[n] = o.view(np.ndarray) if isinstance(o, np.ndarray) and type(o) is not np.ndarray else o
+        made[n] = o
     return made
 
 

@@ -104,14 +104,20 @@ class LossFunction(Modes):
     @property
     def scalar(self) -> Any:
         """The compiled function of one element, to call in ``@njit`` functions and CUDA kernels."""
-        self._keep_up()
-        return self.Class._scalar()
+        return self._compiled("scalar", self.Class._scalar)
 
     @property
     def jit(self) -> Any:
         """A compiled function over whole arrays, to call in ``@njit`` functions."""
+        return self._compiled("jit", self.Class._jit)
+
+    def _compiled(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return a function for compiled code, made once of the definition as it stands."""
         self._keep_up()
-        return self.Class._jit()
+        compiled = self.Class._made.compiled
+        if name not in compiled:
+            compiled[name] = make()
+        return compiled[name]
 
     def _keep_up(self) -> None:
         """Forget what was prepared and compiled if the definition now reads something else."""
@@ -175,7 +181,10 @@ class Made:
 
 
 class ClassFunction:
-    """The attribute `function` of a loss: the same loss as a function."""
+    """The attribute `function` of a loss: the same loss as a function.
+
+    It is made when first asked for: a class that was sent to another process came without it.
+    """
 
     def __get__(self, instance: Any, cls: "type[Loss]") -> LossFunction:
         made = getattr(cls, "_made", None)

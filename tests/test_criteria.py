@@ -216,10 +216,8 @@ if __name__ == "__main__":
     assert run(tmp_path, script) == ["right"]
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize("method", get_all_start_methods())
 def test_processes_take_definitions_of_main(tmp_path, method):
-    if method not in get_all_start_methods():
-        pytest.skip(f"no {method} here")
     script = f"""
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor

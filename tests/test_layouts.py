@@ -312,6 +312,18 @@ def test_out_of_a_subclass_is_written_and_given_back(make, tmp_path):
         np.testing.assert_array_equal(np.asarray(out), 2 * x)
 
 
+def test_an_out_of_which_a_part_is_not_given():
+    x, t = np.array([1.0, 2.0]), np.zeros(2)
+    out = np.empty(2)
+    for _ in range(2):
+        by_input, by_target = nl.mse_loss.grad(
+            x, t, wrt=("input", "target"), out=(None, out), reduction="sum"
+        )
+        assert by_target is out
+        np.testing.assert_array_equal(by_input, 2 * x)
+        np.testing.assert_array_equal(by_target, -2 * x)
+
+
 def test_a_masked_array_is_no_out():
     x = np.array([1.0, 2.0])
     for _ in range(2):

@@ -4,7 +4,6 @@ Numba raises where it finds no place to write to, where a file is damaged and wh
 call that could have been computed. Here the function is then compiled, and lives in memory.
 """
 
-import contextlib
 import hashlib
 import pickle
 import warnings
@@ -35,6 +34,12 @@ def tell(why: str) -> None:
 class Files(IndexDataCacheFile):
     """Numba's files of a function; machine code begins with a digest of the rest."""
 
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except Exception:  # pickle may raise anything of a damaged file; this one is then written anew
+            return {}
+
     def _save_data(self, name: str, data: Any) -> None:
         code = self._dump(data)
         with self._open_for_write(self._data_path(name)) as file:
@@ -60,10 +65,6 @@ class Disk(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except OSError:
-            return None
-        except Exception:  # an index that is damaged, in any way
-            with contextlib.suppress(OSError):
-                self.flush()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:

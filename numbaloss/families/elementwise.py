@@ -162,22 +162,18 @@ class ElementwiseLoss(Loss):
 
     @classmethod
     def _scalar(cls) -> Any:
-        if "scalar" not in cls._made.compiled:
-            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
-            names = (*cls._required, *cls._option_names)
-            defaults = tuple(cls.fields[n].default for n in cls._option_names)
-            cls._made.compiled["scalar"] = inside.scalar(scalars, names, defaults)
-        return cls._made.compiled["scalar"]
+        scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+        names = (*cls._required, *cls._option_names)
+        defaults = tuple(cls.fields[n].default for n in cls._option_names)
+        return inside.scalar(scalars, names, defaults)
 
     @classmethod
     def _jit(cls) -> Any:
-        if "jit" not in cls._made.compiled:
-            scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
-            options = [n for n, f in cls.fields.items() if not f.array]
-            defaults = (*(cls.fields[n].default for n in options), None)
-            names = (*cls._required, *options, "out")
-            cls._made.compiled["jit"] = inside.of_elements(scalars, names, defaults, cls._option_names)
-        return cls._made.compiled["jit"]
+        scalars = cls._scalars((None,) * len(cls._option_names), len(cls._required))
+        options = [n for n, f in cls.fields.items() if not f.array]
+        defaults = (*(cls.fields[n].default for n in options), None)
+        names = (*cls._required, *options, "out")
+        return inside.of_elements(scalars, names, defaults, cls._option_names)
 
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod

@@ -217,16 +217,14 @@ class VectorLoss(RowLoss):
     # ---- inside compiled code ----------------------------------------------------------------------
     @classmethod
     def _jit(cls) -> Any:
-        if "jit" not in cls._made.compiled:
-            fields = {n: f for n, f in cls.fields.items() if not f.array}
-            cls._made.compiled["jit"] = inside.of_vectors(
-                cls._definition(),
-                cls.vectors,
-                (*cls._required, *fields, "out"),
-                (*(f.default for f in fields.values()), None),
-                {n: f.domain for n, f in fields.items() if isinstance(f.domain, Interval)},
-                cls._distance({n: f.default for n, f in fields.items()}),
-                tuple(cls.named_distances.items()),
-                cls.most_axes,
-            )
-        return cls._made.compiled["jit"]
+        fields = {n: f for n, f in cls.fields.items() if not f.array}
+        return inside.of_vectors(
+            cls._definition(),
+            cls.vectors,
+            (*cls._required, *fields, "out"),
+            (*(f.default for f in fields.values()), None),
+            {n: f.domain for n, f in fields.items() if isinstance(f.domain, Interval)},
+            cls._distance({n: f.default for n, f in fields.items()}),
+            tuple(cls.named_distances.items()),
+            cls.most_axes,
+        )
