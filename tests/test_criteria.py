@@ -178,7 +178,7 @@ def run(tmp_path, script):
 
 
 def test_cloudpickle_takes_definitions_of_main(tmp_path):
-    """Into a process that has never seen them: so do Dask and Ray."""
+    """Into a process that has never seen them, as Dask does."""
     other = tmp_path / "other.py"
     other.write_text(
         "import sys, cloudpickle, pickle\nimport numpy as np\n"
