@@ -13,6 +13,8 @@ import dis
 import gc
 import hashlib
 import inspect
+import signal
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,18 +38,28 @@ def sources() -> str:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
-    """Let Python not look for cycles to free while a function compiles.
+def undisturbed() -> Iterator[None]:
+    """Let a function compile without Python's search for cycles, and with Ctrl-C put off until it is done.
 
-    It would visit all of Numba's objects hundreds of times: a twelfth of the time.
+    The search would visit all of Numba's objects hundreds of times, a twelfth of the time. An interrupt in
+    one of LLVM's callbacks is lost or, now and then, the process's end; a function takes a second or two.
     """
-    enabled = gc.isenabled()
+    collects = gc.isenabled()
+    handler: Any = signal.getsignal(signal.SIGINT)
+    interrupts: list[Any] = []
+    mine = callable(handler) and threading.current_thread() is threading.main_thread()
     gc.disable()
+    if mine:
+        signal.signal(signal.SIGINT, lambda *given: interrupts.append(given))
     try:
         yield
     finally:
-        if enabled:
+        if mine:
+            signal.signal(signal.SIGINT, handler)
+        if collects:
             gc.enable()
+        if interrupts:
+            handler(*interrupts[-1])
 
 
 def bind(
@@ -83,7 +95,7 @@ def bind(
     if helpers is not None:
         identity = identity, sorted((k, _said(v)) for k, v in scope.items())
     digest = hashlib.sha256(f"{sources()} {identity!r}".encode()).hexdigest()[:16]
-    with collector_paused():
+    with undisturbed():
         return _copy(template, scope, f"{name}_{digest}", decorate, helpers)
 
 

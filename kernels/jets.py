@@ -103,6 +103,14 @@ def _erf(x):
     return nm.erf(x), d, -2 * x * d
 
 
+def _lgamma(x):
+    return nm.lgamma(x), nm.digamma(x), nm.trigamma(x)
+
+
+def _digamma(x):
+    return nm.digamma(x), nm.trigamma(x), nm.tetragamma(x)
+
+
 def _square(x):
     return x * x, 2 * x, 0 * x + 2
 
@@ -124,6 +132,8 @@ UNARY = {
     _cos: (nm.cos, np.cos, _libm.cos),
     _arctan: (nm.arctan, np.arctan, _libm.atan),
     _erf: (nm.erf, _libm.erf),
+    _lgamma: (nm.lgamma, _libm.lgamma),
+    _digamma: (nm.digamma,),
     _square: (nm.square, np.square),
 }
 
@@ -465,6 +475,14 @@ def install(target: Any) -> SimpleNamespace:
 
     for derivatives, spellings in UNARY.items():
         unary(derivatives, spellings)
+
+    def slope_only(function):
+        """A function that occurs in derivatives of others, and has none here."""
+        rule = {"c": lambda a: const(function(V(a)))}
+        teach((function,), lambda a: rule.get(kind_of(a)))
+
+    slope_only(nm.trigamma)
+    slope_only(nm.tetragamma)
 
     # ---- choices ----------------------------------------------------------------------------------
     def extreme(spellings, first):

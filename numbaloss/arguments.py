@@ -84,7 +84,10 @@ def number(loss: str, name: str, value: Any) -> float:
         value = value[()]
     if not isinstance(value, numbers.Real | np.floating | np.integer) or isinstance(value, bool | np.bool_):
         raise TypeError(f"{loss}: {name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{loss}: {name} must be a number that float64 holds") from None
 
 
 def within(default: float, domain: Interval, samples: tuple[float, ...]) -> Any:

@@ -24,7 +24,10 @@ def as_array(loss: str, name: str, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return as_plain(value)
     if isinstance(value, np.generic | int | float | bool | list | tuple):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"{loss}: {name} is no array of numbers: {error}") from None
     kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
     hint = {
         "torch": "; pass tensor.detach().numpy()",
@@ -56,7 +59,7 @@ def floating(loss: str, name: str, array: Any) -> Any:
 
 def is_weak(array: Any, given: Any) -> bool:
     """Return whether an argument promotes no float: as in NumPy, a number or an integer array."""
-    return array.dtype.kind in "iub" or type(given) in (int, float)
+    return array.dtype.kind in "iub" or type(given) is float
 
 
 def broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

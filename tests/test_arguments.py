@@ -119,6 +119,46 @@ def test_no_flag_is_a_number_whatever_was_called_before():
             nl.multi_margin_loss(scores, labels, p=value)
 
 
+def test_numbers_beyond_float64():
+    x, huge = np.array([1.0, 2.0]), 10**400
+    for said in ({"normalizer": huge}, {"grad_output": -huge}):
+        with pytest.raises(
+            ValueError, match=f"mse_loss: {next(iter(said))} must be a number that float64 holds"
+        ):
+            nl.mse_loss.value_and_grad(x, x, **said)
+    with pytest.raises(ValueError, match="huber_loss: delta must be a number that float64 holds"):
+        nl.huber_loss(x, x, delta=huge)
+    with pytest.raises(TypeError, match="mse_loss: sample_weight must be float64.*got object"):
+        nl.mse_loss(x, x, sample_weight=huge)
+    with pytest.raises(ValueError, match="mse_loss: weight is no array of numbers: .*inhomogeneous"):
+        nl.mse_loss(x, x, weight=[[1.0], 2.0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "x", "more"),
+    [
+        (np.float16, 1e4, {}),
+        (
+            np.float16,
+            200.0,
+            {"sample_weight": np.array([1.0, 60_000.0, 60_000.0], np.float16), "reduction": "sum"},
+        ),
+        (np.float32, 1e19, {"weight": np.array([1e30, 1.0, 1.0], np.float32), "wrt": ("input", "weight")}),
+        (
+            np.float32,
+            1.0,
+            {"grad_output": 1e300, "weight": np.ones(3, np.float32), "wrt": ("input", "weight")},
+        ),
+    ],
+)
+def test_results_beyond_a_dtype_are_infinite_and_nothing_warns(dtype, x, more):
+    x = np.array([x, x, 2], dtype)
+    for _ in range(2):  # the call that is worked out, and one like it
+        value, gradients = nl.mse_loss.value_and_grad(x, 0 * x, **more)
+        assert np.isinf(value) or all(np.isinf(g).any() for g in gradients)
+        assert type(value) is dtype
+
+
 def test_choices():
     check = arguments.choice(1, (1, 2)).check
     assert type(check("loss", "p", 2.0)) is int

@@ -3,13 +3,19 @@
 `pytest -m exhaustive -s tests/test_math.py` visits every float32 and prints the errors.
 """
 
+import inspect
+import math as libm
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import mpmath
 import numpy as np
 import pytest
 from numba import njit
+from scipy import special, stats
+from sweeps import sweep
 
+import numbaloss as nl
 from numbaloss.kernels import math
 
 LOOP = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
@@ -29,6 +35,13 @@ BOUNDS = {
     "log_sigmoid": (2.0, 2.0),
     "tanh": (2.6, 3.0),
     "sqrt": (0.5, 0.5),
+}
+# Of the gamma functions, by dtype for x > 0; then for x < 0, in ulp of the largest of 1, f(x) and f(1 - x).
+GAMMA = {
+    "lgamma": (3.0, 3.0, 6.0),
+    "digamma": (5.0, 4.0, 8.0),
+    "trigamma": (4.0, 4.0, 6.0),
+    "tetragamma": (5.0, 5.0, 12.0),
 }
 # In float64 as truth for float32, in longdouble for float64.
 TRUTH = {
@@ -64,7 +77,8 @@ def binary(function):
 
 
 UNARY = {
-    name: unary(getattr(math, name)) for name in (*BOUNDS, "sin", "cos", "arctan", "erf", "sign", "square")
+    name: unary(getattr(math, name))
+    for name in (*BOUNDS, *GAMMA, "sin", "cos", "arctan", "erf", "sign", "square")
 }
 BINARY = {name: binary(getattr(math, name)) for name in ("maximum", "minimum", "power", "xlogy")}
 
@@ -162,6 +176,36 @@ def test_float64_error(name, fused):
     assert error <= BOUNDS[name][1] * (1 if fused else UNFUSED), f"{name}({x[at]!r}): {error} ulp"
 
 
+def exact_gamma(name, x):
+    if name == "lgamma":
+        return mpmath.re(mpmath.loggamma(x))
+    return mpmath.polygamma(("digamma", "trigamma", "tetragamma").index(name), x)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", GAMMA)
+def test_gamma_error(name, dtype, fused):
+    rng = np.random.default_rng(4)
+    # Zeros, and where the ways to compute change; poles on the other side.
+    near = np.array([0, 1, 1.4616321449683622, 2, 2.5, 3.5, 5.5, 9, 16])[:, None]
+    smallest = np.log10(np.finfo(dtype).eps)
+    near = near + rng.choice([-1, 1], (9, 16)) * 10 ** rng.uniform(smallest, -0.5, (9, 16))
+    x = np.concatenate([near.ravel(), -near.ravel(), rng.uniform(0, 20, 100), rng.uniform(-30, 0, 100)])
+    x = np.concatenate([x, 10 ** rng.uniform(-9, 9, 100)]).astype(dtype)
+    x = x[(x > 0) | (x != np.floor(x))]
+
+    def error(x, got):
+        exact = exact_gamma(name, mpmath.mpf(float(x)))
+        unit = max(1, abs(exact), abs(exact_gamma(name, 1 - mpmath.mpf(float(x))))) if x < 0 else abs(exact)
+        return float(abs(mpmath.mpf(float(got)) - exact)) / float(np.spacing(dtype(float(unit))))
+
+    with mpmath.workdps(40):
+        errors = np.array([error(*pair) for pair in zip(x, call(name, x), strict=True)])
+    positive = GAMMA[name][0 if dtype is F32 else 1]
+    wrong = errors > np.where(x > 0, positive, GAMMA[name][2]) * (1 if fused else UNFUSED)
+    assert not wrong.any(), (x[wrong], errors[wrong])
+
+
 @pytest.mark.exhaustive
 def test_every_float32(capsys):
     chunk = 1 << 22
@@ -210,6 +254,10 @@ SPECIAL = {
     "cos": [(0, 1), (-0.0, 1), (INF, NAN), (-INF, NAN)],
     "arctan": [(0, 0), (-0.0, -0.0), (INF, np.pi / 2), (-INF, -np.pi / 2)],
     "erf": [(0, 0), (-0.0, -0.0), (INF, 1), (-INF, -1)],
+    "lgamma": [(0, INF), (-0.0, INF), (1, 0), (2, 0), (INF, INF), (-INF, INF), (-3, INF), (-1e30, INF)],
+    "digamma": [(0, -INF), (-0.0, INF), (INF, INF), (-INF, NAN), (-3, NAN), (-1e30, NAN)],
+    "trigamma": [(0, INF), (-0.0, INF), (INF, 0), (-3, INF)],
+    "tetragamma": [(0, -INF), (-0.0, INF), (INF, -0.0)],
     "sign": [(0, 0), (3, 1), (-3, -1), (INF, 1), (-INF, -1), (1e-310, F64(1)), (1e-45, 1)],
     "square": [(0, 0), (-0.0, 0), (-3, 9), (-INF, INF)],
 }
@@ -223,6 +271,7 @@ def test_special_values(name, dtype):
     pairs = [(a, b) for a, b in [*SPECIAL[name], (NAN, NAN)] if a == 0 or dtype(a) != 0]
     x, expected = (np.array(column, dtype) for column in zip(*pairs, strict=True))
     assert same(call(name, x), expected)
+    assert name not in GAMMA or same(getattr(math, name)(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -316,8 +365,8 @@ def test_integers_and_booleans():
     assert math.where(True, F32(1), F32(2)) == 1 and math.isnan(F32(NAN))
 
 
-VECTORISED = [*BOUNDS, "sign", "square", "maximum", "minimum", "power", "xlogy"]
-LIBM = r"@(?:\w*(?:exp|log|tanh|pow|sqrt)\w*f?)\("
+VECTORISED = [*BOUNDS, *GAMMA, "sign", "square", "maximum", "minimum", "power", "xlogy"]
+LIBM = r"@(?:\w*(?:exp|log|tanh|pow|sqrt|gamma|floor)\w*f?)\("
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -335,3 +384,63 @@ def test_loops_become_simd_and_float32_stays_float32(name, dtype):
     assert not [call for call in re.findall(LIBM, ir) if not call.startswith("@llvm.")]
     if dtype is F32 and name != "power":
         assert "double" not in ir
+
+
+class NegativeBinomial(nl.ElementwiseLoss):
+    """Of counts, by the parameter that tells how they spread."""
+
+    domains = {"input": nl.arguments.rates(), "target": nl.arguments.counts()}
+    mean: float = nl.arguments.positive(3.0)
+
+    def value(input, target, mean):
+        ways = libm.lgamma(target + 1) + libm.lgamma(input) - nl.math.lgamma(input + target)
+        return ways + target * nl.math.log1p(input / mean) + input * nl.math.log1p(mean / input)
+
+
+@nl.elementwise_loss
+def squared_digamma(input, target):
+    return (nl.math.digamma(input) - target) ** 2
+
+
+LOSSES = sweep([NegativeBinomial.function, squared_digamma], NegativeBinomial.function)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_losses_of_gamma_functions_pass_the_general_check(loss):
+    nl.testing.check_loss(loss, roundings=100)  # what the slopes of the parts cancel to
+
+
+def test_negative_binomial_against_scipy():
+    rng = np.random.default_rng(5)
+    r, k, mean = rng.uniform(0.05, 40, 300), rng.poisson(3, 300), 3.0
+    terms, slopes, bends = NegativeBinomial.function.value_grad_hess(r, k.astype(float), reduction="none")
+    np.testing.assert_allclose(terms, -stats.nbinom.logpmf(k, r, r / (r + mean)), rtol=1e-10)
+    slope = special.psi(r) - special.psi(r + k) + k / (r + mean) + np.log1p(mean / r) - mean / (r + mean)
+    np.testing.assert_allclose(slopes, slope, rtol=1e-9, atol=1e-13)
+    bend = special.polygamma(1, r) - special.polygamma(1, r + k) - k / (r + mean) ** 2
+    np.testing.assert_allclose(bends, bend - mean**2 / (r * (r + mean) ** 2), rtol=1e-9, atol=1e-13)
+
+
+READ = """
+import math as libm
+import numpy as np
+import numbaloss as nl
+from numbaloss.bench import widths
+
+{definition}
+
+def calls():
+    x = np.ones(8)
+    loss = NegativeBinomial.function
+    yield "", lambda: loss.value_and_grad(x.astype(np.float32), x.astype(np.float32))
+    yield "", lambda: loss.value_grad_hess(x, x)
+
+found = [widths.verdict(assembly, widths.full_width()) for _, _, assembly in widths.compiled(calls())]
+print([v.complaint for v in found if v.widest])
+"""
+
+
+def test_a_loss_of_lgamma_works_in_full_vectors(python, tmp_path):
+    """What the disk holds has no assembly, so that nothing may be there."""
+    script = READ.format(definition=inspect.getsource(NegativeBinomial))
+    assert python(script, NUMBA_CACHE_DIR=str(tmp_path)) == ["['', '']"]

@@ -1,4 +1,8 @@
-"""Arithmetic with whole arrays that gradients are made of. `kernels.cuda.arithmetic` is its twin."""
+"""Arithmetic with whole arrays that gradients are made of. `kernels.cuda.arithmetic` is its twin.
+
+NumPy would warn of numbers that are infinite or none. As results they are right, and kernels say nothing of
+theirs.
+"""
 
 import math
 from collections.abc import Sequence
@@ -28,6 +32,7 @@ def empty_like(array: np.ndarray, dtype: Any = None, shape: tuple[int, ...] | No
     return made
 
 
+@np.errstate(all="ignore")
 def assign(target: np.ndarray, source: Any) -> None:
     """Copy an array, or a number, to another."""
     target[...] = source
@@ -54,11 +59,7 @@ def divisor(p: Elements) -> float:
     return float(size if p.counts == BY_TERMS else p.shape[0])
 
 
-def product(a: Any, b: Any, dtype: np.dtype) -> np.ndarray:
-    """Return ``a * b``."""
-    return np.asarray(a.astype(dtype) * b.astype(dtype))  # of 0-d arrays NumPy makes a scalar
-
-
+@np.errstate(all="ignore")
 def masked_product(a: Any, b: Any, dtype: np.dtype, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:
     """Return ``(scale * a + shift) * b``; zero where the first factor is, whatever `b` holds."""
     factor = a.astype(dtype)
@@ -68,6 +69,7 @@ def masked_product(a: Any, b: Any, dtype: np.dtype, scale: float = 1.0, shift: f
     return np.multiply(factor, b, where=factor != 0, out=np.zeros(shape, dtype))
 
 
+@np.errstate(all="ignore")
 def sum_of_products(pairs: Sequence[tuple[Any, Any]], dtype: np.dtype) -> np.ndarray:
     """Return the sum of the masked products of some pairs."""
     total = np.zeros(np.broadcast_shapes(*(a.shape for pair in pairs for a in pair)), dtype)
@@ -76,28 +78,32 @@ def sum_of_products(pairs: Sequence[tuple[Any, Any]], dtype: np.dtype) -> np.nda
     return total
 
 
+@np.errstate(all="ignore")
 def ratio(a: Any, b: float, dtype: np.dtype) -> np.ndarray:
     """Return ``a / b`` of an array and a number."""
     return (a / b).astype(dtype)
 
 
+@np.errstate(all="ignore")
 def over(factor: float, divisor: Any) -> tuple[float, Any]:
     """Return ``factor / divisor`` as a number, and a divisor that is left."""
-    with np.errstate(all="ignore"):
-        return float(factor / np.float64(divisor)), 1.0
+    return float(factor / np.float64(divisor)), 1.0
 
 
+@np.errstate(all="ignore")
 def total(array: Any, factor: float, arithmetic: np.dtype, divisor: Any = 1.0) -> float:
     """Return ``sum(array) * factor / divisor``."""
     found = float(array.sum(dtype=DOUBLE)) * factor
     return over(found, divisor)[0]
 
 
+@np.errstate(all="ignore")
 def number(x: Any, dtype: np.dtype) -> Any:
     """Return a number as a value of a dtype."""
     return dtype.type(x)
 
 
+@np.errstate(all="ignore")
 def fold(full: np.ndarray, result: np.ndarray, axes: Sequence[int] | None = None) -> None:
     """Store an array, summed over all axes but some, which are the result's.
 
@@ -113,6 +119,7 @@ def fold(full: np.ndarray, result: np.ndarray, axes: Sequence[int] | None = None
         result[...] = full.sum(axis=summed, dtype=DOUBLE).reshape(result.shape)
 
 
+@np.errstate(all="ignore")
 def excess(terms: Any, less: Any, weighting: Weighting, dtype: np.dtype) -> np.ndarray:
     """Return ``(terms - less) * sample_weight * upstream * factor / divisor``.
 

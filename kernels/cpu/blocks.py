@@ -28,6 +28,7 @@ from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, call_lay, call
 from .launch import INCOMPLETE, OK, UNFIT
 from .native import (
     HELPER,
+    NO_MEMORY,
     allocate,
     at_address,
     caller,
@@ -196,6 +197,8 @@ def direct(recipe, numbers, arrays, task, fork):
         return total * scale, 0 if at_address(wrong, 0)[0] else OK
     blocks = (n + BLOCK - 1) // BLOCK
     sums = allocate(16 * blocks)
+    if not sums:
+        return 0.0, NO_MEMORY
     context = stack(8 * 13)
     c = at_address(context, 0)
     c[BLOCK_AT], c[ARRAYS], c[POINTERS], c[NUMBERS] = r[FUNCTION], r[COUNT], pointers, filled
@@ -253,6 +256,8 @@ def staged(recipe, numbers, arrays, task, fork):
     if r[DIVIDE] == BY_WEIGHTS:
         by = 0.0
         scratch = allocate(room)
+        if not scratch:
+            return 0.0, NO_MEMORY
         w = at_address(layouts + 8 * LAYOUT * r[WEIGHTS], 0)
         at = layouts + 8 * LAYOUT * r[WEIGHTS]
         for start in range(0, n, BLOCK):
@@ -268,6 +273,8 @@ def staged(recipe, numbers, arrays, task, fork):
     blocks = (n + BLOCK - 1) // BLOCK
     workers = min(blocks, r[WORKERS]) if fork else 1
     sums = allocate(16 * blocks + workers * count * room)
+    if not sums:
+        return 0.0, NO_MEMORY
     context = stack(8 * 13)
     c = at_address(context, 0)
     c[BLOCK_AT], c[ARRAYS], c[POINTERS], c[NUMBERS] = r[FUNCTION], count, layouts, filled

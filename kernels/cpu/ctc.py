@@ -50,6 +50,7 @@ from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     HEAD,
     HELPER,
+    NO_MEMORY,
     addresses,
     allocate,
     at_address,
@@ -96,7 +97,6 @@ WORDS, ABSENT = strided.INTEGERS["q"], -1  # codes: of int64; of an array that i
 # What a recipe may miss, in the sum that a status tells: `backward` for classes anywhere, and `read` that
 # copies integers.
 MISSING_ANYWHERE, MISSING_COPIES = 1, 2
-NO_MEMORY = -3  # a status beside those of all drivers
 
 # The context of `sequences`, in int64. Three strides are in bytes: to the next frame, sequence and class.
 SOURCE, SOURCE_FRAME, SOURCE_SEQUENCE, SOURCE_CLASS = range(4)
@@ -567,6 +567,8 @@ def drive(recipe, numbers, arrays, task, fork):
     if r[GATHER_INTEGERS]:
         size += 8 * most * (batch if axes == 2 else 1)
     records = allocate(size)
+    if not records:
+        return 0.0, NO_MEMORY
     status = run_read(r[READ], (data_of(recipe), objects, call, records))
     if status != OK:
         release(records)
@@ -593,7 +595,6 @@ def drive(recipe, numbers, arrays, task, fork):
     if fork and batch:
         workers = batch if batch < r[WORKERS] else r[WORKERS]
     scratch = allocate(workers * room + 64)
-
     if not scratch:
         release(records)
         return 0.0, NO_MEMORY
@@ -802,8 +803,6 @@ def refuse(p: Sequences, status: int) -> Exception:
     if status == UNFIT:
         shapes = f"{p.log_probs.shape} and {p.targets.shape}"
         return wrong_length(p) or ValueError(f"{p.name}: arrays of shapes {shapes} do not fit together")
-    if status == NO_MEMORY:
-        return MemoryError(f"{p.name}: no memory for the alignments of sequences as long as these")
     label, classes = p.targets.reshape(-1)[status], p.log_probs.shape[-1]
     if not p.shape:
         return bad_label(p.name, 0, label, classes, (status,))

@@ -1092,8 +1092,6 @@ def sequences(
     )
     if status >= 0:
         raise IndexError("{loss}: targets holds a class index that is out of range")
-    if status == ctc.NO_MEMORY:
-        raise MemoryError("{loss}: no memory for the alignments of sequences as long as these")
     if status != ctc.OK:
         raise ValueError("{loss}: arrays do not fit together")
     return T(value)

@@ -14,9 +14,10 @@ import numpy as np
 from ..layout import overlaps_itself
 from ..spec import MISSING
 from . import memory, parallel
+from .native import NO_MEMORY
 
-# What a driver gives beside the value: that all is well; that the arrays do not fit together; or, not
-# negative, the position of the first wrong number.
+# What a driver gives beside the value: that all is well; that the arrays do not fit together; `NO_MEMORY`; or
+# the position, not negative, of the first wrong number.
 OK, UNFIT = -1, -2
 INCOMPLETE = -16  # at most this: what a recipe misses, which `Launch.complete` knows
 
@@ -53,15 +54,31 @@ class Launch(NamedTuple):
 TERMS, CURVATURE = "terms", "curvature"
 
 
+def scalar_of(dtype: np.dtype) -> Callable[[float], Any]:
+    """Return a function that makes a scalar of a dtype: infinite beyond it, with no warning of NumPy's."""
+    make = dtype.type
+    limit = 65504.0 if dtype == np.float16 else 3e38
+
+    def scalar(value: float) -> Any:
+        if -limit <= value <= limit:
+            return make(value)
+        with np.errstate(over="ignore"):
+            return make(value)
+
+    return scalar
+
+
 def compute(family: Any, problem: Any, outputs: dict[str, Any]) -> Any:
     """Write the outputs, and return the value: a number, or the terms where they are not reduced."""
     terms = family.new_terms(problem)
     if terms is not None:
         outputs = {TERMS: terms, **outputs}
     value, status = run(family.pack(problem, outputs, ()))
+    if status == NO_MEMORY:
+        raise MemoryError(f"{problem.name}: no memory for what a call takes beside its arrays")
     if status != OK:
         raise family.refuse(problem, status)
-    return problem.dtype.type(value) if terms is None else terms
+    return scalar_of(problem.dtype)(value) if terms is None else terms
 
 
 def run(launch: Launch) -> tuple[float, int]:
@@ -140,7 +157,7 @@ def repeat(
     family: Any, problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]
 ) -> Callable[[tuple[Any, ...]], Any] | None:
     """Return a function that computes the same problem of other arrays: see `backend.repeat`."""
-    scalar = problem.dtype.type
+    scalar = scalar_of(problem.dtype)
     written = [o for n, o in outputs.items() if n not in made]
     terms = family.new_terms(problem)
     if terms is not None:

@@ -322,7 +322,7 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
                     made.append((out, np.matmul(*pair)))
             for out, result in made:
                 out[...] = result
-        return scalar(found[0]) if reduced else found[0].astype(p.dtype, copy=False)
+            return scalar(found[0]) if reduced else found[0].astype(p.dtype, copy=False)
 
     return whole
 

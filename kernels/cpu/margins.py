@@ -71,6 +71,7 @@ from .launch import CURVATURE as OUT_CURVATURE
 from .launch import INCOMPLETE, OK, UNFIT, Launch, New
 from .native import (
     HELPER,
+    NO_MEMORY,
     addresses,
     allocate,
     at_address,
@@ -110,6 +111,8 @@ ROWS = 5
 CLASSES = 6
 HEIGHT = 7  # rows of a tile
 SHARES = 8
+SCRATCH_AT = 9  # of the first share; and bytes that each has
+SCRATCH_BYTES = 10
 
 # A block's places, in int64: addresses of the tile's contiguous rows, unless said otherwise.
 X = 0  # scores
@@ -357,7 +360,7 @@ def share_of_tiles(context, share):
     own_terms = wants_terms and is_contiguous(terms, r[CODE_OF_OWN], size)
     # Scratch: scores, which gradients overwrite; curvatures; rows' weights, scales and losses; two rows.
     span = height * classes * size
-    scratch = allocate(2 * span + 3 * 8 * height + 2 * classes * size)
+    scratch = c[SCRATCH_AT] + share * c[SCRATCH_BYTES]
     weights = scratch + 2 * span
     scales = weights + 8 * height
     losses = scales + 8 * height
@@ -406,7 +409,6 @@ def share_of_tiles(context, share):
             move_elements(r[SCATTER], g, start, scratch, count * classes)
         if wants_h and not own_h:
             move_elements(r[SCATTER], h, start, scratch + span, count * classes)
-    release(scratch)
     return 0
 
 
@@ -468,7 +470,12 @@ def margins(recipe, numbers, arrays, task, fork):
     height = TILE // classes if classes < TILE else 1
     height = height if height < rows or not rows else rows
     tiles = (rows + height - 1) // height
-    room = allocate(8 * ((count if needed & INTEGERS else 0) + classes + 2 * rows + tiles) + 8)
+    own = 8 * ((count if needed & INTEGERS else 0) + classes + 2 * rows + tiles) + 64
+    shares = (tiles if tiles < r[WORKERS] else r[WORKERS]) if fork else 1
+    scratch = (2 * (height + 1) * classes * size + 3 * 8 * height + 63) // 64 * 64
+    room = allocate(own + shares * scratch)
+    if not room:
+        return 0.0, NO_MEMORY
     sums = room
     free = sums + 8 * tiles
     if needed & INTEGERS:
@@ -494,7 +501,7 @@ def margins(recipe, numbers, arrays, task, fork):
             a = at_address(layouts + SAMPLE_WEIGHT * LAYOUT_BYTES, 0)
             for i in range(rows):
                 divisor += number(a[ADDRESS] + i * a[STRIDES], single)
-    scale, context = stack(8), stack(80)
+    scale, context = stack(8), stack(88)
     at_address(scale, 0.0)[0] = rounded(n[FACTOR] / divisor, single)
     c = at_address(context, 0)
     c[RECIPE_AT] = data_of(recipe)
@@ -505,11 +512,12 @@ def margins(recipe, numbers, arrays, task, fork):
     c[ROWS] = rows
     c[CLASSES] = classes
     c[HEIGHT] = height
+    c[SHARES] = shares
+    c[SCRATCH_AT] = (room + own) // 64 * 64
+    c[SCRATCH_BYTES] = scratch
     if fork:
-        c[SHARES] = tiles if tiles < r[WORKERS] else r[WORKERS]
-        run_fork(fork, (task, context, c[SHARES]))
+        run_fork(fork, (task, context, shares))
     elif rows:
-        c[SHARES] = 1
         run_task(task, (context, 0))
     total = 0.0
     for tile in range(tiles):

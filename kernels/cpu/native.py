@@ -121,11 +121,14 @@ def stack(typingctx, size):
 
 @intrinsic
 def allocate(typingctx, size):
-    """The address of `size` bytes from malloc."""
+    """The address of at least `size` bytes from malloc; 0 where there is no memory, which callers look at.
+
+    They ask for all that a call takes before it writes anything: one that fails has spoiled no argument.
+    """
 
     def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(I64, [I64])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "malloc"), args)
+        malloc = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, [I64]), "malloc")
+        return builder.call(malloc, [builder.add(args[0], I64(1))])  # of no bytes it may give 0, too
 
     return types.int64(types.int64), codegen
 
@@ -458,6 +461,8 @@ def compile_drive(template: Callable[..., Any]) -> int:
 
 call_drive = caller(types.int64, 5)
 
+NO_MEMORY = -3  # a driver's status: nothing was written
+
 
 @njit(**HELPER)
 def run_drive(function, recipe, numbers, arrays, task):
@@ -467,4 +472,6 @@ def run_drive(function, recipe, numbers, arrays, task):
     result = stack(8)
     store(result, 0.0)
     status = call_drive(function, (recipe, numbers, arrays, task, result))
+    if status == NO_MEMORY:
+        raise MemoryError("numbaloss: no memory for what a call takes beside its arrays")
     return at_address(result, 0.0)[0], status

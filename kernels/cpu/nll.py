@@ -77,6 +77,7 @@ from .launch import INCOMPLETE, OK, UNFIT, Launch, New
 from .launch import TERMS as OUT_TERMS
 from .native import (
     HELPER,
+    NO_MEMORY,
     addresses,
     allocate,
     at_address,
@@ -355,7 +356,9 @@ def nll(recipe, numbers, arrays, task, fork):
     if lacking:
         return 0.0, INCOMPLETE - lacking
     # Labels are contiguous int64, weights of the arithmetic dtype at one stride: where they lie, or copied.
-    room = allocate(8 * ((4 * rows if needed else 0) + classes) + 8)
+    room = allocate(8 * ((4 * rows if needed else 0) + classes))
+    if not room:
+        return 0.0, NO_MEMORY
     free, target = room, layouts + TARGET * LAYOUT_BYTES
     if needed & INTEGERS:
         make_contiguous(r[GATHER_INTEGERS], target, free, rows, INT64, 8)

@@ -53,6 +53,7 @@ from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     DESCRIPTION,
     HELPER,
+    NO_MEMORY,
     addresses,
     allocate,
     at_address,
@@ -145,6 +146,7 @@ DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
 # how many workers there are; the bits of what the call needs.
 RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = range(10)
 SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_LABELS, MADE_WEIGHTS = range(10, 19)
+SCRATCH_AT, SCRATCH_BYTES = 19, 20  # of the first worker, and bytes that each has
 
 run_block = caller(types.float64, 1)
 run_transpose = caller(types.int64, len(TRANSPOSE.args))
@@ -243,6 +245,8 @@ def weigh(context, counted):
             if r[GATHER] == 0:
                 return INCOMPLETE - (1 << GATHER)
             weights = allocate(classes * size)
+            if not weights:
+                return NO_MEMORY
             c[MADE_WEIGHTS] = weights
             move = code, data_of(array), shape_of(array), strides_of(array), 1, 0, weights, classes
             transfer(r[GATHER], move)
@@ -251,6 +255,8 @@ def weigh(context, counted):
             total += read_number(weights, k, size)
     elif r[WEIGHTS]:
         weights = allocate(classes * size)
+        if not weights:
+            return NO_MEMORY
         c[MADE_WEIGHTS] = weights
         fill_ones(weights, classes, size)
     c[CLASS_WEIGHTS], of_block[WEIGHT_SUM] = weights, total
@@ -342,6 +348,8 @@ def arrange(context):
                     return INCOMPLETE - (1 << GATHER_INTEGERS)
                 rows = c[BATCH] * c[INNER]
                 c[LABELS] = allocate(8 * rows)
+                if not c[LABELS]:
+                    return NO_MEMORY
                 c[MADE_LABELS] = c[LABELS]
                 rows_at(r[GATHER_INTEGERS], array, INT64, 8, 0, rows, c[LABELS])
         elif not lies_straight(array, own, size):
@@ -353,7 +361,7 @@ def arrange(context):
 
 
 def worker_tiles(context, worker):
-    """The driver's task: compute one worker's tiles."""
+    """The driver's task: compute one worker's tiles. Of worker -1: tell how much memory each takes."""
     c = at_address(context, 0)
     r = at_address(c[RECIPE], 0)
     classes, inner, height, pitch, size = c[CLASSES_], c[INNER], c[HEIGHT], c[PITCH_], r[ITEM]
@@ -383,8 +391,10 @@ def worker_tiles(context, worker):
     capped = free
     if r[CAPS]:
         free += tile_bytes
-    memory = allocate(free + lines * line_bytes)
-    base = memory // 64 * 64  # the first offset is 64
+    if worker < 0:
+        c[SCRATCH_BYTES] = free + lines * line_bytes
+        return 0
+    base = c[SCRATCH_AT] + worker * c[SCRATCH_BYTES]  # the first offset is 64
     flat, room = base + flat, base + free
     a[CAPPED], a[CAPPED_PITCH] = base + capped, pitch
     a[SCRATCH], a[STEP] = room + 3 * line_bytes, line_bytes
@@ -424,7 +434,6 @@ def worker_tiles(context, worker):
                 run_carry(r[CARRY], (context, k, 1, straight[k], start, rows, a[k], a[PITCH + k], flat))
         if brings:
             run_bring(r[BRING], (context, record, 1, first, rows, room, line_bytes))
-    release(memory)
     return 0
 
 
@@ -455,7 +464,7 @@ def drive(recipe, numbers, arrays, task, fork):
         return 0.0, UNFIT
     axis = 1 if rank > 1 else 0
     classes, size = shape[axis], r[ITEM]
-    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 19), stack(8 * 64)
+    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 21), stack(8 * 64)
     c, of_block = at_address(context, 0), at_address(filled, 0.0)
     c[RECIPE], c[LAYOUTS], c[CLASSES_], c[NUMBERS_], c[OBJECTS] = (
         data_of(recipe),
@@ -498,10 +507,12 @@ def drive(recipe, numbers, arrays, task, fork):
         if r[ARRANGE]:
             status = run_arrange(r[ARRANGE], (context,))
         if status != OK:
+            release(c[MADE_LABELS])
             return 0.0, status
     batch, inner = c[BATCH], c[INNER]
     rows, across = batch * inner, batch if inner == 1 else inner
     if rows == 0:
+        release(c[MADE_LABELS])
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
     # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
@@ -547,16 +558,20 @@ def drive(recipe, numbers, arrays, task, fork):
         of_block[KEEP], of_block[SPREAD] = 1 - given[SMOOTHING], given[SMOOTHING] / classes
         for k in range(at_address(shape_of(numbers), 0)[0] - MOST):  # the cap and all that follows
             of_block[CAP + k] = given[MOST + k]
-        c[SUMS] = allocate(8 * tiles)
-        sums = at_address(c[SUMS], 0.0)
         if fork and tiles > 1:
             c[SHARES] = smaller(tiles, r[WORKERS])
+        run_task(task, (context, -1))
+        c[SUMS] = allocate(8 * tiles + 64 + c[SHARES] * c[SCRATCH_BYTES])
+        status = OK if c[SUMS] else NO_MEMORY
+    if status == OK:
+        c[SCRATCH_AT] = (c[SUMS] + 8 * tiles) // 64 * 64
+        if c[SHARES] > 1:
             run_fork(fork, (task, context, c[SHARES]))
         else:
             run_task(task, (context, 0))
         total = 0.0
         for k in range(tiles):
-            total += sums[k]
+            total += at_address(c[SUMS], 0.0)[k]
         release(c[SUMS])
     release(c[MADE_LABELS])
     release(c[MADE_WEIGHTS])

@@ -45,6 +45,7 @@ from .arrange import AXES, LAYOUT, SHAPE, STRIDES, call_lay, lay_address
 from .launch import CURVATURE, INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     HELPER,
+    NO_MEMORY,
     allocate,
     at_address,
     caller,
@@ -102,7 +103,8 @@ ABSENT, DIRECT, GATHERED, SCATTERED, COPIED = range(5)
 MODE, PLACE, WIDTH, BYTES, FUNCTION, CODE, SLOT = range(7)
 
 # A task's context: int64.
-RECIPE, NUMBERS, COUNT, SIZE, HEIGHT, TILES, WORKERS, SUMS, TABLE, LAYOUTS, CONTEXT = range(11)
+RECIPE, NUMBERS, COUNT, SIZE, HEIGHT, TILES, WORKERS, SUMS, TABLE, LAYOUTS = range(10)
+SCRATCH, SHARE = 10, 11  # of the first worker, and bytes that each has
 
 # Calls of the recipe's blocks by address.
 run_measure = run_conclude = run_pull = caller(types.float64, 2)
@@ -142,12 +144,7 @@ def share_of_tiles(context, worker):
     r, table = at_address(c[RECIPE], 0), at_address(c[TABLE], 0)
     height, slots = c[HEIGHT], ROWS + 3 + 2 * r[ROW_COUNT]
     state = rounded(r[FIELDS] * height * r[ITEM])
-    room = state + 64
-    for k in range(slots):
-        if table[k * SLOT + MODE] > DIRECT:
-            room += rounded(height * table[k * SLOT + WIDTH] * table[k * SLOT + BYTES])
-    memory = allocate(room)
-    scratch = rounded(memory)
+    scratch = c[SCRATCH] + worker * c[SHARE]
     record = stack(8 * 24)
     tile = at_address(record, 0)
     tile[tiles.SIZE], tile[tiles.STATE], tile[tiles.PITCH] = c[SIZE], scratch, height * r[ITEM]
@@ -178,7 +175,6 @@ def share_of_tiles(context, worker):
             elif mode == COPIED:
                 each = width * table[k * SLOT + BYTES]
                 copy_memory(table[k * SLOT + PLACE] + first * each, tile[tiles.ARRAYS + k], count * each)
-    release(memory)
     return 0
 
 
@@ -222,7 +218,7 @@ def rows_of_vectors(recipe, numbers, arrays, task, fork):
         count *= shape[axis] if axis < rank - 1 else 1
     if size < 1:
         return 0.0, UNFIT
-    context, table, layouts = stack(8 * 11), stack(8 * 6 * 18), stack(8 * 18 * 131)
+    context, table, layouts = stack(8 * 12), stack(8 * 6 * 18), stack(8 * 18 * 131)
     c, t = at_address(context, 0), at_address(table, 0)
     own = FLOAT32 if r[ITEM] == 4 else FLOAT64
     missing = 0
@@ -271,8 +267,14 @@ def rows_of_vectors(recipe, numbers, arrays, task, fork):
     height = 1 if size > TILE else tiles.least(count, TILE // size)
     cut = (count + height - 1) // height
     workers = tiles.least(cut, r[SHARES]) if fork else 1
-    only = stack(8)
-    sums = allocate(8 * cut) if cut > 1 else only
+    share = rounded(r[FIELDS] * height * r[ITEM])
+    for k in range(ROWS + 3 + 2 * row_count):
+        if t[k * SLOT + MODE] > DIRECT:
+            share += rounded(height * t[k * SLOT + WIDTH] * t[k * SLOT + BYTES])
+    sums = allocate(8 * cut + 64 + workers * share)
+    if not sums:
+        return 0.0, NO_MEMORY
+    c[SCRATCH], c[SHARE] = rounded(sums + 8 * cut), share
     c[NUMBERS], c[HEIGHT], c[TILES], c[WORKERS], c[SUMS] = filled, height, cut, workers, sums
     if workers > 1:
         run_fork(fork, (task, context, workers))
@@ -281,8 +283,7 @@ def rows_of_vectors(recipe, numbers, arrays, task, fork):
     total = 0.0
     for k in range(cut):
         total += at_address(sums, 0.0)[k]
-    if cut > 1:
-        release(sums)
+    release(sums)
     return total / by, OK
 
 

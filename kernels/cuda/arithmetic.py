@@ -10,7 +10,7 @@ from ..math import where
 from ..spec import Request, Scalars, Weighting
 from . import arrays
 from .arrays import DeviceArray, current_queue, flat
-from .elementwise import EXCESS, PRODUCT, RATIO, SUM, combined, inverse, launch
+from .elementwise import EXCESS, RATIO, SUM, combined, inverse, launch
 from .elementwise import over as over_scaled
 from .fold import fold
 
@@ -23,7 +23,6 @@ __all__ = [
     "masked_product",
     "number",
     "over",
-    "product",
     "ratio",
     "sum_dtype",
     "sum_of_products",
@@ -57,11 +56,6 @@ def assign(target: DeviceArray, source: DeviceArray) -> None:
 def sum_dtype(arithmetic: np.dtype) -> np.dtype:
     """Return the dtype of arrays that will be added up: sums have more digits than it."""
     return arithmetic
-
-
-def product(a: Any, b: Any, dtype: np.dtype) -> DeviceArray:
-    """Return ``a * b``."""
-    return combined(PRODUCT, a, b, dtype)
 
 
 def masked_product(a: Any, b: Any, dtype: np.dtype, scale: float = 1.0, shift: float = 0.0) -> DeviceArray:

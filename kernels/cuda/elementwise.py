@@ -327,10 +327,6 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
 # ---- launching ----------------------------------------------------------------------------------------
 
 
-def _product(a, b):
-    return a * b
-
-
 def _ratio(a, b):
     return a / b
 
@@ -345,7 +341,6 @@ def _difference(a, b):
 
 # Arithmetic with arrays, by the kernel that losses have. EXCESS is its own slope: its gradient is the
 # difference times scale, weights and upstream gradient.
-PRODUCT = Scalars("product", 2, _product)
 RATIO = Scalars("ratio", 2, _ratio)
 SUM = Scalars("sum", 2, _sum)
 EXCESS = Scalars("excess", 2, _difference, ((0, _difference),))

@@ -3,8 +3,8 @@
 Most are libdevice's, whose float32 ``exp`` is one instruction and a few for its range. Its ``log1p``
 branches, so ``softplus`` takes the CPU's polynomial. By NVIDIA's tables the float32 functions err by at most
 1 ulp (``exp``, ``expm1``, ``log``, ``log1p``), 2 (``tanh``, ``sin``, ``cos``, ``arctan``, ``erf``) or 4
-(``power``); ``sigmoid`` is within 3, ``softplus`` within 2. ``sin`` and ``cos`` of huge numbers
-use local memory.
+(``power``); ``sigmoid`` is within 3, ``softplus`` within 2. ``lgamma`` and its derivatives are
+the CPU's. ``sin`` and ``cos`` of huge numbers use local memory.
 """
 
 from types import SimpleNamespace
@@ -16,9 +16,10 @@ from .. import math as nm
 from .target import device, libdevice, overload, polynomial, reciprocal, select, types
 
 UNARY = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sin", "cos", "arctan", "erf")
+INSIDE = ("pow", "floor")  # not public by these names
 LIBDEVICE = {
-    types.float32: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n) + "f") for n in (*UNARY, "pow")},
-    types.float64: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n)) for n in (*UNARY, "pow")},
+    types.float32: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n) + "f") for n in (*UNARY, *INSIDE)},
+    types.float64: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n)) for n in (*UNARY, *INSIDE)},
 }
 
 
@@ -77,7 +78,9 @@ def implement(T: Any, library: Any) -> dict[str, Any]:
         return x != x
 
     own = (sigmoid, softplus, log_sigmoid, xlogy, maximum, minimum, sign, square, isnan)
-    return {f.py_func.__name__: f for f in own}
+    format = nm.SINGLE if np.float32 == T else nm.DOUBLE
+    gamma = nm.gamma_functions(format, device, log, library.floor, select, polynomial)
+    return {f.py_func.__name__: f for f in own} | gamma
 
 
 CUDA = {
@@ -107,7 +110,7 @@ def register(function: Any) -> None:
     overload(function)(unary if function.__code__.co_argcount == 1 else binary)
 
 
-for _name in CUDA[types.float32].keys() - {"pow"}:
+for _name in CUDA[types.float32].keys() - set(INSIDE):
     register(getattr(nm, _name))
 
 

@@ -45,7 +45,7 @@ from numba.cuda.extending import intrinsic, lower_cast, register_model
 from numba.cuda.extending import overload as _overload
 
 from .. import jets
-from ..bind import Helpers, bind, collector_paused
+from ..bind import Helpers, bind, undisturbed
 from ..spec import BFLOAT16, FLOAT16, FLOAT64
 
 WARP = 32
@@ -131,7 +131,7 @@ def compile(
     registers : int, optional
         How many a thread may have, if all that it holds fits into them.
     """
-    with _without_device(), collector_paused():
+    with _without_device(), undisturbed():
         library, _ = compiler._compile_pyfunc_with_fixup(
             function, signature, device=False, abi="numba", cc=cc, launch_bounds=threads
         )

@@ -228,7 +228,7 @@ class ElementwiseLoss(Loss):
         weight, sample_weight = arrays.weight, arrays.sample_weight
         product = sample_weight if weight is None else weight
         if weight is not None and sample_weight is not None:
-            product = backend.product(weight, sample_weight, arrays.arithmetic)
+            product = backend.masked_product(sample_weight, weight, arrays.arithmetic)
         counted = product if cls.weight_in_divisor else sample_weight
         counts = BY_TERMS if counted is None else BY_WEIGHTS
         divisor: Any = resolve_normalizer(name, call.get("normalizer"))

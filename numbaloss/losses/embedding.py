@@ -122,7 +122,8 @@ class ContrastiveLoss(VectorLoss, function="contrastive_loss"):
     distance = Distance(ROOT_OF_SQUARES)
 
     def finish(distance, target, margin):
-        return 0.5 * (target * distance**2 + (1 - target) * maximum(margin - distance, 0.0) ** 2)
+        together = where(target == 0, 0.0, target * distance**2)  # a square may be infinite
+        return 0.5 * (together + (1 - target) * maximum(margin - distance, 0.0) ** 2)
 
 
 class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):

@@ -279,7 +279,7 @@ class _ByElements:
             if mode != VALUE:
                 call["grad_output"] = factor / classes
                 if up is not None:
-                    up = backend.product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
+                    up = backend.masked_product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
                     call["grad_output"] = np.broadcast_to(up[..., np.newaxis], x.shape) if up.ndim else up
         self.upstream = up
         self.elements = Evaluation(_Terms, mode, call, backend)

@@ -126,7 +126,6 @@ def test_covering(name, k):
 
 
 OWN = [
-    (elementwise.PRODUCT, "none"),
     (elementwise.RATIO, "none"),
     (elementwise.EXCESS, "weighted"),
     (arithmetic.MASKED, "none"),

@@ -507,6 +507,7 @@ def many_functions(input, target, third, flag=False):
     a = nl.math.tanh(input) * nl.math.sin(target) + nl.math.sqrt(third * third + 1)
     if flag:
         a = a + nl.math.exp(-third * third) * nl.math.cos(target) + nl.math.arctan(third)
+        a = a + nl.math.lgamma(third * third + 0.5) + nl.math.digamma(abs(target) + 0.5)
     return nl.math.expm1(a * 0.1) + nl.math.where(input > target, a, 2.0 * a)
 
 
@@ -525,7 +526,8 @@ OWN_OPTIONS: dict[str, list[Arrays]] = {
 
 def by_numpy(f: Callable[..., Any]) -> Any:
     """A definition, with NumPy's functions in place of the library's."""
-    scope = {**f.__globals__, "nl": SimpleNamespace(math=np)}
+    math = SimpleNamespace(**vars(np), lgamma=nl.math.lgamma, digamma=nl.math.digamma)
+    scope = {**f.__globals__, "nl": SimpleNamespace(math=math)}
     return FunctionType(f.__code__, scope, f.__name__, f.__defaults__)
 
 
