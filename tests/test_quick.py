@@ -1,9 +1,12 @@
 """Calls seen before: the same results as a first call's, for other arrays of the same kinds."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss import testing
@@ -123,3 +126,28 @@ def test_options_equal_in_value_and_not_in_type_are_checked(rng):
     nl.huber_loss(x, y, delta=1)
     with pytest.raises(TypeError, match="delta must be a number"):
         nl.huber_loss(x, y, delta=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sweep(sorted(nl.registry), "mse_loss", "nll_loss", "multilabel_soft_margin_loss", "linear_cross_entropy"),
+)
+@pytest.mark.parametrize("more", [{}, {"reduction": "none"}, {"sample_weight": True}, {"out": True}], ids=str)
+def test_what_is_remembered_of_a_call_holds_no_array(name, more):
+    """Thousands of signatures are remembered, as many as a loss scale has values."""
+    loss = nl.registry[name]
+    given = testing.samples(loss, np.random.default_rng(0))
+    wrt = loss.Class._default_wrt()
+    names = (wrt,) if isinstance(wrt, str) else wrt
+    given = dict(zip(given, (np.array(a) for a in given.values()), strict=True))
+    if "sample_weight" in more:
+        more = {"sample_weight": np.ones(np.shape(loss(**given, reduction="none")))}
+    outs = tuple(np.empty_like(given[n]) for n in names) if "out" in more else ()
+    if outs:
+        more = {"out": outs}
+    value, gradients = loss.value_and_grad(**given, **more, wrt=names)
+    arrays = [*given.values(), *gradients, *outs, *more.values(), value]
+    left = [weakref.ref(a) for a in arrays if isinstance(a, np.ndarray)]
+    del given, more, outs, value, gradients, arrays
+    gc.collect()
+    assert not any(a() is not None for a in left)

@@ -171,9 +171,11 @@ def repeat(
     pick, first = itemgetter(*found), found[0]
     entry, recipe, numbers, _, task, parallel_from, new, _, _ = launch
     makers = tuple((found[n.like], maker(n, launch.arrays[n.slot])) for n in new)
+    # What is returned is kept for thousands of signatures: it must hold no array.
+    bare, has_terms = launch._replace(arrays=()), terms is not None
 
     def finish(arrays: tuple[Any, ...]) -> tuple[float, int]:
-        return run(launch._replace(arrays=arrays))
+        return run(bare._replace(arrays=arrays))
 
     # A gap between elements may hide that two of them lie at one address.
     tangled = [k for k, v in enumerate(values) if any(v is o and not v.flags.forc for o in written)]
@@ -195,9 +197,9 @@ def repeat(
             value, status = finish(arrays)
         if status != OK:
             return MISSING
-        return (scalar(value), new) if terms is None else (new[0], new[1:])
+        return (new[0], new[1:]) if has_terms else (scalar(value), new)
 
-    if pairs or terms is not None or len(makers) != 1:
+    if pairs or has_terms or len(makers) != 1:
         return again
     ((like, make),) = makers
 

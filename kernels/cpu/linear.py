@@ -286,7 +286,8 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
     kernel = launch.repeat(scores_of, scores, {"input": logits} if graded else {}, (), values)
     if kernel is None:
         return None
-    ignored, chunking, scalar = p.ignore_index, p.chunking, p.dtype.type
+    # What is returned holds no array: see `launch.repeat`.
+    ignored, chunking, to = p.ignore_index, p.chunking, p.dtype
 
     def whole(arguments: Arguments, outputs: dict[str, np.ndarray]) -> Any:
         x, w, target, bias, weight, sample_weight = arguments
@@ -322,7 +323,7 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
                     made.append((out, np.matmul(*pair)))
             for out, result in made:
                 out[...] = result
-            return scalar(found[0]) if reduced else found[0].astype(p.dtype, copy=False)
+            return to.type(found[0]) if reduced else found[0].astype(to, copy=False)
 
     return whole
 

@@ -7,7 +7,8 @@ them on a GPU.
 """
 
 import math
-import threading
+from collections import deque
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +16,22 @@ FROM_BYTES = 4 << 20  # below this malloc keeps memory by itself
 KEPT_BLOCKS = 2
 KEPT_BYTES = 1 << 30
 
-_kept: list[np.ndarray] = []
-_lock = threading.Lock()
+# The latest at the end. No lock: threads, a destructor at any moment and Ctrl-C meet in single steps of it.
+_kept: deque[np.ndarray] = deque(maxlen=KEPT_BLOCKS)
+
+
+def _pop(take: Any) -> np.ndarray | None:
+    """Take a kept block; None where there is none."""
+    try:
+        return take()
+    except IndexError:
+        return None
 
 
 class _Lease:
     """Owns a block while any array or view lies in it; returns it when the last is gone."""
+
+    block: np.ndarray | None = None
 
     def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.block = block
@@ -32,14 +43,10 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        # Never wait in a destructor: it may run in the thread that holds the lock.
-        if _lock.acquire(blocking=False):
-            try:
-                _kept.append(self.block)
-                while len(_kept) > KEPT_BLOCKS or sum(b.nbytes for b in _kept) > KEPT_BYTES:
-                    _kept.pop(0)
-            finally:
-                _lock.release()
+        if self.block is not None:
+            _kept.append(self.block)
+            while sum(b.nbytes for b in tuple(_kept)) > KEPT_BYTES:
+                _pop(_kept.popleft)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -47,18 +54,19 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size < FROM_BYTES or dtype.char not in "fd":
         return np.empty(shape, dtype)
-    block = None
-    with _lock:
-        for k in reversed(range(len(_kept))):  # the latest is the likeliest to be in cache
-            if size <= _kept[k].nbytes <= 2 * size:
-                block = _kept.pop(k)
-                break
+    for _ in range(KEPT_BLOCKS):
+        block = _pop(_kept.pop)  # the latest is the likeliest to be in cache
+        if block is None or size <= block.nbytes <= 2 * size:
+            break
+        _kept.appendleft(block)
+    else:
+        block = None
     return np.asarray(_Lease(np.empty(size, np.uint8) if block is None else block, shape, dtype))
 
 
 def free_memory() -> int:
     """Give the kept blocks back to the operating system; returns their size in bytes."""
-    with _lock:
-        size = sum(b.nbytes for b in _kept)
-        _kept.clear()
+    size = 0
+    while (block := _pop(_kept.pop)) is not None:
+        size += block.nbytes
     return size

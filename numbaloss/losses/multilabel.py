@@ -286,18 +286,8 @@ class _ByElements:
 
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
-        return self.of_rows(self.elements.result(), self.shape)
-
-    def of_rows(self, result: Any, shape: tuple[int, ...]) -> Any:
-        """Return the result of elements as that of rows."""
-        if not self.summed or self.mode == GRAD:
-            return result
-        terms, *gradients = result if self.mode != VALUE else (result,)
-        rows, backend = shape[:-1], self.backend
-        sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
-        backend.fold(terms, sums, range(len(rows)))
-        value = backend.ratio(sums, shape[-1], terms.dtype)
-        return value if self.mode == VALUE else (value, *gradients)
+        result = self.elements.result()
+        return of_rows(result, self.shape, self.mode, self.backend) if self.summed else result
 
     def prepared(self, values: tuple[Any, ...]) -> Any:
         """Return a function that serves other calls of this one's signature and number of classes."""
@@ -305,7 +295,8 @@ class _ByElements:
         first = next((k for k, v in enumerate(values) if v is self.call["input"]), None)
         if first is None or self.upstream is not None or len(weighted) != (self.sample_weight is not None):
             return never
-        classes = self.shape[-1]
+        # What is returned is kept: it must hold no array, so not `self`.
+        classes, summed, mode, backend = self.shape[-1], self.summed, self.mode, self.backend
 
         def elements(values: tuple[Any, ...], weights: Any) -> tuple[Any, ...]:
             return values if not weighted else (*values[: weighted[0]], weights, *values[weighted[0] + 1 :])
@@ -324,9 +315,21 @@ class _ByElements:
                     return MISSING
                 weights = weights[..., np.newaxis]
             result = evaluate(elements(values, weights))
-            return result if result is MISSING else self.of_rows(result, shape)
+            return of_rows(result, shape, mode, backend) if summed and result is not MISSING else result
 
         return again
+
+
+def of_rows(result: Any, shape: tuple[int, ...], mode: str, backend: Any) -> Any:
+    """Return the result of elements as that of rows."""
+    if mode == GRAD:
+        return result
+    terms, *gradients = result if mode != VALUE else (result,)
+    rows = shape[:-1]
+    sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
+    backend.fold(terms, sums, range(len(rows)))
+    value = backend.ratio(sums, shape[-1], terms.dtype)
+    return value if mode == VALUE else (value, *gradients)
 
 
 def over_classes(weights: Any, rows: tuple[int, ...]) -> Any:
