@@ -30,6 +30,7 @@ import numpy as np
 from numba import njit, types
 from numba.np.ufunc import parallel as numba_parallel
 
+from ..bind import undisturbed
 from .native import (
     HELPER,
     add_atomic,
@@ -393,7 +394,7 @@ atexit.register(_at_exit)
 def record_of(helpers: int) -> np.ndarray:
     """What `run_fork` takes, for so many helpers at most."""
     global _pool
-    with _starting:
+    with _starting, undisturbed():  # threads that run must not lose the pool that they are of
         if _pool is None:
             _pool = Pool(numba.config.NUMBA_NUM_THREADS - 1)
     address = compile_function(fork, {}, "pool", "pool", FORK_BY_RECORD)
