@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from mpmath import mp
+from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss.bench import accuracy
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
 @pytest.mark.parametrize("loss", nl.registry)
 def test_a_loss_is_close_to_its_mathematics(loss, dtype):
     found = list(accuracy.findings(loss, np.dtype(dtype), few=True))

@@ -19,11 +19,7 @@ TRIALS = [
     for trial in part.TRIALS
     if not trial.name.endswith(LEFT_OUT)
 ]
-ALWAYS = {
-    "16 threads and a loop of the user's, workqueue",
-    "memory held after the same definition",
-    "two threads on workqueue: bare, ours",
-}
+ALWAYS = {"memory held after the same definition"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LOSSES += ("ctc_loss", "linear_cross_entropy")
 
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "mse_loss"))
-@settings(max_examples=50, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
+@settings(max_examples=30, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
 @given(k=st.randoms(use_true_random=False))
 def test_calls(name, k):
     call = calls.draw(k, [name])

@@ -114,6 +114,7 @@ print("right")
     assert python(f"CACHE = {empty!r}\n" + script, NUMBA_CACHE_DIR=empty) == ["right"]
 
 
+@pytest.mark.sweep
 def test_several_processes_on_one_empty_cache(python, tmp_path):
     with ThreadPoolExecutor(3) as pool:
         ran = [pool.submit(python, ONE_LOSS, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(3)]

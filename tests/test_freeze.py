@@ -183,6 +183,7 @@ def test_a_copy_that_was_on_disk_is_the_same(monkeypatch):
     assert back(2.0, 0.0) == 6.0
 
 
+@pytest.mark.sweep  # `test_an_edited_definition_is_not_stale` runs always
 def test_edits_between_processes(tmp_path, python):
     """Kernels on disk are of the definition as it was: another one finds none of them."""
     (tmp_path / "constants.py").write_text("SCALE = 1.0\n")

@@ -230,6 +230,7 @@ for bad, error in ((Device(), "CUDA device"), (object(), "NumPy or CuPy array"),
     python(SETUP + script, NUMBA_CACHE_DIR=cache)
 
 
+@pytest.mark.sweep
 def test_a_fork_while_a_thread_compiles(python, tmp_path):
     """The child compiles too; it would wait for a lock that a thread of its parent held."""
     script = """
