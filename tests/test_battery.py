@@ -1,32 +1,32 @@
-"""A little of each of the battery's trials; most of them in the sweep. `test_calls.py` has those of calls."""
+"""A little of the battery's trials; most of them in the sweep. `test_calls.py` has those of calls."""
 
 import pytest
 from battery import bare, disk, memory, processes, results
 from sweeps import sweep
 
-# On one of Numba's layers: what a user's own loops do to calls is the same on all but for forks.
-LEFT_OUT = (
-    ", tbb",
-    "calls of six threads, omp",
-    "forkserver, omp",
-    "cloudpickle, omp",
-    "DataLoader, omp",
-    "prange, omp",
-)
-TRIALS = [
-    trial
-    for part in (processes, disk, memory, bare, results)
-    for trial in part.TRIALS
-    if not trial.name.endswith(LEFT_OUT)
+ALWAYS = ["memory held after the same definition"]
+SWEEP = [
+    "16 threads and a loop of the user's, workqueue",
+    "os.fork, omp",
+    "pools by fork, spawn and forkserver, workqueue",
+    "PyTorch's DataLoader, workqueue",
+    "8 processes at once, a cache of garbage",
+    "versions side by side, moved, at once",
+    "edits of all that a definition reads",
+    "memory held after arrays with other options",
+    "^C wherever Python looks for it",
+    "no memory for a gradient",
+    "a truncated index: bare, ours",
+    "two threads on workqueue: bare, ours",
+    "a fork while a thread compiles: bare, ours",
+    "permuted, scaled, split",
 ]
-ALWAYS = {"memory held after the same definition"}
+TRIALS = {t.name: t for part in (processes, disk, memory, bare, results) for t in part.TRIALS}
 
 
-@pytest.mark.parametrize(
-    "trial", sweep(TRIALS, *(t for t in TRIALS if t.name in ALWAYS)), ids=lambda trial: trial.name
-)
-def test_trial(trial):
-    tally = trial.run(0.03)
+@pytest.mark.parametrize("name", sweep([*ALWAYS, *SWEEP], *ALWAYS))
+def test_trial(name):
+    tally = TRIALS[name].run(0.03)
     assert not tally.lost, "\n".join(tally.lost)
     if not tally.tried:
         pytest.skip("what it takes is not installed")
