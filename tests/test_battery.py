@@ -1,27 +1,23 @@
 """A little of the battery's trials; most of them in the sweep. `test_calls.py` has those of calls."""
 
 import pytest
-from battery import bare, disk, memory, processes, results
+from battery import bare, disk, memory, processes
 from sweeps import sweep
 
 ALWAYS = ["memory held after the same definition"]
 SWEEP = [
     "16 threads and a loop of the user's, workqueue",
     "os.fork, omp",
-    "pools by fork, spawn and forkserver, workqueue",
     "PyTorch's DataLoader, workqueue",
     "8 processes at once, a cache of garbage",
     "versions side by side, moved, at once",
-    "edits of all that a definition reads",
     "memory held after arrays with other options",
     "^C wherever Python looks for it",
     "no memory for a gradient",
     "a truncated index: bare, ours",
     "two threads on workqueue: bare, ours",
-    "a fork while a thread compiles: bare, ours",
-    "permuted, scaled, split",
 ]
-TRIALS = {t.name: t for part in (processes, disk, memory, bare, results) for t in part.TRIALS}
+TRIALS = {t.name: t for part in (processes, disk, memory, bare) for t in part.TRIALS}
 
 
 @pytest.mark.parametrize("name", sweep([*ALWAYS, *SWEEP], *ALWAYS))

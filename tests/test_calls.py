@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sweeps import sweep
 
-# One of a family, for each kind of call is compiled; ``python -m tests.battery calls`` makes calls of all.
-LOSSES = ("mse_loss", "cross_entropy", "multi_margin_loss", "triplet_margin_loss", "ctc_loss")
+# Few, for each kind of call is compiled; ``python -m tests.battery calls`` makes calls of all.
+LOSSES = ("mse_loss", "cross_entropy", "multi_margin_loss")
 
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "mse_loss"))
