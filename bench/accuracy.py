@@ -505,8 +505,7 @@ def computed(loss: str, group: list[Point], options: Options, wrt: tuple[str, ..
     results: list[tuple[Any, ...]] = []
     for arrays in group if single else [{n: np.stack([p[n] for p in group]) for n in group[0]}]:
         value = function(**arrays, **options, reduction="none")
-        with np.errstate(over="ignore"):  # of the sum, which nobody asks for
-            slopes = function.grad(**arrays, **options, reduction="sum", wrt=wrt)
+        slopes = function.grad(**arrays, **options, reduction="sum", wrt=wrt)
         results += [(value, *slopes)] if single else zip(value, *slopes, strict=True)
     return results
 

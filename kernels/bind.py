@@ -48,16 +48,16 @@ def undisturbed() -> Iterator[None]:
     handler: Any = signal.getsignal(signal.SIGINT)
     interrupts: list[Any] = []
     mine = callable(handler) and threading.current_thread() is threading.main_thread()
-    gc.disable()
     if mine:
         signal.signal(signal.SIGINT, lambda *given: interrupts.append(given))
+    gc.disable()
     try:
         yield
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, handler)
         if collects:
             gc.enable()
+        if mine:  # last, as an interrupt may be raised from here on
+            signal.signal(signal.SIGINT, handler)
         if interrupts:
             handler(*interrupts[-1])
 

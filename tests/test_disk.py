@@ -1,15 +1,12 @@
 """Kernels on disk: whatever the disk does, a call computes, and never with another definition's code."""
 
 import shutil
-import stat
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from battery import scripts
 from sweeps import sweep
-
-ROOT = Path(__file__).parent.parent
 
 ONE_LOSS = """
 import warnings, numpy as np
@@ -92,13 +89,7 @@ def test_damaged_files(python, cache, damage):
 def test_a_full_disk(python, cache, tmp_path):
     """No file can be written: the call computes, and says so once."""
     script = """
-import builtins, errno, warnings
-real = open
-def full(file, mode="r", *args, **kwargs):
-    if "w" in mode and str(file).startswith(CACHE):
-        raise OSError(errno.ENOSPC, "No space left on device", str(file))
-    return real(file, mode, *args, **kwargs)
-builtins.open = full
+import warnings
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     import numpy as np, numbaloss as nl
@@ -111,7 +102,7 @@ assert "No space left" in str(only.message) and "NUMBA_CACHE_DIR" in str(only.me
 print("right")
 """
     empty = str(tmp_path / "empty")
-    assert python(f"CACHE = {empty!r}\n" + script, NUMBA_CACHE_DIR=empty) == ["right"]
+    assert python(scripts.FULL_DISK + script, NUMBA_CACHE_DIR=empty) == ["right"]
 
 
 @pytest.mark.sweep
@@ -124,31 +115,8 @@ def test_several_processes_on_one_empty_cache(python, tmp_path):
 @pytest.fixture
 def container():
     """An installation that can be read only."""
-    place = Path(tempfile.mkdtemp())
-    shutil.copytree(
-        ROOT / "numbaloss", place / "numbaloss", ignore=shutil.ignore_patterns("__pycache__"), symlinks=False
-    )
-    for path in (place, *place.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    yield place
-    for path in (place, *place.rglob("*")):
-        path.chmod(path.stat().st_mode | stat.S_IWUSR)
-    shutil.rmtree(place)
-
-
-def alone(container, script):
-    """A script as a user runs it who has no home and can write nowhere: even root."""
-    return f"""
-import ctypes, os, sys
-header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-if sys.platform == "linux" and os.geteuid() == 0:
-    assert ctypes.CDLL(None, use_errno=True).capset(header, none) == 0
-os.environ.update(HOME={str(container)!r}, XDG_CACHE_HOME={str(container)!r})
-os.environ.pop("NUMBA_CACHE_DIR", None)
-sys.path.insert(0, {str(container)!r})
-import numbaloss
-assert numbaloss.__file__.startswith({str(container)!r})
-{script}"""
+    with scripts.installation(read_only=True) as place:
+        yield place
 
 
 FEW = "huber_loss", "cross_entropy"
@@ -156,7 +124,8 @@ FEW = "huber_loss", "cross_entropy"
 
 @pytest.mark.parametrize("names", sweep([(), FEW], FEW))
 def test_a_user_who_can_write_nowhere(python, container, names):
-    done = python(alone(container, f"NAMES = {names!r}\n{EVERY_LOSS}"), PYTHONDONTWRITEBYTECODE="1")
+    script = f"NAMES = {names!r}\n{EVERY_LOSS}\nassert nl.__file__.startswith({str(container)!r})"
+    done = python(scripts.nowhere(container, script), PYTHONDONTWRITEBYTECODE="1")
     assert len(done) == (len(names) or 26)
     assert not files(container, ".nbi")
 

@@ -99,7 +99,7 @@ def total(array: Any, factor: float, arithmetic: np.dtype, divisor: Any = 1.0) -
 
 @np.errstate(all="ignore")
 def number(x: Any, dtype: np.dtype) -> Any:
-    """Return a number as a value of a dtype."""
+    """Return a number as a value of a dtype: infinite where it is beyond."""
     return dtype.type(x)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..layout import overlaps_itself
 from ..spec import MISSING
 from . import memory, parallel
+from .arithmetic import number
 from .native import NO_MEMORY
 
 # What a driver gives beside the value: that all is well; that the arrays do not fit together; `NO_MEMORY`; or
@@ -55,17 +56,10 @@ TERMS, CURVATURE = "terms", "curvature"
 
 
 def scalar_of(dtype: np.dtype) -> Callable[[float], Any]:
-    """Return a function that makes a scalar of a dtype: infinite beyond it, with no warning of NumPy's."""
+    """Return `number` for a dtype, quick for numbers that it holds."""
     make = dtype.type
     limit = 65504.0 if dtype == np.float16 else 3e38
-
-    def scalar(value: float) -> Any:
-        if -limit <= value <= limit:
-            return make(value)
-        with np.errstate(over="ignore"):
-            return make(value)
-
-    return scalar
+    return lambda value: make(value) if -limit <= value <= limit else number(value, dtype)
 
 
 def compute(family: Any, problem: Any, outputs: dict[str, Any]) -> Any:
@@ -78,7 +72,7 @@ def compute(family: Any, problem: Any, outputs: dict[str, Any]) -> Any:
         raise MemoryError(f"{problem.name}: no memory for what a call takes beside its arrays")
     if status != OK:
         raise family.refuse(problem, status)
-    return scalar_of(problem.dtype)(value) if terms is None else terms
+    return number(value, problem.dtype) if terms is None else terms
 
 
 def run(launch: Launch) -> tuple[float, int]:

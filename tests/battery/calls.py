@@ -79,9 +79,9 @@ class Call:
         odd = ", ".join(f"{n} {how}" for n, how in self.spoiled.items()) or "not spoiled"
         return f"{form}{self.loss.__name__}.{self.mode}({given}); {odd}"
 
-    def run(self, **instead: Any) -> tuple[Any, ...]:
+    def run(self) -> tuple[Any, ...]:
         """Make the call; the value and what else it gives, None where the mode gives none."""
-        given = {**self.arguments, **instead}
+        given = dict(self.arguments)
         made = self.loss
         if self.by_class:
             fields = self.loss.Class.fields

@@ -3,7 +3,7 @@
 import importlib.util
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,8 +128,6 @@ def against_torch(share: float) -> Tally:
 
 
 # ---- invariants -------------------------------------------------------------------------------------------
-
-Change = Callable[[Any, dict[str, Any], random.Random], Iterator[tuple[str, float]]]
 
 
 def rows_of(loss: Any, arrays: dict[str, Any]) -> int:
