@@ -466,3 +466,24 @@ def test_what_was_worked_out_is_forgotten_when_it_becomes_too_much(monkeypatch):
         (binding,) = (b for key, b in loss._bindings.items() if key == ("value", len(arrays), option))
         assert len(binding.prepared) <= 8
     assert len(nl.huber_loss.Class._made.settled) <= 8
+
+
+@pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
+def test_no_digits_are_lost_in_between(dtype):
+    """Hand-worked: derivatives and values of which an ordinary step is infinite, or cancels."""
+    info = np.finfo(dtype)
+    x, one = np.zeros(1, dtype), np.ones(1, dtype)
+    slope = nl.kl_div.grad(x, x + info.smallest_subnormal, wrt="target")
+    assert slope == pytest.approx(np.log(float(info.smallest_subnormal)) + 1, rel=1e-6)
+    small = x + info.dtype.type(1e-10)
+    assert nl.binary_cross_entropy_with_logits.grad(small, x, wrt="target") == -small
+    of_two = nl.binary_cross_entropy_with_logits.grad(small, x, pos_weight=2 * one, wrt="target")
+    assert of_two == pytest.approx(np.log(2), rel=1e-6)
+    assert nl.multilabel_soft_margin_loss.grad(small, x, wrt="target") == -small
+    large = x + info.max / 4
+    assert nl.gaussian_nll_loss(large, x, large) == pytest.approx(float(large[0]) / 2)
+    assert nl.gaussian_nll_loss.grad(large, x, large) == one
+    far = np.full((1, 2), info.max / 4, dtype)
+    assert nl.triplet_margin_loss(far, -far, -far, p=np.inf) == 1
+    far /= 4
+    assert nl.triplet_margin_with_distance_loss(far, -far, -far, distance_function="manhattan") == 1

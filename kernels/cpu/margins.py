@@ -229,7 +229,7 @@ def many_labels(places_at, rows):
         count = 0
         while count < classes and labels[count] >= 0:
             count += 1
-        if weight == zero or count == 0:
+        if weight == zero:
             if WITH_GRADIENT:
                 for i in range(classes):
                     g[i] = zero

@@ -306,7 +306,6 @@ def many_labels(
         count = block_least(count)
         if cuda.syncthreads_or(wrong) != 0:  # which has all read what they need of the row before
             live, fill = False, T(np.nan)
-        live = live and count > 0
         row_weight = row_weight / T(classes)
         f = up * row_weight
         loss = T(0)

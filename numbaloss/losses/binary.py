@@ -106,6 +106,11 @@ class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_log
     def value(input, target, pos_weight):
         return pos_weight * target * math.softplus(-input) + (1 - target) * math.softplus(input)
 
+    # Stated, because the difference of the two logarithms cancels: without pos_weight it is -x.
+    def slope_target(input, target, pos_weight):
+        positive, negative = math.maximum(input, 0), math.maximum(-input, 0)
+        return (pos_weight - 1) * math.softplus(-positive - negative) + pos_weight * negative - positive
+
 
 class KLDivLoss(ElementwiseLoss, function="kl_div"):
     r"""Kullback-Leibler divergence, from log-probabilities.
@@ -149,6 +154,13 @@ class KLDivLoss(ElementwiseLoss, function="kl_div"):
             p = math.exp(target)
             return math.where(p == 0, 0, p * (target - input))
         return math.where(target == 0, 0, target * (math.log(target) - input))
+
+    # Stated, because the derived one divides by the target, and its inverse may be infinite.
+    def slope_target(input, target, log_target):
+        if log_target:
+            p = math.exp(target)
+            return math.where(p == 0, 0, p * (target - input + 1))
+        return math.where(target == 0, 0, math.log(target) - input + 1)
 
 
 class SoftMarginLoss(ElementwiseLoss, function="soft_margin_loss"):

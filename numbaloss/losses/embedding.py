@@ -179,7 +179,7 @@ class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):
         return Distance(kind, p, eps, swap)
 
     def finish(near, far, margin):
-        return maximum(margin + near - far, 0.0)
+        return maximum(margin + (near - far), 0.0)
 
 
 DISTANCES = {
@@ -255,7 +255,7 @@ class TripletMarginWithDistanceLoss(
         return DISTANCES[distance_function or "euclidean"]._replace(swap=swap)
 
     def finish(near, far, margin):
-        return maximum(margin + near - far, 0.0)
+        return maximum(margin + (near - far), 0.0)
 
     @classmethod
     def _run_problem(

@@ -165,6 +165,9 @@ class _Terms(ElementwiseLoss, function="multilabel_soft_margin_loss"):
     def value(input, target):
         return target * nm.softplus(-input) + (1 - target) * nm.softplus(input)
 
+    def slope_target(input, target):
+        return -input
+
 
 class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
     r"""Binary cross entropy of logits, averaged over the classes of each row.

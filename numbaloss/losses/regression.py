@@ -279,7 +279,7 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
     def value(input, target, var, full, eps):
         v = math.maximum(var, eps)
         d = input - target
-        y = 0.5 * (math.log(v) + d * d / v)
+        y = 0.5 * (math.log(v) + d * (d / v))  # the square may be infinite
         if full:
             y = y + 0.9189385332046727
         return y

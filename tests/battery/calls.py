@@ -343,7 +343,7 @@ def other_dtype(call: Call, k: random.Random, rng: Any) -> None:
         kind = np.dtype(k.choice(KINDS))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # NaN as an integer
-            wide = a.astype(np.int64) if kind.kind == "M" else a
+            wide = a.astype(np.int64) if kind.kind == "M" else a.astype(float) if a.dtype.kind == "V" else a
             put(call, name, wide.astype(kind), f"as {kind}")
 
 
