@@ -1,5 +1,6 @@
 """Kernels on disk: whatever the disk does, a call computes, and never with another definition's code."""
 
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 from battery import scripts
 from sweeps import sweep
+
+from numbaloss.kernels import room
 
 ONE_LOSS = """
 import warnings, numpy as np
@@ -103,6 +106,35 @@ print("right")
 """
     empty = str(tmp_path / "empty")
     assert python(scripts.FULL_DISK + script, NUMBA_CACHE_DIR=empty) == ["right"]
+
+
+def test_kernels_used_longest_ago_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "LIMIT", 1000)
+    names = "a.nbi", "a.1.nbc", "b.cubin", "c.nbc.tmp.0123", "module.pyc", "d.1.nbc"
+    for k, name in enumerate(names):
+        (tmp_path / name).write_bytes(bytes(300))
+        os.utime(tmp_path / name, (k, k))
+    room.used(tmp_path / "a.nbi")
+    room.used(tmp_path / "not there")
+    room.stored(tmp_path / "d.1.nbc", 300)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.nbi", "c.nbc.tmp.0123", "module.pyc", "d.1.nbc"}
+    (tmp_path / "e.1.nbc").write_bytes(bytes(60))
+    room.stored(tmp_path / "e.1.nbc", 60)  # little came since: nobody looks
+    assert len(list(tmp_path.iterdir())) == 5
+    room.stored(tmp_path / "e.1.nbc", 60)
+    assert len(list(tmp_path.iterdir())) == 5  # 960 bytes of kernels
+    (tmp_path / "f.1.nbc").write_bytes(bytes(200))
+    room.stored(tmp_path / "f.1.nbc", 200)
+    assert "c.nbc.tmp.0123" not in {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.sweep
+def test_no_room_at_all(python, tmp_path):
+    """Each kernel removes those before it: calls compute, and the next process compiles."""
+    script = f"from numbaloss.kernels import room\nroom.LIMIT = 1\n{ONE_LOSS}"
+    assert python(script, NUMBA_CACHE_DIR=str(tmp_path)) == ["right"]
+    assert sum(p.stat().st_size for p in files(tmp_path, ".nbc")) < 1000
+    assert python(script, NUMBA_CACHE_DIR=str(tmp_path)) == ["right"]
 
 
 @pytest.mark.sweep

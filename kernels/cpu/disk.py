@@ -16,6 +16,8 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler import Compiler
 from numba.core.sigutils import normalize_signature
 
+from .. import room
+
 _told: list[str] = []
 
 
@@ -35,6 +37,7 @@ class Files(IndexDataCacheFile):
     """Numba's files of a function; machine code begins with a digest of the rest."""
 
     def _load_index(self) -> Any:
+        room.used(self._index_path)
         try:
             return super()._load_index()
         except Exception:  # pickle may raise anything of a damaged file; this one is then written anew
@@ -42,11 +45,15 @@ class Files(IndexDataCacheFile):
 
     def _save_data(self, name: str, data: Any) -> None:
         code = self._dump(data)
-        with self._open_for_write(self._data_path(name)) as file:
+        path = self._data_path(name)
+        with self._open_for_write(path) as file:
             file.write(hashlib.sha256(code).digest() + code)
+        room.stored(path, len(code))
 
     def _load_data(self, name: str) -> Any:
-        with open(self._data_path(name), "rb") as file:
+        path = self._data_path(name)
+        room.used(path)
+        with open(path, "rb") as file:
             digest, code = file.read(32), file.read()
         if hashlib.sha256(code).digest() != digest:
             raise OSError("the file is damaged")  # which Numba takes for one that is not there

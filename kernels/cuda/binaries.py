@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numba
 import numpy as np
 
-from .. import bind
+from .. import bind, room
 from ..freeze import fingerprint
 from ..spec import CODES
 from . import driver
@@ -115,6 +115,7 @@ def _identity(make: Callable[..., Any], request: dict[str, Any]) -> str:
 
 def _stored(path: Path) -> list[Compiled] | None:
     """What a file holds; None for one that is not there, or not whole."""
+    room.used(path)
     try:
         header, _, images = path.read_bytes().partition(b"\n")
         said = json.loads(header)
@@ -140,6 +141,7 @@ def _store(path: Path, made: list[Compiled]) -> None:
     try:
         partial.write_bytes(json.dumps(said).encode() + b"\n" + images)
         os.replace(partial, path)
+        room.stored(path, len(images))
     except OSError:
         partial.unlink(missing_ok=True)
 
