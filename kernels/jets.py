@@ -154,6 +154,7 @@ def install(target: Any) -> SimpleNamespace:
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
+    Number = types.Number | types.IntEnumMember  # the latter is an integer, but no number to Numba
 
     class Dual(types.Type):  # type: ignore[name-defined]
         fields: tuple[str, ...] = ()
@@ -167,12 +168,12 @@ def install(target: Any) -> SimpleNamespace:
             return self.T
 
         def can_convert_from(self, typingctx, other):
-            if isinstance(other, types.Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+            if isinstance(other, Number) or (isinstance(self, Jet) and isinstance(other, Const)):
                 return typingctx.can_convert(types.int64, types.float64)  # safe, and worse than exact
             return None
 
         def unify(self, typingctx, other):
-            if isinstance(other, types.Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+            if isinstance(other, Number) or (isinstance(self, Jet) and isinstance(other, Const)):
                 return self
             return None
 
@@ -208,8 +209,12 @@ def install(target: Any) -> SimpleNamespace:
         """The plain value of a Jet, a Const or a number, in the arithmetic type."""
         if isinstance(type_, Dual):
             return get(context, builder, type_, value, "v")
+        if isinstance(type_, types.IntEnumMember):
+            value, type_ = context.cast(builder, value, type_, type_.dtype), type_.dtype
         return context.cast(builder, value, type_, T)
 
+    @target.lower_cast(types.IntEnumMember, Const)
+    @target.lower_cast(types.IntEnumMember, Jet)
     @target.lower_cast(types.Number, Const)
     @target.lower_cast(types.Number, Jet)
     @target.lower_cast(Const, Jet)
@@ -285,7 +290,7 @@ def install(target: Any) -> SimpleNamespace:
             return "j"
         if isinstance(t, Const):
             return "c"
-        return "n" if isinstance(t, types.Number | types.Boolean) else ""
+        return "n" if isinstance(t, Number | types.Boolean) else ""
 
     def binary(spellings, jj, jc, cj, cc):
         """Rules for two Jets, Jet and constant, constant and Jet, two constants, for every spelling."""
@@ -512,7 +517,7 @@ def install(target: Any) -> SimpleNamespace:
     teach((np.clip,), clip)
 
     def where(condition, a, b):
-        if isinstance(condition, types.Boolean | types.Number) and meet(a, b):
+        if isinstance(condition, Number | types.Boolean) and meet(a, b):
             return lambda condition, a, b: choose(condition, a, b)
         return None
 
@@ -611,7 +616,7 @@ def install(target: Any) -> SimpleNamespace:
     @intrinsic
     def parts(typingctx, y, like):
         """Value, slope and curvature as plain numbers; those of a constant are zero."""
-        if not isinstance(y, Dual | types.Number | types.Boolean):
+        if not isinstance(y, Dual | Number | types.Boolean):
             raise target.TypingError(f"value must return one number, not {y}")
 
         def codegen(context, builder, sig, args):
@@ -701,7 +706,7 @@ def install(target: Any) -> SimpleNamespace:
         @intrinsic
         def parts_of(typingctx, ys, like):
             kinds = tuple(ys) if isinstance(ys, types.BaseTuple) else (ys,)
-            if len(kinds) != count or not all(isinstance(t, Dual | types.Number) for t in kinds):
+            if len(kinds) != count or not all(isinstance(t, Dual | Number) for t in kinds):
                 raise target.TypingError(f"terms must return {count} number(s), not {ys}")
             result = types.UniTuple(types.UniTuple(like, count), 3)
 

@@ -53,12 +53,13 @@ def combinations(loss: Any, **fixed: Any) -> Iterator[dict[str, Any]]:
 
     Arrays and the reduction are left out: they are no matter of one term. So is what the loss refuses.
     """
-    fields = {n: f for n, f in loss.Class.fields.items() if not f.array and n not in ("reduction", *fixed)}
+    every = loss.Class.fields
+    fields = {n: f for n, f in every.items() if not f.array and n not in ("reduction", *fixed)}
     choices = [list(dict.fromkeys((f.default, *f.samples))) for f in fields.values()]
     for chosen in itertools.product(*choices):
         options = {**fixed, **dict(zip(fields, chosen, strict=True))}
         try:
-            loss.Class(**options)
+            loss.Class._check_options({n: options.get(n, f.default) for n, f in every.items()})
         except ValueError:
             continue
         yield options

@@ -29,6 +29,10 @@ class Kind(enum.Enum):
     TENFOLD = 10
 
 
+class Power(enum.IntEnum):
+    TWO = 2
+
+
 def defined(source, **scope):
     """A loss whose function reads a scope."""
     scope = {"nl": nl, "np": np, "__name__": "somewhere", **scope}
@@ -41,6 +45,23 @@ def value(loss):
     found, grad = loss.value_and_grad(ONE, TWO, reduction="sum")
     assert grad[1] * ONE[1] + grad[0] * ONE[0] == 2 * found  # of a multiple of squares
     return float(found)
+
+
+def test_members_of_integer_enumerations_are_numbers():
+    loss, _ = defined(
+        "def f(input, target):\n"
+        "    d = input - target\n"
+        "    if target == Power.TWO:\n"
+        "        return Power.TWO\n"
+        "    low = nl.math.maximum(d, Power.TWO) / Power.TWO\n"
+        "    return nl.math.where(d > Power.TWO, Power.TWO * d**Power.TWO, low - Power.TWO)",
+        Power=Power,
+    )
+    value, grad = loss.value_and_grad(
+        np.array([3.0, 2.5, 1.0, 9.0]), np.array([0.0, 0, 0, 2]), reduction="none"
+    )
+    assert value.tolist() == [18, 12.5, -1, 2]
+    assert grad.tolist() == [12, 10, 0, 0]
 
 
 def values(loss):

@@ -468,6 +468,12 @@ def test_what_was_worked_out_is_forgotten_when_it_becomes_too_much(monkeypatch):
     assert len(nl.huber_loss.Class._made.settled) <= 8
 
 
+def test_combinations_are_of_every_loss():
+    for loss in registry.values():
+        first = next(testing.combinations(loss))
+        assert first == {n: loss.Class.fields[n].default for n in first}
+
+
 @pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
 def test_no_digits_are_lost_in_between(dtype):
     """Hand-worked: derivatives and values of which an ordinary step is infinite, or cancels."""
