@@ -39,7 +39,9 @@ wrt : str or tuple of str, optional
     The arguments to differentiate. A name gives an array, a tuple gives a tuple in that order.
     Default: {default}.
 out : array or tuple of arrays, optional
-    Receives the gradient. It may be the very argument it is the gradient of, which it then overwrites.
+    Receives the gradient. It may be the very argument it is the gradient of, which it then overwrites. A call
+    that raises has overwritten no argument; another array holds numbers of no meaning then, if a value of an
+    element was out of its domain.
 grad_output : float or array, optional
     Upstream gradient: a number, or an array of the value's shape for ``reduction='none'``. Also the place
     for a loss scale.

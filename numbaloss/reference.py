@@ -451,7 +451,8 @@ def contrastive_loss(
     """``(y d^2 + (1 - y) max(0, margin - d)^2) / 2``, d the length of the difference (Hadsell 2006)."""
     d = np.linalg.norm(as_float(input1) - as_float(input2), axis=-1)
     target = as_float(target)
-    loss = (target * d**2 + (1 - target) * np.maximum(0, margin - d) ** 2) / 2
+    together = np.where(target == 0, 0, target * d**2)  # whatever is infinite
+    loss = (together + (1 - target) * np.maximum(0, margin - d) ** 2) / 2
     return reduce(loss, reduction, sample_weight, normalizer)
 
 

@@ -414,6 +414,13 @@ def test_promotion(rng):
     value, gradient = multi_margin_loss.value_and_grad(x, y, weight=WEIGHT)
     assert value.dtype == np.float64 and gradient.dtype == np.float32
     assert multi_margin_loss(x, y, sample_weight=2).dtype == np.float32
+    for weight in (2, 2.0):
+        for _ in range(2):  # the second call is prepared
+            assert multilabel_soft_margin_loss(x, x, sample_weight=weight).dtype == np.float32
+            assert (
+                multilabel_soft_margin_loss(x, x, sample_weight=2 * weight, reduction="sum").dtype
+                == np.float32
+            )
 
 
 ADVERSARIAL = """

@@ -264,7 +264,8 @@ class _ByElements:
         x = as_array(name, "input", call["input"])
         self.mode, self.backend, self.shape = mode, backend, x.shape
         self.summed = call.get("reduction", "mean") == "none"  # over each row, when the terms are there
-        self.sample_weight = call.get("sample_weight")
+        weights = call.get("sample_weight")
+        self.sample_weight = None if type(weights) is float else weights  # a number promotes no array
         rows, classes, how = x.shape[:-1], x.shape[-1], call.get("reduction", "mean")
         factor, up = resolve_upstream(name, call.get("grad_output"), rows, how)
         self.call = call = dict(call)
