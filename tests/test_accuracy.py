@@ -8,9 +8,11 @@ from sweeps import sweep
 import numbaloss as nl
 from numbaloss.bench import accuracy
 
+SOME = "mse_loss", "kl_div", "gaussian_nll_loss", "cross_entropy", "multi_margin_loss", "triplet_margin_loss"
+
 
 @pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
-@pytest.mark.parametrize("loss", nl.registry)
+@pytest.mark.parametrize("loss", sweep(nl.registry, *SOME))
 def test_a_loss_is_close_to_its_mathematics(loss, dtype):
     found = list(accuracy.findings(loss, np.dtype(dtype), few=True))
     for kind in ([f for f in found if f.name is None], [f for f in found if f.name is not None]):

@@ -204,6 +204,7 @@ print("right")
     assert run(tmp_path, script) == ["right"]
 
 
+@pytest.mark.sweep
 def test_joblib_takes_definitions_of_main(tmp_path):
     script = """
 import joblib

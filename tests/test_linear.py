@@ -71,9 +71,10 @@ def close(got, expected, dtype, message=""):
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * scale, err_msg=message)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("kind", ["indices", "probabilities"])
-@pytest.mark.parametrize(("batch", "inner"), SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "inner", "kind", "dtype"),
+    some([(*s, k, d) for d in TOLERANCE for s in SHAPES for k in ("indices", "probabilities")], 5),
+)
 def test_torch_and_reference(batch, inner, kind, dtype, torch):
     """Values, and gradients by every argument, in one chunk and in many."""
     import torch.nn.functional as F

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numba import njit
 from scipy import special, stats
-from sweeps import sweep
 
 import numbaloss as nl
 from numbaloss.kernels import math
@@ -402,9 +401,10 @@ def squared_digamma(input, target):
     return (nl.math.digamma(input) - target) ** 2
 
 
-LOSSES = sweep([NegativeBinomial.function, squared_digamma], NegativeBinomial.function)
+LOSSES = NegativeBinomial.function, squared_digamma
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
 def test_losses_of_gamma_functions_pass_the_general_check(loss):
     nl.testing.check_loss(loss, roundings=100)  # what the slopes of the parts cancel to
@@ -440,6 +440,7 @@ print([v.complaint for v in found if v.widest])
 """
 
 
+@pytest.mark.sweep
 def test_a_loss_of_lgamma_works_in_full_vectors(python, tmp_path):
     """What the disk holds has no assembly, so that nothing may be there."""
     script = READ.format(definition=inspect.getsource(NegativeBinomial))

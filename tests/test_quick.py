@@ -132,7 +132,9 @@ def test_options_equal_in_value_and_not_in_type_are_checked(rng):
     "name",
     sweep(sorted(nl.registry), "mse_loss", "nll_loss", "multilabel_soft_margin_loss", "linear_cross_entropy"),
 )
-@pytest.mark.parametrize("more", [{}, {"reduction": "none"}, {"sample_weight": True}, {"out": True}], ids=str)
+@pytest.mark.parametrize(
+    "more", sweep([{}, {"reduction": "none"}, {"sample_weight": True}, {"out": True}], {}), ids=str
+)
 def test_what_is_remembered_of_a_call_holds_no_array(name, more):
     """Thousands of signatures are remembered, as many as a loss scale has values."""
     loss = nl.registry[name]
