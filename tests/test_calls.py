@@ -14,9 +14,9 @@ LOSSES = ("mse_loss", "cross_entropy", "multi_margin_loss")
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "mse_loss"))
 @settings(max_examples=30, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
-@given(k=st.randoms(use_true_random=False))
-def test_calls(name, k):
-    call = calls.draw(k, [name])
+@given(form=st.randoms(use_true_random=False), k=st.randoms(use_true_random=False))
+def test_calls(name, form, k):
+    call = calls.draw(form, k, [name])
     wrong = calls.judge(call)
     assert wrong is None, f"{wrong}: {call}"
 

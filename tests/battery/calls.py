@@ -56,6 +56,7 @@ SHAPES = {
 }
 DECLARED = TypeError, ValueError, IndexError
 OUT_OF_DOMAIN = re.compile(r"must be (in|>=) .*, got \w+(\[.*\])? = ")
+SAME = 25  # calls of one form, for each is compiled
 MODES = "value", "grad", "value_and_grad", "value_grad_hess"
 
 
@@ -99,38 +100,41 @@ class Call:
 # ---- good calls -------------------------------------------------------------------------------------------
 
 
-def draw(k: random.Random, losses: list[str] | None = None, spoils: int = 2) -> Call:
-    """Draw a call, and spoil it in up to so many ways."""
-    loss = nl.registry[k.choice(losses or sorted(nl.registry))]
+def draw(form: random.Random, k: random.Random, losses: list[str] | None = None, spoils: int = 2) -> Call:
+    """Draw a call, and spoil it in up to so many ways; by `form` all of which kernels depend.
+
+    Calls of one form differ in numbers, extents, layouts, and in how they are spoiled.
+    """
+    loss = nl.registry[form.choice(losses or sorted(nl.registry))]
     cls = loss.Class
     rng = np.random.default_rng(k.getrandbits(32))
-    dtype = k.choice(DTYPES)
+    dtype = form.choice(DTYPES)
     arrays = casted(family_of(loss).draw(loss, rng, k.choice(shapes_of(loss))), dtype)
     fields = dict(cls.fields)
-    if loss is nl.cross_entropy and k.random() < 0.4:  # alone can be had of probabilities
+    if loss is nl.cross_entropy and form.random() < 0.4:  # alone can be had of probabilities
         arrays["target"] = rng.uniform(0, 1, arrays["input"].shape).astype(dtype)
         del fields["ignore_index"]
     given: dict[str, Any] = dict(arrays)
     for name, f in fields.items():
         if f.array:
-            if k.random() < 0.3:
+            if form.random() < 0.3:
                 given[name] = array_option(loss, name, arrays, rng).astype(dtype)
-        elif f.samples and k.random() < 0.4:
-            given[name] = k.choice(f.samples)
+        elif f.samples and form.random() < 0.4:
+            given[name] = form.choice(f.samples)
     try:
         cls._check_options({n: given.get(n, f.default) for n, f in cls.fields.items()})
     except ValueError:  # two options that don't go together
         given = {n: v for n, v in given.items() if n not in cls.fields or cls.fields[n].array}
     by_class = k.random() < 0.3 and loss is not nl.linear_cross_entropy  # whose class holds its weight
-    call = Call(loss, k.choice(MODES[: 4 if cls._curved else 3]), by_class, given)
+    call = Call(loss, form.choice(MODES[: 4 if cls._curved else 3]), by_class, given)
     terms = np.shape(reference_of(call)(reduction="none"))
-    if k.random() < 0.3:
+    if form.random() < 0.3:
         of = k.choice([terms, terms[-1:], (1,) * len(terms)])
         given["sample_weight"] = np.where(rng.random(of) < 0.2, 0, rng.uniform(0.5, 2, of)).astype(dtype)
     if k.random() < 0.2 and given.get("reduction", "mean") in ("mean", "batchmean"):
         given["normalizer"] = k.choice([3, 0.5, np.float32(2)])
     if call.mode != "value":
-        gradients(call, terms, k, rng, dtype)
+        gradients(call, terms, form, rng, dtype)
     for name in [n for n, v in given.items() if isinstance(v, np.ndarray) and n != "out"]:
         if k.random() < 0.5:
             given[name] = k.choice(LAYOUTS)(given[name])
@@ -164,7 +168,7 @@ def array_option(loss: Any, name: str, arrays: dict[str, np.ndarray], rng: np.ra
     return rng.uniform(0.25, 2, shape)
 
 
-def gradients(call: Call, terms: tuple[int, ...], k: random.Random, rng: Any, dtype: np.dtype) -> None:
+def gradients(call: Call, terms: tuple[int, ...], form: random.Random, rng: Any, dtype: np.dtype) -> None:
     """Draw what only calls for a gradient take."""
     given, cls = call.arguments, call.loss.Class
     names = [n for n in cls._differentiable() if isinstance(given.get(n), np.ndarray)]
@@ -172,14 +176,14 @@ def gradients(call: Call, terms: tuple[int, ...], k: random.Random, rng: Any, dt
     if "ignore_index" in cls.fields and given["target"].dtype.kind in "iu" and "weight" in names:
         names.remove("weight")  # differentiated where the target holds probabilities
     if call.mode == "value_grad_hess":
-        given["wrt"] = k.choice(cls._default_wrt() if isinstance(cls._default_wrt(), tuple) else ["input"])
-    elif k.random() < 0.4:  # few of all subsets: each is compiled
-        some = k.choice([[k.choice(names)], names])
-        given["wrt"] = some[0] if len(some) == 1 and k.random() < 0.5 else tuple(some)
-    if k.random() < 0.3:
-        each = given.get("reduction") == "none" and k.random() < 0.7
+        given["wrt"] = form.choice(cls._default_wrt() if isinstance(cls._default_wrt(), tuple) else ["input"])
+    elif form.random() < 0.4:  # few of all subsets: each is compiled
+        some = form.choice([[form.choice(names)], names])
+        given["wrt"] = some[0] if len(some) == 1 and form.random() < 0.5 else tuple(some)
+    if form.random() < 0.3:
+        each = given.get("reduction") == "none" and form.random() < 0.7
         given["grad_output"] = (
-            rng.normal(size=terms).astype(dtype) if each else k.choice([2.5, -1, np.float32(0.5)])
+            rng.normal(size=terms).astype(dtype) if each else form.choice([2.5, -1, np.float32(0.5)])
         )
 
 
@@ -609,7 +613,8 @@ def main() -> int:
     with (options.at or Path(os.devnull)).open("wb", buffering=0) as at:
         for k in range(options.first, options.first + options.count):
             os.pwrite(at.fileno(), b"%d" % k, 0)
-            call = draw(random.Random(f"{options.seed}-{k}"), options.losses)
+            form = random.Random(f"{options.seed}, form {k // SAME}")
+            call = draw(form, random.Random(f"{options.seed}-{k}"), options.losses)
             wrong = judge(call)
             lost += wrong is not None
             if wrong or options.count == 1:
