@@ -84,7 +84,7 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
         evaluation = cls._evaluation(mode, described, backend)
         result = evaluation.result()
-        if keeps and is_said((v for n, v in call.items() if n != "out"), on_device):
+        if keeps and is_said(call, arrays_of(cls, described), on_device):
             made = evaluation.prepared(values)
             if made is not None:
                 binding.prepared[key] = made
@@ -153,10 +153,8 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
         outs = tuple(out)
     else:
         raise TypeError(f"{name}: out must be a tuple of {len(names)} arrays, got {type(out).__name__}")
-    taken = (*cls._required, *(n for n, f in cls.fields.items() if f.array), "sample_weight", "grad_output")
-    inputs = (
-        [] if out is None else [(n, as_array(name, n, call[n])) for n in taken if call.get(n) is not None]
-    )
+    taken = () if out is None else arrays_of(cls, call)
+    inputs = [(n, as_array(name, n, call[n])) for n in taken if call.get(n) is not None]
     made: dict[str, Any] = {}
     for n, o in zip(names, outs, strict=True):
         like = as_array(name, n, call[wrt[0] if n == "curvature" else n])
@@ -172,6 +170,14 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
+
+
+def arrays_of(cls: Any, call: dict[str, Any]) -> tuple[str, ...]:
+    """Return the arguments that are arrays to a call; a number, 0-d on the host, stands for itself."""
+    up = call.get("grad_output")
+    is_number = up is None or (np.ndim(up) == 0 and not is_described(up))
+    each = ("sample_weight",) if is_number else ("sample_weight", "grad_output")
+    return (*cls._required, *(n for n, f in cls.fields.items() if f.array), *each)
 
 
 def call_arguments(binding: Binding, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

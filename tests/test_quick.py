@@ -128,6 +128,22 @@ def test_options_equal_in_value_and_not_in_type_are_checked(rng):
         nl.huber_loss(x, y, delta=True)
 
 
+def test_numbers_that_are_arrays_are_not_remembered(rng):
+    """The first call's number served all later ones: a loss scale that never changed."""
+    x, y = rng.normal(size=(2, 6))
+    plain = nl.huber_loss.grad(x, y, reduction="sum")
+    for name in ("grad_output", "normalizer", "delta"):
+        for number in (2.0, 0.5, 4.0):
+            given = {name: np.array(number)}
+            expected = nl.huber_loss.grad(x, y, **{name: number})
+            assert np.array_equal(nl.huber_loss.grad(x, y, **given), expected)
+    one = np.array(1.5)
+    for number in (2.0, 0.5, 4.0):
+        by = nl.huber_loss.grad(one, 0 * one, reduction="none", grad_output=np.array(number))
+        assert by == number
+        assert np.array_equal(nl.huber_loss.grad(x, y, reduction="sum", grad_output=number), number * plain)
+
+
 @pytest.mark.parametrize(
     "name",
     sweep(sorted(nl.registry), "mse_loss", "nll_loss", "multilabel_soft_margin_loss", "linear_cross_entropy"),

@@ -56,6 +56,7 @@ SHAPES = {
 }
 DECLARED = TypeError, ValueError, IndexError
 OUT_OF_DOMAIN = re.compile(r"must be (in|>=) .*, got \w+(\[.*\])? = ")
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 SAME = 25  # calls of one form, for each is compiled
 MODES = "value", "grad", "value_and_grad", "value_grad_hess"
 
@@ -396,7 +397,7 @@ def hard_number(call: Call, k: random.Random, rng: Any) -> None:
 def bad_out(call: Call, k: random.Random, rng: Any) -> None:
     """Give an `out` that cannot take the gradient."""
     name = next(iter(wrt_of(call)), "input") if call.mode != "value" else ""
-    like = call.arguments.get(name)
+    like = call.arguments.get(name) if isinstance(name, str) else None
     if not isinstance(like, np.ndarray):
         return put(call, "out", np.zeros(3), "for no gradient", must_fail=True)
     shape, dtype = like.shape, like.dtype.newbyteorder("=")
@@ -451,9 +452,12 @@ def kept(value: Any) -> Any:
 
 
 def canonical(call: Call) -> Call:
-    """The same numbers in plain float64 arrays, with no `out`."""
+    """The same numbers in plain float64 arrays, with no `out`; infinite where they are so in float32."""
     arguments = {}
+    narrow = result_dtype(call) != np.float64
     for name, value in call.arguments.items():
+        if narrow and name in UNPROMOTED and isinstance(value, float) and abs(value) > FLOAT32_MAX:
+            value = np.copysign(np.inf, value)
         if isinstance(value, np.ndarray | list | np.generic) and name not in ("out", "wrt"):
             value = np.asarray(value)
             if name in call.loss.Class.fields and not call.loss.Class.fields[name].array:
