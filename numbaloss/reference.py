@@ -158,12 +158,12 @@ def binary_cross_entropy(input, target):
 def binary_cross_entropy_with_logits(input, target, pos_weight=None):
     """Cross entropy of logits; ``pos_weight`` multiplies what a positive target contributes.
 
-    ``-(pos_weight y log s(x) + (1 - y) log(1 - s(x)))`` with ``-log s(x)`` in its stable form, and
-    ``log(1 - s(x)) = log s(x) - x``.
+    ``-(pos_weight y log s(x) + (1 - y) log(1 - s(x)))``, both logarithms in their stable form.
     """
     pos_weight = 1.0 if pos_weight is None else as_float(pos_weight)
-    minus_log_sigmoid = np.maximum(-input, 0) + np.log1p(np.exp(-abs(input)))
-    return (1 - target) * input + (1 + (pos_weight - 1) * target) * minus_log_sigmoid
+    rest = np.log1p(np.exp(-abs(input)))
+    minus_log_p, minus_log_q = np.maximum(-input, 0) + rest, np.maximum(input, 0) + rest
+    return pos_weight * target * minus_log_p + (1 - target) * minus_log_q
 
 
 @elementwise(options="reduction log_target")

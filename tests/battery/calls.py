@@ -396,7 +396,8 @@ def hard_number(call: Call, k: random.Random, rng: Any) -> None:
 
 def bad_out(call: Call, k: random.Random, rng: Any) -> None:
     """Give an `out` that cannot take the gradient."""
-    name = next(iter(wrt_of(call)), "input") if call.mode != "value" else ""
+    wrt = wrt_of(call)
+    name = next(iter(wrt), "input") if call.mode != "value" and isinstance(wrt, list | tuple) else ""
     like = call.arguments.get(name) if isinstance(name, str) else None
     if not isinstance(like, np.ndarray):
         return put(call, "out", np.zeros(3), "for no gradient", must_fail=True)
@@ -568,9 +569,12 @@ UNPROMOTED = "out", "wrt", "grad_output", "normalizer"
 def result_dtype(call: Call) -> np.dtype:
     """The dtype of the value: that of the floating arrays' promotion."""
     fields = call.loss.Class.fields
-    names = [n for n in call.arguments if n not in UNPROMOTED and (n not in fields or fields[n].array)]
-    kinds = [call.arguments[n] for n in names]
-    kinds = [v for v in kinds if isinstance(v, np.ndarray | np.floating | list)]
+    unpromoted = *UNPROMOTED, *getattr(call.loss.Class, "labels", ())
+    names = [n for n in call.arguments if n not in unpromoted and (n not in fields or fields[n].array)]
+    wrt = () if call.mode == "value" else wrt_of(call)
+    strong = call.loss.Class._required[0], *wrt  # what is differentiated is an array, a number too
+    kinds = [call.arguments[n] for n in names if n in strong or type(call.arguments[n]) is not float]
+    kinds = [v for v in kinds if isinstance(v, np.ndarray | float | np.floating | list)]
     floats = [np.asarray(a).dtype for a in kinds if np.asarray(a).dtype.kind in "fV"]
     return common_dtype([d.newbyteorder("=") for d in floats])
 
