@@ -191,7 +191,7 @@ def gradients(call: Call, terms: tuple[int, ...], form: random.Random, rng: Any,
 def wrt_of(call: Call) -> tuple[str, ...]:
     wrt = call.arguments.get("wrt")
     wrt = call.loss.Class._default_wrt() if wrt is None else wrt
-    return (wrt,) if isinstance(wrt, str) else wrt
+    return (wrt,) if isinstance(wrt, str) else tuple(wrt) if isinstance(wrt, list | tuple) else ()
 
 
 def out_for(call: Call, k: random.Random) -> Any:
@@ -396,8 +396,7 @@ def hard_number(call: Call, k: random.Random, rng: Any) -> None:
 
 def bad_out(call: Call, k: random.Random, rng: Any) -> None:
     """Give an `out` that cannot take the gradient."""
-    wrt = wrt_of(call)
-    name = next(iter(wrt), "input") if call.mode != "value" and isinstance(wrt, list | tuple) else ""
+    name = next(iter(wrt_of(call)), "input") if call.mode != "value" else ""
     like = call.arguments.get(name) if isinstance(name, str) else None
     if not isinstance(like, np.ndarray):
         return put(call, "out", np.zeros(3), "for no gradient", must_fail=True)
@@ -455,10 +454,9 @@ def kept(value: Any) -> Any:
 def canonical(call: Call) -> Call:
     """The same numbers in plain float64 arrays, with no `out`; infinite where they are so in float32."""
     arguments = {}
-    narrow = result_dtype(call) != np.float64
     for name, value in call.arguments.items():
-        if narrow and name in UNPROMOTED and isinstance(value, float) and abs(value) > FLOAT32_MAX:
-            value = np.copysign(np.inf, value)
+        if name in UNPROMOTED and isinstance(value, float) and abs(value) > FLOAT32_MAX:
+            value = value if result_dtype(call) == np.float64 else np.copysign(np.inf, value)
         if isinstance(value, np.ndarray | list | np.generic) and name not in ("out", "wrt"):
             value = np.asarray(value)
             if name in call.loss.Class.fields and not call.loss.Class.fields[name].array:
