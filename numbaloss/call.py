@@ -231,7 +231,7 @@ def resolve_upstream(name: str, value: Any, shape: tuple[int, ...], reduction: s
         raise ValueError(
             f"{name}: grad_output must have the value's shape {shape}, got {getattr(value, 'shape', value)!r}"
         )
-    return 1.0, floating(name, "grad_output", value)
+    return 1.0, floating(name, "grad_output", as_plain(value))
 
 
 # ---- losses with a term for each row ------------------------------------------------------------------

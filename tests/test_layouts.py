@@ -312,6 +312,14 @@ def test_out_of_a_subclass_is_written_and_given_back(make, tmp_path):
         np.testing.assert_array_equal(np.asarray(out), 2 * x)
 
 
+def test_an_upstream_gradient_of_a_subclass():
+    x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    up = np.full((2, 3), 0.5).view(np.recarray)
+    for input in (x, x.astype(np.float16)[:, ::-1]):
+        by = nl.mse_loss.grad(input, 0 * input, reduction="none", grad_output=up)
+        np.testing.assert_array_equal(by, input)
+
+
 def test_an_out_of_which_a_part_is_not_given():
     x, t = np.array([1.0, 2.0]), np.zeros(2)
     out = np.empty(2)

@@ -9,7 +9,7 @@ import pytest
 from sweeps import sweep
 
 import numbaloss as nl
-from numbaloss import testing
+from numbaloss import reference, testing
 
 
 def fresh(loss, mode, arguments):
@@ -126,6 +126,15 @@ def test_options_equal_in_value_and_not_in_type_are_checked(rng):
     nl.huber_loss(x, y, delta=1)
     with pytest.raises(TypeError, match="delta must be a number"):
         nl.huber_loss(x, y, delta=True)
+
+
+def test_a_batchmean_after_one_of_nothing(rng):
+    """Extents are not in a signature: the empty batch's divisor served the others."""
+    for shape in ((0, 3), (1, 3), (3, 0), (), (5,), (1, 3), (0, 3)):
+        given = {"input": np.full(shape, -0.5), "target": np.full(shape, 0.5), "reduction": "batchmean"}
+        for more in ({}, {"sample_weight": np.full(shape, 2.0)}):
+            expected = reference.kl_div(**given, **more)
+            np.testing.assert_allclose(nl.kl_div(**given, **more), expected, rtol=1e-14, err_msg=str(shape))
 
 
 def test_numbers_that_are_arrays_are_not_remembered(rng):

@@ -234,12 +234,13 @@ class ElementwiseLoss(Loss):
         divisor: Any = resolve_normalizer(name, call.get("normalizer"))
         if reduction in ("none", "sum"):
             divisor = 1.0
-        elif divisor is None and reduction == "batchmean" and math.prod(shape):
-            # It counts rows where the mean counts terms.
+        elif divisor is None and reduction == "batchmean":
+            # It counts rows where the mean counts terms; without axes it is not divided.
             counts = BY_ROWS
             if counted is not None:
-                counts, rows = BY_DATA, shape[0] if shape else 1
-                divisor = backend.total(counted, rows / counted.size, arrays.arithmetic)
+                counts, divisor = BY_DATA, 1.0
+                if shape:
+                    divisor = backend.total(counted, shape[0] / max(1, counted.size), arrays.arithmetic)
         elif divisor is None and counted is not None and counted is not product:
             counts, size = BY_DATA, math.prod(shape)
             divisor = backend.total(counted, size / counted.size, arrays.arithmetic) if size else 0.0
@@ -300,6 +301,9 @@ class ElementwiseLoss(Loss):
         """
         valued = {n: v for n, v in call.items() if n not in ("wrt", "out", "grad_output")}
         bare = {n: v for n, v in valued.items() if n not in ("weight", "sample_weight", "normalizer")}
+        # Terms of the arithmetic's dtype, which may be the weight's alone.
+        first = cls._arrays[0]
+        bare[first] = as_array(problem.name, first, bare[first]).astype(problem.arithmetic, copy=False)
         terms = compute(cls, VALUE, {**bare, "reduction": "none"}, backend)
         less = None
         reduced = settings.reduction not in ("none", "sum")

@@ -125,7 +125,8 @@ class KLDivLoss(ElementwiseLoss, function="kl_div"):
     input, target : array
         Of the same shape: log-probabilities, and probabilities (or their logarithms).
     reduction : {'none', 'mean', 'sum', 'batchmean'}, default 'mean'
-        ``'batchmean'`` divides by the first axis' length: the divergence in its mathematical sense.
+        ``'batchmean'`` divides by the first axis' length, and not where there is no axis: the divergence in
+        its mathematical sense.
     log_target : bool, default False
         Whether the target is given as logarithms.
 

@@ -390,6 +390,8 @@ def hard_number(call: Call, k: random.Random, rng: Any) -> None:
     if name and call.arguments[name].size:
         a = call.arguments[name].copy()
         number = k.choice([float("nan"), float("inf"), -float("inf"), -0.0, 1e4, -1e4, 1e-7, 1.5, -0.5])
+        if name == "log_probs" and number > 0:
+            number = -number  # the logarithm of no probability
         a.flat[k.randrange(a.size)] = number
         put(call, name, a, f"with {number}")
 
