@@ -50,9 +50,8 @@ def reduce(terms, reduction, sample_weight=None, normalizer=None, counts=1.0):
     or its class weight, or zero where it is ignored. ``'batchmean'`` takes the terms of one row together
     as one; a 0-d input has no rows, and is not divided.
     """
-    unweighted = sample_weight is None
-    sample_weight = 1.0 if unweighted else as_float(sample_weight)
-    sample_weight = np.broadcast_to(sample_weight, np.shape(terms))
+    given = np.asarray(1.0 if sample_weight is None else as_float(sample_weight))
+    sample_weight = np.broadcast_to(given, np.shape(terms))
     terms = weighted(sample_weight, terms)
     if reduction == "none":
         return terms
@@ -63,10 +62,8 @@ def reduce(terms, reduction, sample_weight=None, normalizer=None, counts=1.0):
     if normalizer is not None:
         return np.divide(total, normalizer)
     count = np.sum(weighted(sample_weight, np.broadcast_to(counts, terms.shape)))
-    if reduction == "batchmean" and not terms.ndim:
-        count = 1.0
-    elif reduction == "batchmean":
-        count = len(terms) if unweighted else np.multiply(count, np.divide(len(terms), terms.size))
+    if reduction == "batchmean":
+        count = np.sum(given) * len(terms) / max(1, given.size) if terms.ndim else 1.0
     return np.divide(total, count)
 
 
