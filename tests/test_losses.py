@@ -175,6 +175,8 @@ def test_a_gradient_by_a_wide_weight_is_as_exact(rng):
     wanted = nl.mse_loss.grad(x.astype(float), y.astype(float), weight=w, wrt="weight")
     assert got.dtype == np.float64
     np.testing.assert_allclose(got, wanted, rtol=1e-13, atol=1e-15)
+    x, y, w = rng.uniform(0.2, 2, (3, 1)).astype(np.float16)
+    assert nl.mse_loss.grad(x, y, weight=w, wrt="weight") == 0  # the mean is the term, whatever the weight
 
 
 def test_gradient_by_weight_together_with_others(rng):

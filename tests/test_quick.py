@@ -128,6 +128,26 @@ def test_options_equal_in_value_and_not_in_type_are_checked(rng):
         nl.huber_loss(x, y, delta=True)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_shapes_that_do_not_fit_are_refused_after_others(dtype, rng):
+    """What was prepared for arrays of one shape broadcast those of others, unless all were float32."""
+    for shape in ((6,), (2, 3)):
+        x = rng.normal(size=shape).astype(dtype)
+        nl.mse_loss(x, x)
+    for shape, other in (((6,), (1,)), ((6,), ()), ((1, 6), (6,)), ((1,), (0,)), ((2, 3), (3,))):
+        with pytest.raises(ValueError, match="must have input's shape"):
+            nl.mse_loss(np.zeros(shape, dtype), np.zeros(other, dtype))
+
+
+def test_each_call_broadcasts_its_own_variances(rng):
+    """One variance a row is (N, 1) or (N): the latter was taken for one a column after the former."""
+    x, y = rng.normal(size=(2, 3, 3))
+    each = rng.uniform(0.5, 2, 3)
+    for var in (each[:, None], each, each[None], np.array(2.0), each, each[:, None]):
+        wide = np.broadcast_to(var[:, None] if var.shape == (3,) else var, (3, 3)).copy()
+        assert nl.gaussian_nll_loss(x, y, var) == nl.gaussian_nll_loss(x, y, wide)
+
+
 def test_a_batchmean_after_one_of_nothing(rng):
     """Extents are not in a signature: the empty batch's divisor served the others."""
     for shape in ((0, 3), (1, 3), (3, 0), (), (5,), (1, 3), (0, 3)):

@@ -54,6 +54,7 @@ FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WOR
 BY_ONE, BY_NUMBER, BY_ELEMENTS, BY_ROWS, BY_WEIGHTS = range(5)
 DIVISOR, FACTOR, OPTIONS = range(3)  # of `numbers`
 APART = 16  # added to the code of an output that lies over an input: it goes through scratch memory
+EXACT = 32  # added to the code of an input that must have the first one's shape, and is not broadcast
 LANES = WIDTH // 8
 LAYOUTS = 8 * 16 * LAYOUT  # bytes of sixteen arrays' layouts, more than any block takes
 
@@ -214,7 +215,7 @@ def direct(recipe, numbers, arrays, task, fork):
 
 
 def staged(recipe, numbers, arrays, task, fork):
-    """As `direct`, for arrays of any strides and dtype; all but the first may be broadcast to its shape.
+    """As `direct`, for arrays of any strides and dtype; inputs may be broadcast to the first one's shape.
 
     `task` is the address of `share_of_blocks`.
     """
@@ -236,10 +237,11 @@ def staged(recipe, numbers, arrays, task, fork):
     for k in range(count):
         into = layouts + 8 * LAYOUT * k
         array = item(arrays, k)
-        if call_lay(r[LAY], (array, first, order, -1, k < r[INPUTS], into)) < 0:
+        code = r[CODES + k]
+        if call_lay(r[LAY], (array, first, order, -1, k < r[INPUTS] and code < EXACT, into)) < 0:
             return 0.0, UNFIT
         a = at_address(into, 0)
-        a[CODE] = r[CODES + k]
+        a[CODE] = code % EXACT
         if not (a[AXES] == 1 and a[STRIDES] == r[ITEM] and a[CODE] == own) or k == weights:
             missing |= 1 if k < r[INPUTS] else 2
     missing &= (r[GATHER] == 0) | (r[SCATTER] == 0) << 1

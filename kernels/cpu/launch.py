@@ -45,6 +45,7 @@ class Launch(NamedTuple):
     new: tuple[New, ...] = ()  # the arrays that were made for the call
     complete: Callable[[np.ndarray, int], None] | None = None  # compile what a recipe misses, by the status
     before: Any = None  # a launch that has to succeed before anything is written
+    broadcast: tuple[int, ...] = ()  # the slots of arrays that were broadcast to the first one's shape
 
 
 # A family is a module with
@@ -147,6 +148,18 @@ def apart(written: list[Any], values: tuple[Any, ...]) -> list[tuple[int, int]] 
     return pairs
 
 
+def where_alike(
+    places: list[int], values: tuple[Any, ...], again: Callable[[tuple[Any, ...]], Any]
+) -> Callable[[tuple[Any, ...]], Any]:
+    """Return `again` for calls whose values at these places have axes of one element where these have."""
+
+    def axes(values: tuple[Any, ...]) -> list[list[bool]]:
+        return [[n == 1 for n in values[k].shape] for k in places]
+
+    own = axes(values)
+    return lambda values: again(values) if axes(values) == own else MISSING
+
+
 def repeat(
     family: Any, problem: Any, outputs: dict[str, Any], made: tuple[str, ...], values: tuple[Any, ...]
 ) -> Callable[[tuple[Any, ...]], Any] | None:
@@ -163,7 +176,7 @@ def repeat(
     if found is None or pairs is None or launch.before is not None:
         return None
     pick, first = itemgetter(*found), found[0]
-    entry, recipe, numbers, _, task, parallel_from, new, _, _ = launch
+    entry, recipe, numbers, _, task, parallel_from, new, _, _, broadcast = launch
     makers = tuple((found[n.like], maker(n, launch.arrays[n.slot])) for n in new)
     # What is returned is kept for thousands of signatures: it must hold no array.
     bare, has_terms = launch._replace(arrays=()), terms is not None
@@ -193,6 +206,8 @@ def repeat(
             return MISSING
         return (new[0], new[1:]) if has_terms else (scalar(value), new)
 
+    if broadcast:
+        return where_alike([first, *(found[k] for k in broadcast)], values, again)
     if pairs or has_terms or len(makers) != 1:
         return again
     ((like, make),) = makers

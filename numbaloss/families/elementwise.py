@@ -300,10 +300,10 @@ class ElementwiseLoss(Loss):
         (l - value) / sum w.
         """
         valued = {n: v for n, v in call.items() if n not in ("wrt", "out", "grad_output")}
-        bare = {n: v for n, v in valued.items() if n not in ("weight", "sample_weight", "normalizer")}
-        # Terms of the arithmetic's dtype, which may be the weight's alone.
+        # Terms and value of the arithmetic's dtype, which may be the weight's alone.
         first = cls._arrays[0]
-        bare[first] = as_array(problem.name, first, bare[first]).astype(problem.arithmetic, copy=False)
+        valued[first] = as_array(problem.name, first, call[first]).astype(problem.arithmetic, copy=False)
+        bare = {n: v for n, v in valued.items() if n not in ("weight", "sample_weight", "normalizer")}
         terms = compute(cls, VALUE, {**bare, "reduction": "none"}, backend)
         less = None
         reduced = settings.reduction not in ("none", "sum")
