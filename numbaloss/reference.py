@@ -51,7 +51,8 @@ def reduce(terms, reduction, sample_weight=None, normalizer=None, counts=1.0):
     as one; a 0-d input has no rows, and is not divided.
     """
     given = np.asarray(1.0 if sample_weight is None else as_float(sample_weight))
-    sample_weight = np.where(np.equal(counts, 0.0), 0.0, np.broadcast_to(given, np.shape(terms)))
+    ignored = np.equal(counts, 0.0) & np.equal(terms, 0.0)  # whatever their weight
+    sample_weight = np.where(ignored, 0.0, np.broadcast_to(given, np.shape(terms)))
     terms = weighted(sample_weight, terms)
     if reduction == "none":
         return terms
