@@ -563,7 +563,7 @@ def compare(call: Call, plain_call: Call, found: tuple[Any, ...]) -> str | None:
     return None
 
 
-UNPROMOTED = "out", "wrt", "grad_output", "normalizer"
+UNPROMOTED = "out", "wrt", "grad_output", "normalizer", "targets"
 
 
 def result_dtype(call: Call) -> np.dtype:
@@ -574,7 +574,7 @@ def result_dtype(call: Call) -> np.dtype:
     wrt = () if call.mode == "value" else wrt_of(call)
     strong = call.loss.Class._required[0], *wrt  # what is differentiated is an array, a number too
     kinds = [call.arguments[n] for n in names if n in strong or type(call.arguments[n]) is not float]
-    kinds = [v for v in kinds if isinstance(v, np.ndarray | float | np.floating) or (v and type(v) is list)]
+    kinds = [v for v in kinds if isinstance(v, np.ndarray | float | np.floating | list)]
     floats = [np.asarray(a).dtype for a in kinds if np.asarray(a).dtype.kind in "fV"]
     return common_dtype([d.newbyteorder("=") for d in floats])
 
