@@ -459,7 +459,8 @@ def canonical(call: Call) -> Call:
     for name, value in call.arguments.items():
         if name in UNPROMOTED and isinstance(value, float) and abs(value) > FLOAT32_MAX:
             value = value if result_dtype(call) == np.float64 else np.copysign(np.inf, value)
-        if isinstance(value, np.ndarray | list | np.generic) and name not in ("out", "wrt"):
+        labels = name == "targets" and type(value) is list  # an empty one is of integers, too
+        if isinstance(value, np.ndarray | list | np.generic) and name not in ("out", "wrt") and not labels:
             value = np.asarray(value)
             if name in call.loss.Class.fields and not call.loss.Class.fields[name].array:
                 value = call.arguments[name]
