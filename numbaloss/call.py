@@ -79,6 +79,12 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         if result is not MISSING:
             return result
     call = call_arguments(binding, args, kwargs)
+    numbers = {} if on_device or prepared is not None else numbers_of(cls, call)
+    if numbers:  # which a signature tells, of arrays it does not
+        every = [numbers.get(n, v) for n, v in call.items()]
+        return evaluate(
+            cls, mode, binding, tuple(every[: len(args)]), dict(zip(kwargs, every[len(args) :], strict=True))
+        )
     backend = devices.of(call.values())
     keeps = key is not None and prepared is None and on_device == (backend is not devices.cpu())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
@@ -170,6 +176,16 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
+
+
+def numbers_of(cls: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers that the caller gave as 0-d arrays."""
+    arrays = (*arrays_of(cls, call), "out")
+    return {
+        n: v.item()
+        for n, v in call.items()
+        if v.__class__ is np.ndarray and not v.ndim and v.dtype.kind in "iuf" and n not in arrays
+    }
 
 
 def arrays_of(cls: Any, call: dict[str, Any]) -> tuple[str, ...]:
