@@ -80,7 +80,7 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
             return result
     call = call_arguments(binding, args, kwargs)
     numbers = {} if on_device or prepared is not None else numbers_of(cls, call)
-    if numbers:  # which a signature tells, of arrays it does not
+    if numbers:  # a signature tells numbers, and not those in arrays: none would be seen to change
         every = [numbers.get(n, v) for n, v in call.items()]
         return evaluate(
             cls, mode, binding, tuple(every[: len(args)]), dict(zip(kwargs, every[len(args) :], strict=True))
@@ -90,7 +90,7 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
         evaluation = cls._evaluation(mode, described, backend)
         result = evaluation.result()
-        if keeps and is_said(call, arrays_of(cls, described), on_device):
+        if keeps and is_said((v for n, v in call.items() if n != "out"), on_device):
             made = evaluation.prepared(values)
             if made is not None:
                 binding.prepared[key] = made

@@ -53,16 +53,12 @@ def with_outputs(
     return others + outputs, None if key is None else (*key, out.__class__ is tuple, places)
 
 
-def is_said(call: dict[str, Any], may_be_arrays: Iterable[str], on_device: bool) -> bool:
-    """Return whether a signature says all of a call.
-
-    No array is given twice, none stands for a number, which the signature does not tell, and nothing else can
-    change.
-    """
-    arrays = {n: v for n, v in call.items() if n != "out" and not isinstance(v, CONSTANTS)}
-    if len({id(v) for v in arrays.values()}) < len(arrays) or not arrays.keys() <= {*may_be_arrays}:
-        return False
-    return on_device or all(v.__class__ is ndarray for v in arrays.values())
+def is_said(values: Iterable[Any], on_device: bool) -> bool:
+    """Return whether a signature says all of a call: no array is given twice, and nothing else can change."""
+    arrays = [v for v in values if not isinstance(v, CONSTANTS)]
+    return len({id(v) for v in arrays}) == len(arrays) and (
+        on_device or all(v.__class__ is ndarray for v in arrays)
+    )
 
 
 def prepare(

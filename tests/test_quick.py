@@ -137,6 +137,11 @@ def test_shapes_that_do_not_fit_are_refused_after_others(dtype, rng):
     for shape, other in (((6,), (1,)), ((6,), ()), ((1, 6), (6,)), ((1,), (0,)), ((2, 3), (3,))):
         with pytest.raises(ValueError, match="must have input's shape"):
             nl.mse_loss(np.zeros(shape, dtype), np.zeros(other, dtype))
+    scores, labels = np.zeros((6, 3), dtype), np.zeros(6, np.int64)
+    for loss, given in ((nl.mse_loss, (scores[:, 0], scores[:, 1])), (nl.cross_entropy, (scores, labels))):
+        loss.grad(*given, reduction="none", grad_output=np.ones(6, dtype))
+        with pytest.raises(ValueError, match="must have the value's shape"):
+            loss.grad(*given, reduction="none", grad_output=np.ones(1, dtype))
 
 
 def test_each_call_broadcasts_its_own_variances(rng):

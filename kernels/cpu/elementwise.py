@@ -397,8 +397,10 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
     arrays = [*inputs, *written]
     driver, task = blocks.direct_driver() if lie_alike(arrays, arithmetic) else blocks.staged_driver()
     codes = [code_of(a.dtype) for a in arrays]
-    exact = [a.shape == p.shape for a in p.operands]
-    codes[: len(exact)] = [c + blocks.EXACT * e for c, e in zip(codes, exact, strict=False)]
+    spread = tuple(k for k, a in enumerate(p.operands) if a.shape != p.shape)
+    for k in range(len(inputs)):  # weights may be broadcast in any call
+        if k not in spread and inputs[k] is not weighting.sample_weight:
+            codes[k] += blocks.EXACT
     codes[len(inputs) :] = [
         c + blocks.APART * same for c, same in zip(codes[len(inputs) :], over, strict=True)
     ]
@@ -414,7 +416,7 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
     new = tuple(New(slots[n], like[n] if n in like else p.names.index(n)) for n in made)
     return Launch(
         driver, np.array(recipe), np.array(numbers), tuple(arrays), task, PARALLEL_FROM, new,
-        complete(arithmetic), before, tuple(k for k, e in enumerate(exact) if not e),
+        complete(arithmetic), before, spread,
     )  # fmt: skip
 
 

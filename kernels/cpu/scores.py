@@ -337,8 +337,7 @@ def arrange(context):
             continue
         labels = k == TARGET and not r[PROBABILITIES]
         array, skip = c[LAYOUTS] + 8 * LAYOUT * k, axis if labels or k > CURVATURE else -1
-        broadcast = ROW_WEIGHT <= k <= UPSTREAM
-        if call_lay(r[LAY], (objects[k], scores, order, skip, broadcast, array)) < 0:
+        if call_lay(r[LAY], (objects[k], scores, order, skip, k == ROW_WEIGHT, array)) < 0:
             return UNFIT
         at_address(array, 0)[CODE] = r[CODES + k]
         if labels:
