@@ -3,8 +3,8 @@
 A call ends in a right result or in a declared error that names the loss. No input is written but one that was
 given as `out`, and that one only by a call that succeeds; an `out` that is no input may be written by a call
 that finds an element out of its domain. Right is what the float64 reference says of the value, and of the
-gradient what the library says of the same numbers as plain float64 arrays: those are compared with differences
-elsewhere.
+gradient what the library says of the same numbers as plain float64 arrays: those are compared with
+differences elsewhere.
 
     python -m tests.battery.calls [--seed 0] [--first 0] [--count 1000] [LOSS ...]
 
