@@ -220,6 +220,8 @@ def many_labels(places_at, rows):
     weights, scales = at_address(places[WEIGHT], 0.0), at_address(places[SCALE], 0.0)
     scores_at, other_at = places[SPARE], places[SPARE] + classes * ITEM
     scores, other = at_address(scores_at, zero), at_address(other_at, zero)
+    if classes < 1:  # which the driver refuses: rows without classes need no loop of their own
+        return 0.0
     sum_of_rows = 0.0
     for row in range(rows):
         there = row * classes * ITEM
