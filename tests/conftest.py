@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,23 @@ ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class,
 
 # Those that differ from others in little: their tests run in the sweep.
 ALIKE = ("l1_loss", "smooth_l1_loss", "soft_margin_loss", "hinge_embedding_loss")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each test")
+
+
+@pytest.hookimpl(trylast=True)  # once markers have selected
+def pytest_collection_modifyitems(config, items):
+    every, seen = config.getoption("every"), Counter()
+    if every > 1:
+        kept, left = [], []
+        for item in items:
+            name = item.nodeid.partition("[")[0]
+            (left if seen[name] % every else kept).append(item)
+            seen[name] += 1
+        config.hook.pytest_deselected(items=left)
+        items[:] = kept
 
 
 @pytest.fixture(params=sweep(ELEMENTWISE, *(n for n in ELEMENTWISE if n not in ALIKE)))

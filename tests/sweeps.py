@@ -1,4 +1,4 @@
-"""Long tests, each of whose cases is compiled: some cases run always, all of them in CI."""
+"""Long tests, each of whose cases is compiled: some cases run always, some of the others in CI."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -73,7 +73,7 @@ def close(got, expected, dtype, message=""):
 
 @pytest.mark.parametrize(
     ("batch", "inner", "kind", "dtype"),
-    some([(*s, k, d) for d in TOLERANCE for s in SHAPES for k in ("indices", "probabilities")], 5),
+    some([(*s, k, d) for d in TOLERANCE for s in SHAPES for k in ("indices", "probabilities")], 9),
 )
 def test_torch_and_reference(batch, inner, kind, dtype, torch):
     """Values, and gradients by every argument, in one chunk and in many."""
