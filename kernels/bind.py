@@ -168,6 +168,7 @@ def named(function: Callable[..., Any], names: tuple[str, ...], defaults: tuple[
 
 # `named` gives these the loss's own parameter names.
 GATHER: dict[int, Callable[[Any], Callable[..., Any]]] = {
+    1: lambda f: lambda a: f((a,)),
     2: lambda f: lambda a, b: f((a, b)),
     3: lambda f: lambda a, b, c: f((a, b, c)),
     4: lambda f: lambda a, b, c, d: f((a, b, c, d)),

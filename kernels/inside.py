@@ -13,11 +13,21 @@ def _module(name: str) -> Any:
 
 def scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """Return the function of one element, to call in ``@njit`` functions and CUDA kernels."""
-    function = _module("cpu.inside").compile_scalar(scalars, names, defaults)
+    return _on_both("compile_scalar", scalars, names, defaults)
+
+
+def _on_both(compile_it: str, *definition: Any) -> Any:
+    """Return a function of numbers that CUDA kernels may call too, where numba-cuda is installed."""
+    function = getattr(_module("cpu.inside"), compile_it)(*definition)
     if importlib.util.find_spec("numba_cuda") is not None:
-        compiled = _module("cuda.elementwise").compile_scalar(scalars, names, defaults)
+        compiled = getattr(_module("cuda.elementwise"), compile_it)(*definition)
         _module("cuda.target").also_for_cuda(function, compiled)
     return function
+
+
+def derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
+    """Return a function of numbers with its derivatives, to call in ``@njit`` functions and CUDA kernels."""
+    return _on_both("compile_derived", function, names, defaults, order)
 
 
 def of_elements(

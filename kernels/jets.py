@@ -138,19 +138,22 @@ UNARY = {
 }
 
 
-def install(target: Any) -> SimpleNamespace:
+def install(target: Any, mixed: bool = False) -> SimpleNamespace:
     """Teach one target the two types.
 
     Parameters
     ----------
     target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload,
         lower_cast, jit``: the parts of the target's Numba, its type classes and its extension decorators.
+    mixed : bool
+        Whether Jets carry slopes by two variables and the mixed second derivative. The rules are the same:
+        a slope is then a `Pair`, and the product of two slopes is half of what the mixed derivative gains.
 
     Returns
     -------
     namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (called by
-    kernels), the same for tuples of any length (``vary``, ``join``, ``pick``, ``stretch``, ``split``), and
-    ``jit`` (compiles a definition's function for this target).
+    kernels), the same for tuples of any length (``vary``, ``alike``, ``join``, ``pick``, ``stretch``,
+    ``split``), and ``jit`` (compiles a definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -161,7 +164,7 @@ def install(target: Any) -> SimpleNamespace:
 
         def __init__(self, T):
             self.T = T
-            super().__init__(f"{type(self).__name__}({T})")
+            super().__init__(f"{'Mixed' * mixed}{type(self).__name__}({T})")
 
         @property
         def key(self):
@@ -187,12 +190,24 @@ def install(target: Any) -> SimpleNamespace:
 
         fields = ("v",)
 
-    for kind in (Jet, Const):
+    class Pair(types.Type):  # type: ignore[name-defined]
+        """Slopes by two variables."""
+
+        fields = ("d", "e")
+
+        def __init__(self, T):
+            self.T = T
+            super().__init__(f"Pair({T})")
+
+    def kind_of_field(type_, field):
+        return Pair(type_.T) if mixed and isinstance(type_, Jet) and field == "d" else type_.T
+
+    for kind in (Jet, Const, Pair):
 
         @target.register_model(kind)
         class Model(target.models.StructModel):
             def __init__(self, manager, fe_type):
-                super().__init__(manager, fe_type, [(f, fe_type.T) for f in fe_type.fields])
+                super().__init__(manager, fe_type, [(f, kind_of_field(fe_type, f)) for f in fe_type.fields])
 
     # ---- building and taking apart, at the level of LLVM -----------------------------------------
     def get(context, builder, type_, value, field):
@@ -200,9 +215,9 @@ def install(target: Any) -> SimpleNamespace:
 
     def build(context, builder, type_, *values):
         proxy = cgutils.create_struct_proxy(type_)(context, builder)
-        zero = context.get_constant(type_.T, 0)
-        for field, value in zip(type_.fields, (*values, zero, zero), strict=False):
-            setattr(proxy, field, value)
+        for k, field in enumerate(type_.fields):
+            zero = context.get_constant_null(kind_of_field(type_, field))
+            setattr(proxy, field, values[k] if k < len(values) else zero)
         return proxy._getvalue()
 
     def number(context, builder, type_, value, T):
@@ -251,7 +266,7 @@ def install(target: Any) -> SimpleNamespace:
             def codegen(context, builder, sig, args):
                 return get(context, builder, sig.args[0], args[0], field)
 
-            return x.T(x), codegen
+            return kind_of_field(x, field)(x), codegen
 
         return getfield
 
@@ -279,6 +294,40 @@ def install(target: Any) -> SimpleNamespace:
             )
 
         return result(condition, a, b), codegen
+
+    # ---- pairs ------------------------------------------------------------------------------------
+    @intrinsic
+    def pair(typingctx, d, e):
+        def codegen(context, builder, sig, args):
+            return build(context, builder, sig.return_type, *args)
+
+        return Pair(d)(d, e), codegen
+
+    def of_pairs(function, both, first=None, second=None):
+        """Rules for two Pairs, a Pair and a number, a number and a Pair."""
+
+        def rule(a, b):
+            kinds = isinstance(a, Pair), isinstance(b, Pair)
+            if not all(isinstance(t, Pair | types.Float) for t in (a, b)):
+                return None
+            return {(True, True): both, (True, False): first, (False, True): second}.get(kinds)
+
+        overload(function)(rule)
+
+    E = getter("e")
+    if mixed:
+        of_pairs(operator.add, lambda a, b: pair(D(a) + D(b), E(a) + E(b)))
+        of_pairs(operator.sub, lambda a, b: pair(D(a) - D(b), E(a) - E(b)))
+        of_pairs(
+            operator.mul,
+            lambda a, b: type(D(a))(0.5) * (D(a) * E(b) + E(a) * D(b)),
+            lambda a, b: pair(D(a) * b, E(a) * b),
+            lambda a, b: pair(a * D(b), a * E(b)),
+        )
+        of_pairs(operator.truediv, None, lambda a, b: pair(D(a) / b, E(a) / b))
+        overload(operator.neg)(
+            lambda a: (lambda a: pair(-D(a), -E(a))) if isinstance(a, Pair) else None,
+        )
 
     # ---- arithmetic -------------------------------------------------------------------------------
     def teach(spellings: tuple[Any, ...], rule: Any, **options: Any) -> None:
@@ -355,6 +404,12 @@ def install(target: Any) -> SimpleNamespace:
         return nm.where(inner == zero, zero, slope * inner)
 
     @jit
+    def along_pair(slope, inner):
+        return pair(along(slope, D(inner)), along(slope, E(inner)))
+
+    along_slope = along_pair if mixed else along
+
+    @jit
     def three_powers(x, n, n1, n2):
         return nm.power(x, n), nm.power(x, n1), nm.power(x, n2)
 
@@ -368,7 +423,7 @@ def install(target: Any) -> SimpleNamespace:
         y, y1, y2 = powers(x, n, n1, n2)
         d1 = zero if n == zero else n * y1
         d2 = zero if n * n1 == zero else n * n1 * y2
-        return jet(y, along(d1, D(a)), along(d2, D(a) * D(a)) + along(d1, H(a)))
+        return jet(y, along_slope(d1, D(a)), along(d2, D(a) * D(a)) + along(d1, H(a)))
 
     @jit
     def power_of_jets(a, b):
@@ -385,12 +440,12 @@ def install(target: Any) -> SimpleNamespace:
         by_bb = nm.where(y == zero, zero, by_b * log)
         cross = along(by_ab, D(a) * D(b))
         h = along(by_aa, D(a) * D(a)) + (cross + cross) + along(by_bb, D(b) * D(b))
-        d = along(by_a, D(a)) + along(by_b, D(b))
+        d = along_slope(by_a, D(a)) + along_slope(by_b, D(b))
         return jet(y, d, h + along(by_a, H(a)) + along(by_b, H(b)))
 
     def power_of_constant(a, b):
         x = val(a, b)
-        return power_of_jets(jet(x, V(b) - V(b), V(b) - V(b)), b)
+        return power_of_jets(jet(x, D(b) - D(b), H(b) - H(b)), b)
 
     def power_literal(exponent):
         """Small whole exponents as products: exact, and no power function in the kernel."""
@@ -470,7 +525,7 @@ def install(target: Any) -> SimpleNamespace:
 
         def of_steep(a):
             y, d1, d2 = at(const(V(a)))
-            return jet(V(y), along(V(d1), D(a)), along(V(d2), D(a) * D(a)) + along(V(d1), H(a)))
+            return jet(V(y), along_slope(V(d1), D(a)), along(V(d2), D(a) * D(a)) + along(V(d1), H(a)))
 
         def of_const(a):
             return const(function(V(a)))
@@ -615,7 +670,7 @@ def install(target: Any) -> SimpleNamespace:
 
     @intrinsic
     def parts(typingctx, y, like):
-        """Value, slope and curvature as plain numbers; those of a constant are zero."""
+        """Value, slope and curvature as plain numbers; those of a constant are zero. Of a pair, the first."""
         if not isinstance(y, Dual | Number | types.Boolean):
             raise target.TypingError(f"value must return one number, not {y}")
 
@@ -623,6 +678,8 @@ def install(target: Any) -> SimpleNamespace:
             y_type, T = sig.args[0], like
             if isinstance(y_type, Jet):
                 out = [get(context, builder, y_type, args[0], f) for f in "vdh"]
+                if mixed:
+                    out[1] = get(context, builder, Pair(y_type.T), out[1], "d")
             else:
                 zero = context.get_constant(T, 0)
                 out = [number(context, builder, y_type, args[0], T), zero, zero]
@@ -631,26 +688,45 @@ def install(target: Any) -> SimpleNamespace:
         return types.UniTuple(like, 3)(y, like), codegen
 
     # ---- functions of tuples ----------------------------------------------------------------------
-    def vary(variable):
-        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one."""
+    def vary(*variables):
+        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one.
+
+        With `mixed` two are named: each has slope one by itself, and zero by the other.
+        """
 
         @intrinsic
         def varied(typingctx, numbers):
-            result = types.Tuple([(Jet if k == variable else Const)(T) for k, T in enumerate(numbers)])
+            result = types.Tuple([(Jet if k in variables else Const)(T) for k, T in enumerate(numbers)])
 
             def codegen(context, builder, sig, args):
+                out = []
                 values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
-                out = [
-                    build(context, builder, type_, value, context.get_constant(type_.T, 1))
-                    if isinstance(type_, Jet)
-                    else build(context, builder, type_, value)
-                    for type_, value in zip(sig.return_type, values, strict=True)
-                ]
+                for k, (type_, value) in enumerate(zip(sig.return_type, values, strict=True)):
+                    slopes = [context.get_constant(type_.T, k == variable) for variable in variables]
+                    if mixed:
+                        slopes = [build(context, builder, Pair(type_.T), *slopes)]
+                    out.append(build(context, builder, type_, value, *slopes))
                 return context.make_tuple(builder, sig.return_type, out)
 
             return result(numbers), codegen
 
         return varied
+
+    @intrinsic
+    def alike(typingctx, numbers):
+        """A tuple of numbers in one type: float64, or float32 if all floats are."""
+        for T in numbers:
+            if not isinstance(T, types.Number):
+                raise target.TypingError(f"takes numbers, not {T}")
+        floats = {T for T in numbers if isinstance(T, types.Float)}
+        one = types.float32 if floats == {types.float32} else types.float64
+
+        def codegen(context, builder, sig, args):
+            values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
+            cast = [context.cast(builder, v, T, one) for v, T in zip(values, sig.args[0], strict=True)]
+            return context.make_tuple(builder, sig.return_type, cast)
+
+        return types.UniTuple(one, len(numbers))(numbers), codegen
 
     @intrinsic
     def join(typingctx, values, slopes, curvatures):
@@ -729,5 +805,5 @@ def install(target: Any) -> SimpleNamespace:
 
     return SimpleNamespace(
         Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
-        vary=vary, join=join, pick=pick, stretch=stretch, split=split,
+        vary=vary, alike=alike, join=join, pick=pick, stretch=stretch, split=split,
     )  # fmt: skip

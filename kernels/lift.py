@@ -17,6 +17,7 @@ second derivatives for the curvature; mixed ones by moving two statistics at onc
 
 import inspect
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 from .freeze import frozen
@@ -207,6 +208,91 @@ def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
 def scales_with_masses(p: Scores | Linear) -> bool:
     """Whether a problem's rows are zero where their target's classes have no weight."""
     return not p.lse_square_scale and is_linear(p.functions)[1]
+
+
+# ---- functions of numbers -----------------------------------------------------------------------------
+
+
+def lift_function(function: Any, count: int, order: int, derivatives: Any) -> Any:
+    """``(tuple of numbers) -> value, gradient`` of a function of numbers; of order 2 the Hessian is third.
+
+    The gradient is a tuple, the Hessian one of rows. Each of the `count` arguments moves by itself, and for
+    the Hessian each two. `derivatives` gives a target's jets, those of mixed derivatives if asked to.
+    """
+    jets, source = derivatives(), frozen(function)
+    jit, alike = jets.jit, jets.alike
+
+    def moved(of: Any, *variables: int) -> Any:
+        body, vary, parts = of.jit(source), of.vary(*variables), of.parts
+
+        @jit
+        def at(numbers):
+            return parts(body(*vary(numbers)), numbers[0])
+
+        return at
+
+    def start() -> Any:
+        at = moved(jets, 0)
+
+        @jit
+        def found(numbers):
+            value, slope, bend = at(numbers)
+            return value, (slope,), (bend,)
+
+        return found
+
+    def with_slope(before: Any, k: int) -> Any:
+        at = moved(jets, k)
+
+        @jit
+        def found(numbers):
+            value, slopes, bends = before(numbers)
+            _, slope, bend = at(numbers)
+            return value, slopes + (slope,), bends + (bend,)  # noqa: RUF005
+
+        return found
+
+    def with_bend(before: Any, i: int, k: int) -> Any:
+        at = moved(derivatives(mixed=True), i, k)
+
+        @jit
+        def found(numbers):
+            value, slopes, bends = before(numbers)
+            return value, slopes, bends + (at(numbers)[2],)  # noqa: RUF005
+
+        return found
+
+    found = start()
+    for k in range(1, count):
+        found = with_slope(found, k)
+    if order == 1:
+
+        @jit
+        def first(numbers):
+            value, slopes, _ = found(alike(numbers))
+            return value, slopes
+
+        return first
+    place = {(k, k): k for k in range(count)}  # in the tuple of second derivatives
+    for at, (i, k) in enumerate(combinations(range(count), 2), count):
+        found = with_bend(found, i, k)
+        place[i, k] = place[k, i] = at
+
+    def rows(i: int) -> Any:
+        pick = jets.pick(tuple(place[i, k] for k in range(count)))
+        before = rows(i - 1) if i else None
+        if before is None:
+            return jit(lambda bends: (pick(bends),))
+        return jit(lambda bends: before(bends) + (pick(bends),))  # noqa: RUF005
+
+    hessian = rows(count - 1)
+
+    @jit
+    def second(numbers):
+        value, slopes, bends = found(alike(numbers))
+        return value, slopes, hessian(bends)
+
+    return second
 
 
 # ---- vectors ------------------------------------------------------------------------------------------

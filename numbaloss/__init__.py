@@ -9,6 +9,7 @@ Every loss is here under PyTorch's names, as a function (``huber_loss``) and as 
 import importlib
 
 from . import arguments
+from .derive import derive
 from .families.elementwise import ElementwiseLoss
 from .families.scores import ScoreLoss
 from .families.vectors import VectorLoss
@@ -41,6 +42,7 @@ __all__ = [
     "ScoreLoss",
     "VectorLoss",
     "arguments",
+    "derive",
     "elementwise_loss",
     "free_memory",
     "math",

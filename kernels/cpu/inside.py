@@ -14,6 +14,7 @@ from numba.extending import intrinsic, overload
 
 from ..bind import bind, gathered
 from ..freeze import frozen
+from ..lift import lift_function
 from ..spec import Request, Scalars
 from . import blocks
 from .disk import kept
@@ -78,6 +79,12 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
         return parts(definition(*prepare(arguments)), like(arguments))[0]
 
     return njit(**PUBLIC)(gathered(value, names, defaults, scalars.name))
+
+
+def compile_derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
+    """A function's value and derivatives, to call in ``@njit`` code and from Python."""
+    lifted = lift_function(function, len(names), order, derivatives)
+    return njit(**PUBLIC)(gathered(lifted, names, defaults, getattr(function, "__name__", "the function")))
 
 
 def _flat(array, dtype):

@@ -251,8 +251,8 @@ def max_of_lanes(typingctx, lanes, count):
 
 
 @cache
-def derivatives() -> SimpleNamespace:
-    """The jets, installed for the CPU when the first kernel is made."""
+def derivatives(mixed: bool = False) -> SimpleNamespace:
+    """The jets, installed for the CPU when first asked for; those of mixed second derivatives are others."""
     return jets.install(
         SimpleNamespace(
             types=types,
@@ -265,5 +265,6 @@ def derivatives() -> SimpleNamespace:
             overload=partial(overload, jit_options=SCALAR),
             jit=njit(**SCALAR),
             powers=math.powers,
-        )
+        ),
+        mixed,
     )

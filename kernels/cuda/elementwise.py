@@ -13,6 +13,7 @@ import numpy as np
 from ..bind import gathered
 from ..freeze import fingerprint, frozen
 from ..layout import axes_in_order, index_at
+from ..lift import lift_function
 from ..spec import (
     BY_ROWS,
     BY_WEIGHTS,
@@ -322,6 +323,12 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
         return parts(definition(*prepared), like)[0]
 
     return device(gathered(value, names, defaults, scalars.name))
+
+
+def compile_derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
+    """A function's value and derivatives, to call in ``@cuda.jit`` code."""
+    lifted = lift_function(function, len(names), order, derivatives)
+    return device(gathered(lifted, names, defaults, getattr(function, "__name__", "the function")))
 
 
 # ---- launching ----------------------------------------------------------------------------------------

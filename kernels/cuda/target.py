@@ -183,8 +183,8 @@ overload = partial(_overload, jit_options={"forceinline": True})
 
 
 @cache
-def derivatives() -> SimpleNamespace:
-    """The jets, installed for CUDA when the first kernel is made."""
+def derivatives(mixed: bool = False) -> SimpleNamespace:
+    """The jets, installed for CUDA when first asked for; those of mixed second derivatives are others."""
     return jets.install(
         SimpleNamespace(
             types=types,
@@ -196,7 +196,8 @@ def derivatives() -> SimpleNamespace:
             lower_cast=lower_cast,
             overload=overload,
             jit=device,
-        )
+        ),
+        mixed,
     )
 
 

@@ -1,0 +1,165 @@
+"""Derivatives of anyone's functions, against mpmath's and worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from mpmath import mp
+from numba import float64, njit, prange, vectorize
+
+import numbaloss as nl
+
+SCALE = 3.0
+
+
+@njit
+def squared(x):
+    return x * x
+
+
+def bell(x, mean=0.5, width=2.0):
+    """A probability density, with a function that is compiled already."""
+    return nl.math.exp(-0.5 * squared((x - mean) / width)) / (width * math.sqrt(2 * math.pi))
+
+
+def branches(x, y):
+    if x > y:
+        return SCALE * x * y
+    return x * x / y
+
+
+def everything(x, y, z):
+    power = nl.math.power(x, y) / (1 + nl.math.sqrt(abs(z * x)))
+    return power + nl.math.maximum(x, z) * y**3 - nl.math.log(x + z) * nl.math.tanh(y)
+
+
+def everything_exactly(x, y, z):
+    return x**y / (1 + mp.sqrt(abs(z * x))) + max(x, z) * y**3 - mp.log(x + z) * mp.tanh(y)
+
+
+def bell_exactly(x, mean, width):
+    return mp.exp(-(((x - mean) / width) ** 2) / 2) / (width * mp.sqrt(2 * mp.pi))
+
+
+def derivative(function, point, *orders):
+    with mp.workdps(60):
+        return float(mp.diff(function, tuple(mp.mpf(p) for p in point), orders))
+
+
+@pytest.mark.parametrize(
+    ("function", "exactly", "point"),
+    [
+        (bell, bell_exactly, (0.7, 0.2, 1.3)),
+        (everything, everything_exactly, (1.3, 0.7, 2.0)),
+        (everything, everything_exactly, (2.5, -1.25, 0.75)),
+    ],
+)
+def test_gradient_and_hessian(function, exactly, point):
+    value, gradient, hessian = nl.derive(function, order=2)(*point)
+    assert nl.derive(function)(*point) == (value, gradient)
+    np.testing.assert_allclose(value, float(exactly(*map(mp.mpf, point))), rtol=1e-14)
+    one = np.eye(3, dtype=int)
+    expected = [derivative(exactly, point, *map(int, e)) for e in one]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-13, atol=1e-14)
+    expected = [[derivative(exactly, point, *map(int, a + b)) for b in one] for a in one]
+    np.testing.assert_allclose(hessian, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_mixed_derivatives_keep_their_digits_beside_large_ones():
+    """No difference of second derivatives: those by one variable are 2e30 here, and 6e25."""
+    _, gradient, hessian = nl.derive(lambda x, y: 1e30 * x * x + x * y + y**3 * 1e25, order=2)(0.25, 1.0)
+    assert hessian[0][1] == hessian[1][0] == 1 and hessian[0][0] == 2e30
+    np.testing.assert_allclose(gradient, (5e29, 3e25), rtol=1e-15)
+
+
+def test_branches_and_constants():
+    derived = nl.derive(branches, order=2)
+    assert derived(2.0, 1.0) == (6.0, (3.0, 6.0), ((0.0, 3.0), (3.0, 0.0)))
+    assert derived(1.0, 2.0) == (0.5, (1.0, -0.25), ((1.0, -0.5), (-0.5, 0.25)))
+    assert nl.derive(lambda x, y: 5.0)(1.0, 2.0) == (5.0, (0.0, 0.0))
+    assert nl.derive(lambda x: x**3)(2) == (8.0, (12.0,))
+    assert nl.derive(lambda x: x**3, order=2)(2) == (8.0, (12.0,), ((12.0,),))
+
+
+def test_roots_of_squares_have_no_slope_at_zero():
+    value, gradient, hessian = nl.derive(lambda x, y: nl.math.sqrt(x * x) + y, order=2)(0.0, 1.0)
+    assert (value, gradient) == (1.0, (0.0, 1.0)) and hessian[1] == (0.0, 0.0)
+
+
+def test_float32_stays_float32():
+    derived = nl.derive(everything)
+    single, double = (derived(*map(t, (1.3, 0.7, 2.0)))[1] for t in (np.float32, np.float64))
+    np.testing.assert_allclose(single, double, rtol=1e-5)
+    assert single != double
+    assert [s for s in derived.signatures if str(s[0]) == "float32"]
+
+
+def test_defaults_and_names():
+    derived = nl.derive(bell)
+    assert derived(0.7) == derived(0.7, 0.5, 2.0) == derived(0.7, width=2.0, mean=0.5)
+
+
+def test_in_compiled_code():
+    derived = nl.derive(branches)
+    density = nl.derive(njit(bell))
+
+    @njit(parallel=True)
+    def slopes(x, y):
+        out = np.empty_like(x)
+        for i in prange(x.size):
+            out[i] = derived(x[i], y)[1][0]
+        return out
+
+    @vectorize([float64(float64)])
+    def slope(x):
+        return density(x)[1][0]
+
+    np.testing.assert_array_equal(slopes(np.array([0.5, 1.0, 2.0]), 1.0), [1.0, 2.0, 3.0])
+    x = np.linspace(-3, 3, 7)
+    expected = [derivative(bell_exactly, (v, 0.5, 2.0), 1, 0, 0) for v in x]
+    np.testing.assert_allclose(slope(x), expected, rtol=1e-13)
+
+
+def test_newton_finds_a_minimum():
+    derived = nl.derive(lambda x, y: (1 - x) ** 2 + 100 * (y - x * x) ** 2, order=2)
+
+    @njit
+    def minimum(x, y):
+        for _ in range(20):
+            _, g, h = derived(x, y)
+            d = h[0][0] * h[1][1] - h[0][1] * h[1][0]
+            x, y = x - (h[1][1] * g[0] - h[0][1] * g[1]) / d, y - (h[0][0] * g[1] - h[1][0] * g[0]) / d
+        return x, y
+
+    assert minimum(-1.2, 1.0) == (1.0, 1.0)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="^derive: order must be 1 or 2, got 3"):
+        nl.derive(bell, order=3)
+    with pytest.raises(TypeError, match="^derive: function must be callable, got int"):
+        nl.derive(3)
+    with pytest.raises(TypeError, match="^derive: function must take at least one number"):
+        nl.derive(lambda: 1.0)
+    with pytest.raises(TypeError, match="^derive: function must take its arguments by position, got rest"):
+        nl.derive(lambda x, *rest: x)
+    with pytest.raises(TypeError, match="takes at most 10 arguments"):
+        nl.derive(lambda a, b, c, d, e, f, g, h, i, j, k: a)
+    with pytest.raises(Exception, match="takes numbers, not array"):
+        nl.derive(branches)(np.zeros(3), 1.0)
+
+
+def test_in_a_cuda_kernel():
+    target = pytest.importorskip("numbaloss.kernels.cuda.target")
+    derived = nl.derive(everything, order=2)
+
+    @target.cuda.jit
+    def kernel(x, y, out):
+        i = target.cuda.grid(1)
+        if i < out.size:
+            value, gradient, hessian = derived(x[i], y[i], x[0])
+            out[i] = value + gradient[1] + hessian[0][2]
+
+    arrays = target.types.Array(target.types.float32, 1, "C")
+    binary = target.compile(kernel.py_func, (arrays, arrays, arrays), (9, 0), 256)
+    assert ".entry" in binary.ptx and binary.local_bytes == 0
