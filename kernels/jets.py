@@ -153,7 +153,8 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
     -------
     namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (called by
     kernels), the same for tuples of any length (``vary``, ``alike``, ``join``, ``pick``, ``stretch``,
-    ``split``), and ``jit`` (compiles a definition's function for this target).
+    ``split``), ``arithmetic_of`` (numbers' types), and ``jit`` (compiles a definition's function for this
+    target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     overload = target.overload
@@ -689,7 +690,7 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
 
     # ---- functions of tuples ----------------------------------------------------------------------
     def vary(*variables):
-        """An intrinsic: a tuple of numbers as Consts, but the one numbered `variable` a Jet of slope one.
+        """An intrinsic: a tuple of numbers as Consts, but the one that moves (None: none) a Jet of slope one.
 
         With `mixed` two are named: each has slope one by itself, and zero by the other.
         """
@@ -712,14 +713,18 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
 
         return varied
 
+    def arithmetic_of(operands):
+        """The type that numbers are computed in: float64, or float32 if all floats are."""
+        floats = {t for t in operands if isinstance(t, types.Float)}
+        return types.float32 if floats == {types.float32} else types.float64
+
     @intrinsic
     def alike(typingctx, numbers):
-        """A tuple of numbers in one type: float64, or float32 if all floats are."""
+        """A tuple of numbers in the one type that they are computed in."""
         for T in numbers:
             if not isinstance(T, types.Number):
                 raise target.TypingError(f"takes numbers, not {T}")
-        floats = {T for T in numbers if isinstance(T, types.Float)}
-        one = types.float32 if floats == {types.float32} else types.float64
+        one = arithmetic_of(numbers)
 
         def codegen(context, builder, sig, args):
             values = cgutils.unpack_tuple(builder, args[0], len(sig.return_type))
@@ -805,5 +810,6 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
 
     return SimpleNamespace(
         Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
-        vary=vary, alike=alike, join=join, pick=pick, stretch=stretch, split=split,
+        vary=vary, alike=alike, arithmetic_of=arithmetic_of, join=join, pick=pick, stretch=stretch,
+        split=split,
     )  # fmt: skip

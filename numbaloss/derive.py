@@ -1,6 +1,7 @@
 """Derivatives of anyone's scalar function, for compiled code and for Python."""
 
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ def derive(function: Callable[..., Any], order: int = 1) -> Any:
 
     Parameters
     ----------
-    function : callable
+    function : function
         Takes up to ten numbers by position and returns one. It is written as a loss's value is: with
         arithmetic, branches, the functions of `numbaloss.math`, NumPy and `math`, and ``@njit`` functions
         that are written likewise. It is compiled as it stands at this call.
@@ -30,7 +31,7 @@ def derive(function: Callable[..., Any], order: int = 1) -> Any:
     Raises
     ------
     TypeError
-        If the function takes no number, more than ten, or any other than by position.
+        If the function takes no number, more than ten, or any other than by position; or is none of Python's.
     ValueError
         If the order is neither 1 nor 2.
 
@@ -51,9 +52,9 @@ def derive(function: Callable[..., Any], order: int = 1) -> Any:
     """
     if order not in (1, 2):
         raise ValueError(f"derive: order must be 1 or 2, got {order!r}")
-    if not callable(function):
-        raise TypeError(f"derive: function must be callable, got {type(function).__name__}")
-    called = getattr(function, "py_func", function)
+    called = getattr(function, "py_func", function)  # of a compiled one what it was compiled of
+    if not isinstance(called, types.FunctionType):
+        raise TypeError(f"derive: function must be a Python function, got {type(function).__name__}")
     parameters = inspect.signature(called).parameters.values()
     odd = [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if odd or not parameters:

@@ -34,16 +34,11 @@ from .native import (
 from .target import PUBLIC, SCALAR, derivatives
 
 
-def arithmetic_of(operands: tuple[Any, ...]) -> Any:
-    """The dtype that numbers are computed in: float64 if one of them is."""
-    floats = [t for t in operands if isinstance(t, types.Float)]
-    return types.float32 if floats and all(t == types.float32 for t in floats) else types.float64
-
-
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@njit`` code: ``scalar(input, target, <options>)``."""
     jets = derivatives()
     definition, arity, parts = jets.jit(frozen(scalars.value)), scalars.arity, jets.parts
+    arithmetic_of = jets.arithmetic_of
 
     @intrinsic
     def prepare(typingctx, arguments):
@@ -84,7 +79,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
 def compile_derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
     """A function's value and derivatives, to call in ``@njit`` code and from Python."""
     lifted = lift_function(function, len(names), order, derivatives)
-    return njit(**PUBLIC)(gathered(lifted, names, defaults, getattr(function, "__name__", "the function")))
+    return njit(**PUBLIC)(gathered(lifted, names, defaults, function.__name__))
 
 
 def _flat(array, dtype):

@@ -281,12 +281,6 @@ def compile_kernel(
     return compile(kernel(scalars, request, code, vectors), types_, cc, THREADS)
 
 
-def arithmetic_of(operands: tuple[Any, ...]) -> Any:
-    """Return the dtype that numbers are computed in: float64 if one of them is."""
-    floats = [t for t in operands if isinstance(t, types.Float)]
-    return types.float32 if floats and all(t == types.float32 for t in floats) else types.float64
-
-
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@cuda.jit`` code: ``scalar(input, target, <options>)``.
 
@@ -294,6 +288,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
     """
     jets = derivatives()
     definition, arity, parts = jets.jit(frozen(scalars.value)), scalars.arity, jets.parts
+    arithmetic_of = jets.arithmetic_of
 
     @intrinsic
     def prepare(typingctx, arguments):
@@ -328,7 +323,7 @@ def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any
 def compile_derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
     """A function's value and derivatives, to call in ``@cuda.jit`` code."""
     lifted = lift_function(function, len(names), order, derivatives)
-    return device(gathered(lifted, names, defaults, getattr(function, "__name__", "the function")))
+    return device(gathered(lifted, names, defaults, function.__name__))
 
 
 # ---- launching ----------------------------------------------------------------------------------------
