@@ -231,6 +231,11 @@ class PoissonNLLLoss(ElementwiseLoss, function="poisson_nll_loss"):
             y = y + math.where(target > 1, stirling, 0)
         return y
 
+    def fisher_input(input, target, log_input, full, eps):
+        if log_input:
+            return math.exp(input)
+        return input / (input + eps) ** 2
+
 
 class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_only=True):
     r"""Negative log-likelihood under Gaussian distributions with given variances.
@@ -275,6 +280,7 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
     eps: float = positive(1e-6)
     reduction: str = reduction()
     domains = {"target": like_scores(broadcast=True), "var": variances()}
+    residual = True
 
     def value(input, target, var, full, eps):
         v = math.maximum(var, eps)
@@ -289,6 +295,13 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
         v = math.maximum(var, eps)
         d = (input - target) / v
         return 0.5 * (1 / v - d * d)
+
+    def fisher_input(input, target, var, full, eps):
+        return 1 / math.maximum(var, eps)
+
+    def fisher_var(input, target, var, full, eps):
+        v = math.maximum(var, eps)
+        return 0.5 / (v * v)
 
     @classmethod
     def _broadcast(cls, name, argument, array, shape):
