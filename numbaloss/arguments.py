@@ -319,6 +319,21 @@ def rates() -> Operand:
     return Operand(model=True, draw=lambda rng, shape: rng.uniform(0.05, 4.0, shape))
 
 
+def non_negative_amounts() -> Operand:
+    """Numbers >= 0, with a part of exactly 0."""
+    return Operand(0.0, draw=lambda rng, shape: _with_bounds(rng, rng.gamma(1.5, 1.5, shape), (0.0,)))
+
+
+def amounts(*, model: bool = False) -> Operand:
+    """Numbers >= -1, of which losses take the logarithm of 1 more: samples are positive."""
+    return Operand(-1.0, model=model, draw=lambda rng, shape: rng.gamma(1.5, 1.5, shape))
+
+
+def away_from_zero() -> Operand:
+    """Numbers to divide by: samples of both signs that are not small."""
+    return Operand(draw=lambda rng, shape: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.2, 4.0, shape))
+
+
 def variances() -> Operand:
     """Numbers >= 0, of the input's shape or one that broadcasts to it."""
     return Operand(
