@@ -133,11 +133,11 @@ def geman_mcclure_loss(input: Any, target: Any, c: Any = 1) -> Any:
     return c**2 * (input - target) ** 2 / (c**2 + (input - target) ** 2) / 2
 
 
-def welsch_loss(input: Any, target: Any, c: Any = mpmath.mpf(2.985)) -> Any:
+def welsch_loss(input: Any, target: Any, c: Any = 2.985) -> Any:
     return c**2 * (1 - exp(-(((input - target) / c) ** 2))) / 2
 
 
-def tukey_biweight_loss(input: Any, target: Any, c: Any = mpmath.mpf(4.685)) -> Any:
+def tukey_biweight_loss(input: Any, target: Any, c: Any = 4.685) -> Any:
     return c**2 * (1 - max(mp.zero, 1 - ((input - target) / c) ** 2) ** 3) / 6
 
 

@@ -57,7 +57,19 @@ __all__ = [
     "vector_loss",
 ]
 __all__ += _losses
-del amounts, binary, embedding, linear, margins, multiclass, multilabel, quantiles, regression, robust, sequence
+del (
+    amounts,
+    binary,
+    embedding,
+    linear,
+    margins,
+    multiclass,
+    multilabel,
+    quantiles,
+    regression,
+    robust,
+    sequence,
+)
 
 
 def __getattr__(name: str) -> object:

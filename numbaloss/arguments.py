@@ -108,6 +108,11 @@ def positive(default: float) -> Any:
     return within(default, Interval(0.0, open_low=True), (0.25, 2.0))
 
 
+def length(default: float) -> Any:
+    """A number above zero that residuals are divided by: samples are about as large as those."""
+    return within(default, Interval(0.0, open_low=True), (1.0, 4.0))
+
+
 def non_negative(default: float) -> Any:
     """A number, zero or above."""
     return within(default, Interval(0.0), (0.0, 0.25, 2.0))

@@ -7,7 +7,6 @@ from ..arguments import (
     Interval,
     amounts,
     away_from_zero,
-    like_scores,
     non_negative_amounts,
     positive,
     reduction,
@@ -54,7 +53,11 @@ class GammaNLLLoss(ElementwiseLoss, function="gamma_nll_loss"):
     def value(input, target):
         return input + math.where(target == 0, 0, target * math.exp(-input))
 
-    # Stated, because a target of 0 hides an infinite mean's inverse from the value, and not from this.
+    # Stated, because of an exponential that overflows the second derivative is infinity times 0.
+    def slope_input(input, target):
+        return 1 - math.where(target == 0, 0, target * math.exp(-input))
+
+    # Stated, because a target of 0 hides the exponential from the value, but has a slope.
     def slope_target(input, target):
         return math.exp(-input)
 
@@ -64,9 +67,9 @@ class TweedieNLLLoss(ElementwiseLoss, function="tweedie_nll_loss"):
 
     .. math:: \ell = \frac{e^{(2 - p) x}}{2 - p} - y \frac{e^{(1 - p) x}}{1 - p}
 
-    from the logarithm of the mean, up to a positive factor, the inverse of the dispersion, and what depends on
-    the target alone: half the Tweedie deviance has the same gradients. At 1 and 2, which are excluded, the
-    gradients would be those of ``poisson_nll_loss`` and ``gamma_nll_loss``.
+    from the logarithm of the mean, up to a positive factor, the inverse of the dispersion, and what depends
+    on the target alone: half the Tweedie deviance has the same gradients. At 1 and 2, which are excluded,
+    the gradients would be those of ``poisson_nll_loss`` and ``gamma_nll_loss``.
 
     Parameters
     ----------
@@ -101,7 +104,12 @@ class TweedieNLLLoss(ElementwiseLoss, function="tweedie_nll_loss"):
         p, q = 2 - power, 1 - power
         return math.exp(p * input) / p - math.where(target == 0, 0, target * math.exp(q * input) / q)
 
-    # Stated, because a target of 0 hides an infinite power of the mean from the value, and not from this.
+    # Stated, because of an exponential that overflows the second derivative is infinity times 0.
+    def slope_input(input, target, power):
+        p, q = 2 - power, 1 - power
+        return math.exp(p * input) - math.where(target == 0, 0, target * math.exp(q * input))
+
+    # Stated, because a target of 0 hides the exponential from the value, but has a slope.
     def slope_target(input, target, power):
         q = 1 - power
         return -math.exp(q * input) / q

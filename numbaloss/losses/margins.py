@@ -23,8 +23,8 @@ class SquaredHingeLoss(ElementwiseLoss, function="squared_hinge_loss"):
 
     References
     ----------
-    scikit-learn, ``LinearSVC(loss='squared_hinge')``. Keras, ``keras.losses.SquaredHinge``, which takes labels
-    0 and 1 too.
+    scikit-learn, ``LinearSVC(loss='squared_hinge')``. Keras, ``keras.losses.SquaredHinge``, which takes
+    labels 0 and 1 too.
 
     Examples
     --------
@@ -74,6 +74,10 @@ class ExponentialLoss(ElementwiseLoss, function="exponential_loss"):
 
     def value(input, target):
         return math.exp(-target * input)
+
+    # Stated, because of an exponential that overflows the second derivative is infinity times 0.
+    def slope_input(input, target):
+        return -target * math.exp(-target * input)
 
 
 class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
@@ -144,7 +148,7 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
         slope = math.where(alpha < 0, 0, 2 * alpha - 1) * bce - balance * input
         # bce / (1 - p_t), which is 1 where both are too small.
         ratio = math.where(certain & (size > 40), 1, bce * math.exp(-rest))
-        return focus * (slope + balance * gamma * ratio * (math.sigmoid(-input) - math.sigmoid(input)))
+        return focus * (slope + balance * gamma * ratio * -math.tanh(0.5 * input))
 
 
 squared_hinge_loss = SquaredHingeLoss.function

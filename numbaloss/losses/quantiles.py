@@ -33,7 +33,8 @@ class QuantileLoss(ElementwiseLoss, function="quantile_loss"):
 
     References
     ----------
-    scikit-learn, ``sklearn.metrics.mean_pinball_loss`` and ``HistGradientBoostingRegressor(loss='quantile')``.
+    scikit-learn, ``sklearn.metrics.mean_pinball_loss`` and
+    ``HistGradientBoostingRegressor(loss='quantile')``. XGBoost, ``reg:quantileerror`` (``quantile_alpha``).
     R. Koenker and G. Bassett, Regression quantiles, Econometrica 46 (1978).
 
     Examples
@@ -111,7 +112,7 @@ class ExpectileLoss(ElementwiseLoss, function="expectile_loss"):
 
     def value(input, target, expectile):
         r = input - target
-        return math.where(r < 0, expectile, 1 - expectile) * (r * r)
+        return math.where(r < 0, expectile, 1 - expectile) * r * r  # the square may be infinite
 
 
 quantile_loss = QuantileLoss.function

@@ -5,7 +5,7 @@ All are about half the squared residual near zero. Their scale `c` is in units o
 
 import math as libm
 
-from ..arguments import Interval, positive, reduction, within
+from ..arguments import Interval, length, positive, reduction, within
 from ..families.elementwise import ElementwiseLoss
 from ..kernels import math
 
@@ -126,7 +126,7 @@ class CauchyLoss(ElementwiseLoss, function="cauchy_loss"):
     array([0. , 0.5, 0.3])
     """
 
-    c: float = positive(1.0)
+    c: float = length(1.0)
     reduction: str = reduction()
     residual = True
 
@@ -166,7 +166,7 @@ class ArctanLoss(ElementwiseLoss, function="arctan_loss"):
     array([0.    , 0.5   , 0.0366])
     """
 
-    c: float = positive(1.0)
+    c: float = length(1.0)
     reduction: str = reduction()
     residual = True
 
@@ -209,7 +209,7 @@ class GemanMcClureLoss(ElementwiseLoss, function="geman_mcclure_loss"):
     array([0.  , 0.25, 0.45])
     """
 
-    c: float = positive(1.0)
+    c: float = length(1.0)
     reduction: str = reduction()
     residual = True
 
@@ -250,7 +250,7 @@ class WelschLoss(ElementwiseLoss, function="welsch_loss"):
     array([0.    , 0.4424, 2.    ])
     """
 
-    c: float = positive(2.985)
+    c: float = length(2.985)
     reduction: str = reduction()
     residual = True
 
@@ -292,7 +292,7 @@ class TukeyBiweightLoss(ElementwiseLoss, function="tukey_biweight_loss"):
     array([0.    , 3.46875, 6.     ])
     """
 
-    c: float = positive(4.685)
+    c: float = length(4.685)
     reduction: str = reduction()
     residual = True
 
@@ -336,23 +336,33 @@ class FairLoss(ElementwiseLoss, function="fair_loss"):
     array([ 0.  ,  0.5 , -0.75])
     """
 
-    c: float = positive(1.0)
+    c: float = length(1.0)
     reduction: str = reduction()
     residual = True
 
     def value(input, target, c):
         r = input - target
-        u = r / c
-        a = abs(u)
+        a = abs(r) / c
         # log(1 + a) = 2 artanh(s); the first term of the series is taken from a, and the others are small.
         h = 1 / (2 + a)
         s = a * h
         z = s * s
         p = z * (1 / 15 + z * (1 / 17 + z * (1 / 19 + z * (1 / 21 + z * (1 / 23 + z * (1 / 25))))))
         p = 1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11 + z * (1 / 13 + p)))))
-        # A product with the square of r, so that abs leaves the curvature at 0 as it is.
         near = r * r * (h - 2 * s * h * h * p)
         return math.where(a < 0.5, near, c * (c * (a - math.log1p(a))))
+
+    # Stated, because they are simple and the series is not; beyond the scale by the inverse, as the curvature
+    # would be a small difference.
+    def slope_input(input, target, c):
+        r = input - target
+        a = abs(r) / c
+        return math.where(a > 1, c * math.sign(r) / (1 + 1 / a), r / (1 + a))
+
+    def slope_target(input, target, c):
+        r = target - input
+        a = abs(r) / c
+        return math.where(a > 1, c * math.sign(r) / (1 + 1 / a), r / (1 + a))
 
 
 class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
@@ -394,7 +404,7 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
     """
 
     alpha: float = within(1.0, Interval(), (2.0, 0.0, -2.0, -libm.inf))
-    c: float = positive(1.0)
+    c: float = length(1.0)
     reduction: str = reduction()
     residual = True
 
@@ -412,7 +422,8 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
         far = size > 1
         rest = math.log1p(math.where(far, w * w, q * q))
         m = math.where(limit, z, b * math.where(far, 2 * math.log(size) + rest, rest))
-        t = math.maximum(0.5 * k * m, -1000)  # beyond it e**t is 0, and would meet an infinite square
+        # Below -1000 e**t is 0, and would meet an infinite square.
+        t = math.where(k == 0, 0, math.maximum(0.5 * k * m, -1000))
         near = math.where(abs(t) < 1e-17, 0.5 * m, math.expm1(t) / k)
         # A power is a product of two, so that no small difference is left of its curvature.
         power = math.power(size, alpha) * math.exp(0.5 * alpha * rest)
