@@ -228,7 +228,9 @@ def _snake(name: str) -> str:
 
 @dataclass_transform(
     field_specifiers=(
+        arguments.within,
         arguments.positive,
+        arguments.length,
         arguments.non_negative,
         arguments.real,
         arguments.integer,

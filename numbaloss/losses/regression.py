@@ -53,6 +53,7 @@ class L1Loss(ElementwiseLoss, function="l1_loss"):
     reduction: str = reduction()
     weight: object = weights(call_only=True)
     weight_in_divisor = True
+    residual = True
 
     def value(input, target):
         return abs(input - target)
@@ -92,6 +93,7 @@ class MSELoss(ElementwiseLoss, function="mse_loss"):
     reduction: str = reduction()
     weight: object = weights(call_only=True)
     weight_in_divisor = True
+    residual = True
 
     def value(input, target):
         d = input - target
@@ -130,6 +132,7 @@ class SmoothL1Loss(ElementwiseLoss, function="smooth_l1_loss"):
 
     reduction: str = reduction()
     beta: float = non_negative(1.0)
+    residual = True
 
     def value(input, target, beta):
         r = abs(input - target)
@@ -174,6 +177,7 @@ class HuberLoss(ElementwiseLoss, function="huber_loss"):
     reduction: str = reduction()
     delta: float = positive(1.0)
     weight: object = weights(call_only=True)
+    residual = True
 
     def value(input, target, delta):
         r = abs(input - target)
