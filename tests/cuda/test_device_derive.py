@@ -6,7 +6,7 @@ from exact_math import POINTS, all_derivatives
 from ptx.device import MACHINE, Plain, host, put
 
 import numbaloss as nl
-from numbaloss.kernels.cuda.target import compile, cuda, types
+from numbaloss.kernels.cuda.target import compile, cuda, device, types
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -46,68 +46,67 @@ log_ndtr = nl.derive(lambda x: nl.math.log_ndtr(x), order=2)
 log1mexp = nl.derive(lambda x: nl.math.log1mexp(x), order=2)
 sinh = nl.derive(lambda x: nl.math.sinh(x), order=2)
 cosh = nl.derive(lambda x: nl.math.cosh(x), order=2)
+held = nl.derive(lambda x: x * (nl.math.floor(x) + nl.math.stop_gradient(x)), order=2)
 logaddexp = nl.derive(lambda x, y: nl.math.logaddexp(x, y), order=2)
 arctan2 = nl.derive(lambda x, y: nl.math.arctan2(x, y), order=2)
-held = nl.derive(lambda x: x * (nl.math.floor(x) + nl.math.stop_gradient(x)), order=2)
+INF = np.inf
+EDGES = {
+    "erfc": ((INF,), [0, 0, 0]),
+    "log_ndtr": ((-INF,), [-INF, INF, -1]),
+    "log1mexp": ((0.0,), [-INF, INF, -INF]),
+    "sinh": ((-INF,), [-INF, INF, -INF]),
+    "cosh": ((-INF,), [INF, -INF, INF]),
+    "held": ((-0.5,), [0.75, -1.5, 0]),
+    "logaddexp": ((-INF, -INF), [-INF, 0.5, 0.5, 0.25, -0.25, 0.25]),
+    "arctan2": ((-0.0, -0.0), [-np.pi, 0, 0, 0, 0, 0]),
+}
+
+
+@device
+def store(out, at, found):
+    out[at], out[at + 1], out[at + 2] = found[0], found[1][0], found[2][0][0]
+
+
+@device
+def store_two(out, at, found):
+    value, slopes, bends = found
+    out[at], out[at + 1], out[at + 2] = value, slopes[0], slopes[1]
+    out[at + 3], out[at + 4], out[at + 5] = bends[0][0], bends[0][1], bends[1][1]
+
+
+def every_function(x, out):
+    i, at = 10 * cuda.threadIdx.x, 30 * cuda.threadIdx.x
+    store(out, at, erfc(x[i]))
+    store(out, at + 3, log_ndtr(x[i + 1]))
+    store(out, at + 6, log1mexp(x[i + 2]))
+    store(out, at + 9, sinh(x[i + 3]))
+    store(out, at + 12, cosh(x[i + 4]))
+    store(out, at + 15, held(x[i + 5]))
+    store_two(out, at + 18, logaddexp(x[i + 6], x[i + 7]))
+    store_two(out, at + 24, arctan2(x[i + 8], x[i + 9]))
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("float32", 2e-6), ("float64", 3e-15)])
 def test_functions_of_the_library(dtype, digits):
-    """Each in one kernel, at the points where the CPU's are compared, and at edges."""
-
-    def store(out, at, found):
-        out[at], out[at + 1], out[at + 2] = found[0], found[1][0], found[2][0][0]
-
-    store = cuda.jit(device=True)(store)
-
-    def kernel(x, out):
-        i = cuda.threadIdx.x
-        row = 36 * i
-        store(out, row, erfc(x[9 * i]))
-        store(out, row + 3, log_ndtr(x[9 * i + 1]))
-        store(out, row + 6, log1mexp(x[9 * i + 2]))
-        store(out, row + 9, sinh(x[9 * i + 3]))
-        store(out, row + 12, cosh(x[9 * i + 4]))
-        store(out, row + 15, held(x[9 * i + 1]))
-        for k in range(2):
-            a, b = x[9 * i + 5 + 2 * k], x[9 * i + 6 + 2 * k]
-            value, gradient, hessian = logaddexp(a, b) if k == 0 else arctan2(a, b)
-            at = row + 18 + 6 * k
-            out[at], out[at + 1], out[at + 2] = value, gradient[0], gradient[1]
-            out[at + 3], out[at + 4], out[at + 5] = hessian[0][0], hessian[0][1], hessian[1][1]
-
-    T = getattr(np, dtype)
-    info = np.finfo(T)
-    inf, pi = np.inf, np.pi
-    edges = {
-        "erfc": ((inf,), [0, 0, 0]),
-        "log_ndtr": ((-inf,), [-inf, inf, -1]),
-        "log1mexp": ((0.0,), [-inf, inf, -inf]),
-        "sinh": ((-inf,), [-inf, inf, -inf]),
-        "cosh": ((-inf,), [inf, -inf, inf]),
-        "logaddexp": ((-inf, -inf), [-inf, 0.5, 0.5, 0.25, -0.25, 0.25]),
-        "arctan2": ((-0.0, -0.0), [-pi, 0, 0, 0, 0, 0]),
-    }
-    count = 1 + max(map(len, POINTS.values()))
-    points, wanted = [], []
-    for name, (edge, row) in edges.items():
-        at = [tuple(map(T, p)) for p in POINTS[name]]
-        rows = [all_derivatives(name, p) for p in at]
-        points.append([(edge, *at)[k % (1 + len(at))] for k in range(count)])
-        wanted.append([(row, *rows)[k % (1 + len(at))] for k in range(count)])
-    numbers = [[float(v) for of in points for v in of[k]] for k in range(count)]
-    expected = [[v for of in wanted for v in of[k]] for k in range(count)]
-    for row, given in zip(expected, numbers, strict=True):
-        v = given[1]
-        row[15:15] = [v * (np.floor(v) + v), np.floor(v) + v, 0]
-    pointer = types.CPointer(getattr(types, dtype))
-    binary = compile(kernel, (pointer,) * 2, (9, 0), 32)
-    assert binary.local_bytes == 0
-    given = [put(Plain, a) for a in (np.array(numbers, T), np.zeros(36 * count, T))]
-    addresses = [int(a.address).to_bytes(8, "little") for a in given]
-    MACHINE.launch(MACHINE.program(binary.ptx), 1, count, addresses)
-    found = host(given[1]).reshape(count, 36)
+    """Where the CPU's are compared with mpmath, and at an edge of each."""
+    T, smallest = np.dtype(dtype).type, np.finfo(dtype).smallest_normal
+    numbers, expected = np.empty((32, 10), T), np.empty((32, 30))
+    column, place = 0, 0
+    for name, (edge, row) in EDGES.items():
+        points = [tuple(map(T, p)) for p in POINTS.get(name, [])]
+        rows = [row, *(all_derivatives(name, p) for p in points)]
+        for k in range(32):
+            at = k % len(rows)
+            numbers[k, column : column + len(edge)] = (edge, *points)[at]
+            expected[k, place : place + len(row)] = rows[at]
+        column, place = column + len(edge), place + len(row)
+    expected[np.abs(expected) < smallest] = 0
     with np.errstate(over="ignore"):
-        expected = np.array(expected).astype(T)
-    expected[np.abs(expected) < info.smallest_normal] = 0
-    np.testing.assert_allclose(found, expected, digits, info.smallest_normal)
+        expected = expected.astype(T)
+    pointer = types.CPointer(getattr(types, dtype))
+    binary = compile(every_function, (pointer,) * 2, (9, 0), 32)
+    assert binary.local_bytes == 0
+    given = [put(Plain, a) for a in (numbers, np.zeros((32, 30), T))]
+    addresses = [int(a.address).to_bytes(8, "little") for a in given]
+    MACHINE.launch(MACHINE.program(binary.ptx), 1, 32, addresses)
+    np.testing.assert_allclose(host(given[1]), expected, digits, smallest)

@@ -135,6 +135,14 @@ def div_full(a, b):
     return np.where(b == 1, a, (r * (1 + noise(bits, 2.0**-23))).astype(F32))
 
 
+def div_approx_ftz(a, b):
+    """Two ulp off at most, without subnormals; by divisors above 2**126 zero, or NaN of infinity."""
+    a, b = flush(a), flush(b)
+    large = np.abs(b) > F32(2.0**126)
+    lost = np.where(np.isinf(a) & large, F32(np.nan), F32(0)).astype(F32)
+    return np.where(large, lost, flush(div_full(a, np.where(large, F32(2), b))))
+
+
 # ---- conversion ---------------------------------------------------------------------------------------
 
 

@@ -302,6 +302,9 @@ class Coder:
         elif kinds[:-1] == ["full"] and T == F4:
             d, a, b = i.args
             self.result(d, f"S.div_full({self.whole(a, T)}, {self.whole(b, T)})", T, i)
+        elif kinds == ["approx", "ftz", "f32"]:
+            d, a, b = i.args
+            self.result(d, f"S.div_approx_ftz({self.whole(a, T)}, {self.whole(b, T)})", T, i)
         else:
             raise Unknown(i.op)
 
