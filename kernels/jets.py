@@ -98,6 +98,38 @@ def _arctan(x):
     return nm.arctan(x), d, -2 * x * d * d
 
 
+def _tan(x):
+    y = nm.tan(x)
+    d = 1 + y * y
+    return y, d, 2 * y * d
+
+
+def _arcsin(x):
+    d = 1 / nm.sqrt((1 - x) * (1 + x))
+    return nm.arcsin(x), d, x * d * d * d
+
+
+def _arccos(x):
+    d = -1 / nm.sqrt((1 - x) * (1 + x))
+    return nm.arccos(x), d, x * d * d * d
+
+
+def _arcsinh(x):
+    r = 1 / nm.maximum(1, abs(x))  # the square of a large x would overflow
+    d = r / nm.sqrt(r * r + nm.where(abs(x) > 1, 1, x * x))
+    return nm.arcsinh(x), d, -nm.where(d == 0, d, x * d) * d * d
+
+
+def _arccosh(x):
+    d = 1 / (nm.sqrt(x - 1) * nm.sqrt(x + 1))
+    return nm.arccosh(x), d, -nm.where(d == 0, d, x * d) * d * d
+
+
+def _arctanh(x):
+    d = 1 / ((1 - x) * (1 + x))
+    return nm.arctanh(x), d, 2 * x * d * d
+
+
 def _erf(x):
     d = 1.1283791670955126 * nm.exp(-x * x)
     return nm.erf(x), d, -2 * x * d
@@ -144,7 +176,13 @@ UNARY = {
     _cosh: (nm.cosh, np.cosh, _libm.cosh),
     _sin: (nm.sin, np.sin, _libm.sin),
     _cos: (nm.cos, np.cos, _libm.cos),
+    _tan: (nm.tan, np.tan, _libm.tan),
+    _arcsin: (nm.arcsin, np.arcsin, _libm.asin),
+    _arccos: (nm.arccos, np.arccos, _libm.acos),
     _arctan: (nm.arctan, np.arctan, _libm.atan),
+    _arcsinh: (nm.arcsinh, np.arcsinh, _libm.asinh),
+    _arccosh: (nm.arccosh, np.arccosh, _libm.acosh),
+    _arctanh: (nm.arctanh, np.arctanh, _libm.atanh),
     _erf: (nm.erf, _libm.erf),
     _erfc: (nm.erfc, _libm.erfc),
     _log_ndtr: (nm.log_ndtr,),
@@ -154,7 +192,8 @@ UNARY = {
     _square: (nm.square, np.square),
 }
 
-STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp)  # slopes may be infinite where inner ones are 0
+# Their slopes may be infinite where inner ones are 0.
+STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp, _arcsin, _arccos, _arccosh, _arctanh)
 
 
 def install(target: Any, mixed: bool = False) -> SimpleNamespace:

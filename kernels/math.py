@@ -2,7 +2,7 @@
 
 Every public function is ordinary Python, so a loss can be read and run undecorated. In code compiled for
 the CPU, floats take the implementations below, one text for float32 and float64: branch-free, free of
-libm, in the argument's own precision, so LLVM vectorises the loop around them. `sin`, `cos`, `arctan`,
+libm, in the argument's own precision, so LLVM vectorises the loop around them. `sin`, `cos`, `tan`, `arctan`,
 `erf` and the float64 `power` call libm and do not vectorise. An integer counts as float64, beside a float
 as that float. Other targets and types bring overloads of the same public names.
 
@@ -26,7 +26,12 @@ and a sum (SSE4.2):
     digamma      4.48     2.6
     sinh         2.19     2.3
     cosh         1.50     1.5
+    arcsin       2.33     2.1
+    arccos       1.76     1.9
     arctan2      0.97     1.1
+    arcsinh      1.71     2.1
+    arccosh      2.05     2.5
+    arctanh      1.98     2.3
     erfc         4.68     4.3
     log_ndtr     5.45     5.1
     log1mexp     1.76     2.4
@@ -132,6 +137,36 @@ def cos(x):
 def arctan(x):
     """Inverse tangent in radians."""
     return np.arctan(x)
+
+
+def tan(x):
+    """Tangent of radians."""
+    return np.tan(x)
+
+
+def arcsin(x):
+    """Inverse sine in radians."""
+    return np.arcsin(x)
+
+
+def arccos(x):
+    """Inverse cosine in radians."""
+    return np.arccos(x)
+
+
+def arcsinh(x):
+    """Inverse hyperbolic sine."""
+    return np.arcsinh(x)
+
+
+def arccosh(x):
+    """Inverse hyperbolic cosine, not negative."""
+    return np.arccosh(x)
+
+
+def arctanh(x):
+    """Inverse hyperbolic tangent."""
+    return np.arctanh(x)
 
 
 def arctan2(y, x):
@@ -763,6 +798,8 @@ def implement(format):
     LOG_NEAR_1 = tuple(F(v) for v in format.log_near_1)
     LOG1P_UNIT = tuple(F(v) for v in format.log1p_unit)
     ARCTAN = tuple(F(v) for v in format.arctan)
+    TWO, LOG_2 = F(2), F(libm.log(2))
+    LARGE = F(2.0**28)  # its square has no use for 1
     QUARTER, SINH_HIGH = F(0.25), F(format.exp_range[1] + 0.7)
     PI, PI_LOW = F(libm.pi), F(libm.pi - float(F(libm.pi)) + 1.2246467991473532e-16)
     # Adding 1.5 * 2**mantissa + b leaves round(v) + b in the low bits of the sum: an integer conversion for
@@ -906,6 +943,32 @@ def implement(format):
         return copysign(r, y)
 
     @define
+    def arcsin(x):
+        return arctan2(x, square_root((ONE - x) * (ONE + x)))
+
+    @define
+    def arccos(x):
+        return arctan2(square_root((ONE - x) * (ONE + x)), x)
+
+    @define
+    def arcsinh(x):
+        a = abs(x)
+        large, s = a > LARGE, a * a
+        y = log1p(select(large, a - ONE, a + s / (ONE + square_root(ONE + s))))
+        return copysign(select(large, y + LOG_2, y), x)
+
+    @define
+    def arccosh(x):
+        large, a = x > LARGE, x - ONE
+        y = log1p(select(large, a, a + square_root(a * (a + TWO))))
+        return select(x < ONE, NAN, select(large, y + LOG_2, y))
+
+    @define
+    def arctanh(x):
+        a = abs(x)
+        return copysign(HALF * log1p((a + a) / (ONE - a)), x)
+
+    @define
     def logaddexp(x, y):
         gap = select(x == y, ZERO, x - y)
         return select(x > y, x, y) + softplus_minus_abs(gap)
@@ -968,6 +1031,11 @@ def _sin(x):
 @njit(**STRICT)
 def _cos(x):
     return libm.cos(x)
+
+
+@njit(**STRICT)
+def _tan(x):
+    return libm.tan(x)
 
 
 @njit(**STRICT)
@@ -1075,7 +1143,7 @@ def vectorised_powers():
 COMMON = {
     "maximum": _maximum, "minimum": _minimum, "square": _square, "isnan": _isnan, "sqrt": _sqrt,
     "sin": _sin, "cos": _cos, "arctan": _arctan, "erf": _erf, "power": _power, "powers": _powers,
-    "floor": _floor, "stop_gradient": _stop_gradient,
+    "floor": _floor, "stop_gradient": _stop_gradient, "tan": _tan,
 }  # fmt: skip
 CPU = {types.float32: COMMON | implement(SINGLE), types.float64: COMMON | implement(DOUBLE)}
 CPU[types.float32] |= vectorised_powers()
@@ -1119,6 +1187,7 @@ for _function in (
     exp, expm1, log, log1p, sigmoid, softplus, log_sigmoid, tanh, sqrt, sin, cos, arctan, erf, lgamma,
     digamma, trigamma, tetragamma, power, xlogy, maximum, minimum, sign, square, isnan, sinh, cosh, arctan2,
     erfc, erfc_slope, log_ndtr, log_ndtr_slope, log_ndtr_bend, log1mexp, logaddexp, floor, stop_gradient,
+    tan, arcsin, arccos, arcsinh, arccosh, arctanh,
 ):  # fmt: skip
     register(_function)
 

@@ -125,6 +125,10 @@ EDGES = {
     "cosh": [
         ((-INF,), [INF, -INF, INF]),
     ],
+    "arcsin": [((1.0,), [math.pi / 2, INF, INF])],
+    "arcsinh": [((-INF,), [-INF, 0, 0]), ((3e25,), [math.log(6e25), 1 / 3e25, 0])],
+    "arccosh": [((INF,), [INF, 0, 0]), ((1.0,), [0, INF, -INF])],
+    "arctanh": [((-1.0,), [-INF, INF, -INF])],
     "logaddexp": [
         ((INF, INF), [INF, *HALF]),
         ((-INF, -INF), [-INF, *HALF]),

@@ -38,7 +38,13 @@ BOUNDS = {
     "sinh": (2.5, 2.5),
     "cosh": (1.6, 1.6),
     "log1mexp": (2.5, 2.5),
+    "arcsin": (2.5, 2.5),
+    "arccos": (2.5, 2.5),
+    "arcsinh": (3.0, 3.0),
+    "arccosh": (3.0, 3.0),
+    "arctanh": (3.0, 3.0),
 }
+INVERSE = "arcsin", "arccos", "arcsinh", "arccosh", "arctanh"
 # In float32 against float64's, in float64 against mpmath; so those of two arguments, of which `logaddexp` may
 # be so many ulp of the largest of both and the result.
 NORMAL = {"erfc": (5.0, 5.0), "log_ndtr": (6.0, 6.0)}
@@ -58,7 +64,7 @@ TRUTH = {
     "log1mexp": lambda x: np.where(x < 0.5, np.log(-np.expm1(-x)), np.log1p(-np.exp(-x))),
     "erfc": special.erfc,
     "log_ndtr": special.log_ndtr,
-    **{n: getattr(np, n) for n in ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sinh", "cosh")},
+    **{n: getattr(np, n) for n in ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sinh", "cosh", *INVERSE)},
 }
 
 
@@ -88,7 +94,7 @@ def binary(function):
 
 UNARY = {
     name: unary(getattr(math, name))
-    for name in (*BOUNDS, *GAMMA, *NORMAL, "sin", "cos", "arctan", "erf", "sign", "square", "floor")
+    for name in (*BOUNDS, *GAMMA, *NORMAL, "sin", "cos", "tan", "arctan", "erf", "sign", "square", "floor")
 }
 BINARY = {name: binary(getattr(math, name)) for name in ("maximum", "minimum", "power", "xlogy", *OF_TWO)}
 
@@ -312,6 +318,12 @@ SPECIAL = {
     "log_sigmoid": [(INF, 0), (-INF, -INF), (800, 0), (-800, -800), (-1e30, -1e30)],
     "tanh": [(0, 0), (-0.0, -0.0), (INF, 1), (-INF, -1), (30, 1), (-30, -1)],
     "sqrt": [(0, 0), (-0.0, -0.0), (4, 2), (INF, INF), (-1, NAN), (-INF, NAN)],
+    "tan": [(0, 0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
+    "arcsin": [(0, 0), (-0.0, -0.0), (1, np.pi / 2), (-1, -np.pi / 2), (1.5, NAN), (-INF, NAN)],
+    "arccos": [(0, np.pi / 2), (1, 0), (-1, np.pi), (1.5, NAN), (-INF, NAN), (INF, NAN)],
+    "arcsinh": [(0, 0), (-0.0, -0.0), (INF, INF), (-INF, -INF)],
+    "arccosh": [(1, 0), (INF, INF), (0.5, NAN), (-1, NAN), (-1e30, NAN), (-INF, NAN)],
+    "arctanh": [(0, 0), (-0.0, -0.0), (1, INF), (-1, -INF), (1.5, NAN), (-INF, NAN), (1e30, NAN)],
     "sinh": [(0, 0), (-0.0, -0.0), (INF, INF), (-INF, -INF), (800, INF), (-800, -INF), (1e30, INF)],
     "cosh": [(0, 1), (-0.0, 1), (INF, INF), (-INF, INF), (-800, INF), (1e30, INF)],
     "log1mexp": [(0, -INF), (-0.0, -INF), (INF, -0.0), (800, -0.0), (1e30, -0.0), (-1, NAN), (-INF, NAN)],
@@ -329,7 +341,7 @@ SPECIAL = {
     "sign": [(0, 0), (3, 1), (-3, -1), (INF, 1), (-INF, -1), (1e-310, F64(1)), (1e-45, 1)],
     "square": [(0, 0), (-0.0, 0), (-3, 9), (-INF, INF)],
 }
-ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan", "sinh")
+ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan", "sinh", "tan", "arcsin", "arcsinh", "arctanh")
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -481,12 +493,21 @@ def squared_digamma(input, target):
     return (nl.math.digamma(input) - target) ** 2
 
 
-LOSSES = NegativeBinomial.function, squared_digamma
+@nl.elementwise_loss
+def in_the_tails(input, target):
+    """Of most functions whose kernels call no libm."""
+    a = nl.math.log_ndtr(input) + nl.math.erfc(target - input) + nl.math.log1mexp(abs(input) + 0.1)
+    b = nl.math.logaddexp(input, target) + nl.math.arctan2(input, target * target + 0.1)
+    c = nl.math.arcsinh(input) + nl.math.arctanh(0.9 * nl.math.tanh(target)) + nl.math.floor(target)
+    return a + b * c + nl.math.sinh(0.1 * input) * nl.math.cosh(0.1 * target) + nl.math.stop_gradient(2.0)
+
+
+LOSSES = NegativeBinomial.function, squared_digamma, in_the_tails
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
-def test_losses_of_gamma_functions_pass_the_general_check(loss):
+def test_losses_of_these_functions_pass_the_general_check(loss):
     nl.testing.check_loss(loss, roundings=100)  # what the slopes of the parts cancel to
 
 
@@ -510,8 +531,7 @@ from numbaloss.bench import widths
 {definition}
 
 def calls():
-    x = np.ones(8)
-    loss = NegativeBinomial.function
+    x, loss = np.ones(8), {name}
     yield "", lambda: loss.value_and_grad(x.astype(np.float32), x.astype(np.float32))
     yield "", lambda: loss.value_grad_hess(x, x)
 
@@ -521,7 +541,12 @@ print([v.complaint for v in found if v.widest])
 
 
 @pytest.mark.sweep
-def test_a_loss_of_lgamma_works_in_full_vectors(python, tmp_path):
+@pytest.mark.parametrize(
+    ("definition", "name"),
+    [(NegativeBinomial, "NegativeBinomial.function"), (in_the_tails.Class.value, "in_the_tails")],
+    ids=("lgamma", "tails"),
+)
+def test_losses_of_these_functions_work_in_full_vectors(definition, name, python, tmp_path):
     """What the disk holds has no assembly, so that nothing may be there."""
-    script = READ.format(definition=inspect.getsource(NegativeBinomial))
+    script = READ.format(definition=inspect.getsource(definition), name=name)
     assert python(script, NUMBA_CACHE_DIR=str(tmp_path)) == ["['', '']"]

@@ -2,10 +2,10 @@
 
 Most are libdevice's, whose float32 ``exp`` is one instruction and a few for its range. Its ``log1p``
 branches, so ``softplus`` takes the CPU's polynomial. By NVIDIA's tables the float32 functions err by at most
-1 ulp (``exp``, ``expm1``, ``log``, ``log1p``), 2 (``tanh``, ``sin``, ``cos``, ``arctan``, ``erf``, ``cosh``),
-3 (``sinh``, ``arctan2``) or 4 (``power``); ``sigmoid`` is within 3, ``softplus`` within 2. ``lgamma``,
-``erfc``, ``log_ndtr``, their derivatives and ``log1mexp`` are the CPU's. ``sin`` and ``cos`` of huge
-numbers use local memory.
+1 ulp (``exp``, ``expm1``, ``log``, ``log1p``), 2 (``tanh``, ``sin``, ``cos``, ``arctan``, ``erf``, ``cosh``,
+``arcsin``, ``arccos``), 3 (``sinh``, ``arctan2``, ``arcsinh``, ``arctanh``) or 4 (``power``, ``tan``,
+``arccosh``); ``sigmoid`` is within 3, ``softplus`` within 2. ``lgamma``, ``erfc``, ``log_ndtr``, their
+derivatives and ``log1mexp`` are the CPU's. ``sin``, ``cos`` and ``tan`` of huge numbers use local memory.
 """
 
 from types import SimpleNamespace
@@ -16,9 +16,9 @@ import numpy as np
 from .. import math as nm
 from .target import device, libdevice, overload, polynomial, reciprocal, select, types
 
-NAMES = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sin", "cos", "erf", "sinh", "cosh", "floor")
-OTHER_NAMES = {"arctan": "atan", "arctan2": "atan2", "power": "pow"}
-LIBRARY_NAMES = {**dict(zip(NAMES, NAMES, strict=True)), **OTHER_NAMES}
+NAMES = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sin", "cos", "tan", "erf", "sinh", "cosh", "floor")
+INVERSES = ("sin", "cos", "tan", "sinh", "cosh", "tanh", "tan2")
+LIBRARY_NAMES = {n: n for n in NAMES} | {f"arc{n}": f"a{n}" for n in INVERSES} | {"power": "pow"}
 LIBDEVICE = {
     types.float32: {n: getattr(libdevice, f"{at}f") for n, at in LIBRARY_NAMES.items()},
     types.float64: {n: getattr(libdevice, at) for n, at in LIBRARY_NAMES.items()},

@@ -110,6 +110,7 @@ def _approximately(f, relative):
 
 _ex2 = _approximately(np.exp2, 2.0**-22)
 rcp = _approximately(np.reciprocal, 2.0**-24)
+rsqrt = _approximately(lambda x: 1 / np.sqrt(x), 2.0**-22.9)
 
 
 def ex2(x, ftz):
@@ -121,11 +122,18 @@ def _upper(x):
     return (x.view(U64) & U64(0xFFFFFFFF00000000)).view(F64)
 
 
-def rcp_ftz64(x):
-    y = _upper(x)
-    y = np.where(np.abs(y) < 2.0**-1022, np.copysign(0.0, y), y)
-    r = 1 / y * (1 + noise(y.view(U64), 2.0**-20))
-    return _upper(np.where(np.abs(r) < 2.0**-1022, np.copysign(0.0, r), r))
+def _gross(f):
+    def approximation(x):
+        y = _upper(x)
+        y = np.where(np.abs(y) < 2.0**-1022, np.copysign(0.0, y), y)
+        r = f(y) * (1 + noise(y.view(U64), 2.0**-20))
+        return _upper(np.where(np.abs(r) < 2.0**-1022, np.copysign(0.0, r), r))
+
+    return approximation
+
+
+rcp_ftz64 = _gross(lambda x: 1 / x)
+rsqrt_ftz64 = _gross(lambda x: 1 / np.sqrt(x))
 
 
 def div_full(a, b):

@@ -439,6 +439,12 @@ class Coder:
         else:
             self.approximate(i, kinds, "rcp")
 
+    def op_rsqrt(self, i: Ins, kinds: list[str]) -> None:
+        if kinds == ["approx", "ftz", "f64"]:
+            self.call(i, "S.rsqrt_ftz64({})", F8)
+        else:
+            self.approximate(i, kinds, "rsqrt")
+
     def op_sqrt(self, i: Ins, kinds: list[str]) -> None:
         if kinds[0] != "rn":
             raise Unknown(i.op)
