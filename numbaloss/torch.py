@@ -44,21 +44,19 @@ from .terms import axes_beyond_terms, names_of_arrays, shape_of_terms
 # ---- tensors and arrays -------------------------------------------------------------------------------
 
 
-def as_array(name: str, tensor: Any) -> Any:
+def as_array(loss: str, name: str, tensor: Any) -> Any:
     """Return a CPU tensor as an array over the same memory, one on a CUDA device as it is."""
     tensor = tensor.detach()
-    if tensor.device.type == "cuda":
+    if tensor.is_cuda:
         return tensor
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{name} must be on the CPU or a CUDA device, got {tensor.device}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got {tensor.layout}; pass tensor.to_dense()")
+    if not tensor.is_cpu:
+        raise TypeError(f"{loss}: {name} must be on the CPU or a CUDA device, got {tensor.device}")
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
     try:
         import ml_dtypes
     except ImportError:
-        raise TypeError(f"{name} is bfloat16, which needs ml_dtypes: pip install ml_dtypes") from None
+        raise TypeError(f"{loss}: {name} is bfloat16, which needs ml_dtypes: pip install ml_dtypes") from None
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
@@ -67,9 +65,9 @@ def as_tensor(result: Any) -> Any:
     if isinstance(result, torch.Tensor):
         return result
     array = np.asarray(result)
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    if array.dtype.kind != "V":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
 
 
 def laid_out(made: Any, like: Any) -> Any:
@@ -147,6 +145,8 @@ class Operators:
         fields = self.cls.fields.items()
         self.types = {n: type_in_schema(loss.__name__, n, f) for n, f in fields if not f.array}
         self.types["normalizer"] = "float?"
+        chunking = [self.names.index(n) for n, kind in self.types.items() if kind == CHUNKING]
+        self.chunking, self.reduction = (*chunking, None)[0], self.names.index("reduction")
         self.made: dict[tuple[str, ...], str] = {}
         self.lock = threading.Lock()
 
@@ -171,8 +171,8 @@ class Operators:
         kernel: Any,
         fake: Any,
         autograd: tuple[Any, Any] | None = None,
-    ) -> Any:
-        """Make an operator that takes a call's arguments, and more."""
+    ) -> str:
+        """Make an operator that takes a call's arguments, and more; return its name."""
         optional = {n for n in self.arrays if n not in self.cls._required}
         types = {n: "Tensor?" if n in optional else self.types.get(n, "Tensor") for n in self.names}
         arguments = ", ".join(f"{kind} {n}" for n, kind in types.items())
@@ -194,14 +194,13 @@ class Operators:
     # ---- a call's arguments ----------------------------------------------------------------------------
     def call(self, given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments for the loss itself."""
-        name, values = self.loss.__name__, list(given)
+        values = list(given)
         for n, k in self.arrays.items():
             if values[k] is not None:
-                values[k] = as_array(f"{name}: {n}", values[k])
-        for n, kind in self.types.items():
-            k = self.names.index(n)
-            if kind == CHUNKING and values[k] is not None:
-                values[k] = LinearCrossEntropyOptions(*(size or None for size in values[k]))
+                values[k] = as_array(self.loss.__name__, n, values[k])
+        k = self.chunking
+        if k is not None and values[k] is not None:
+            values[k] = LinearCrossEntropyOptions(*(size or None for size in values[k]))
         keywords = zip(self.names[self.positional :], values[self.positional :], strict=True)
         return tuple(values[: self.positional]), dict(keywords)
 
@@ -211,7 +210,7 @@ class Operators:
 
     def unreduced(self, given: Sequence[Any]) -> bool:
         """Return whether a call's value are its terms."""
-        return given[self.names.index("reduction")] == "none"
+        return given[self.reduction] == "none"
 
     def axes(self, given: Sequence[Any], wrt: tuple[str, ...]) -> list[Any]:
         """Return each argument's axes that the value does not have; None where it adds up several terms.
@@ -302,7 +301,7 @@ class Operators:
 
         def kernel(*given: Any) -> Any:
             args, kwargs = self.call(given[:-1])
-            upstream = as_array("upstream", given[-1])
+            upstream = as_array(self.loss.__name__, "upstream", given[-1])
             made = self.loss.grad(*args, **kwargs, wrt=name, grad_output=upstream)
             return laid_out(as_tensor(made), given[self.arrays[name]])
 
