@@ -4,10 +4,12 @@ PyTorch's own functions are the oracle where it has the loss, `torch.autograd.gr
 """
 
 import copy
+import doctest
 import gc
 import inspect
 import io
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -332,7 +334,7 @@ def compiled_calls(rng):
     yield "triplet_margin_loss", (x, y, x.flip(0)), {"swap": True}
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", sweep([False, True], True))
 def test_compile_without_a_break(rng, dynamic):
     for name, arrays, options in compiled_calls(rng):
         torch._dynamo.reset()
@@ -596,8 +598,6 @@ def test_workers_of_a_data_loader():
 
 
 def test_nothing_is_kept_when_the_graph_is_gone():
-    import weakref
-
     x = torch.randn(4, requires_grad=True)
     gone = []
     for _ in range(2):
@@ -608,6 +608,11 @@ def test_nothing_is_kept_when_the_graph_is_gone():
         del y, value
     gc.collect()
     assert not any(ref() is not None for ref in gone)
+
+
+def test_docstring_examples():
+    result = doctest.testmod(nt, extraglobs={"__name__": "example"})
+    assert result.attempted and not result.failed
 
 
 # ---- errors -----------------------------------------------------------------------------------------------
