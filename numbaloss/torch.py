@@ -14,8 +14,8 @@ then scales. So a gradient is computed where an argument requires it, and once. 
 operators as they are; under autocast they compute in float32, as PyTorch's own losses do. CPU tensors are
 used where they lie, and so are those on CUDA devices, on PyTorch's current stream.
 
-There are second derivatives of losses of elements, by one argument. Others, forward-mode derivatives and the
-transforms of ``torch.func`` are refused.
+There are second derivatives of losses of elements, by one argument. Others, forward-mode derivatives and
+``torch.func.grad`` raise an error.
 """
 
 import itertools
@@ -31,6 +31,7 @@ try:
     import torch
 except ImportError as error:
     raise ImportError("numbaloss.torch needs PyTorch: pip install torch") from error
+from torch.autograd import forward_ad
 
 from .arguments import Option
 from .call import resolve_normalizer
@@ -92,7 +93,12 @@ def scaled(gradient: Any, upstream: Any, axes: Sequence[int]) -> Any:
     return gradient.mul_(upstream)
 
 
+# PyTorch says so nowhere else; where it does not, nothing is overwritten.
 _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+_wrappers = tuple(
+    getattr(getattr(torch._C, "_functorch", None), name, lambda tensor: True)
+    for name in ("is_functorch_wrapped_tensor", "is_legacy_batchedtensor")
+)
 
 
 def is_free(gradient: Any, upstream: Any) -> bool:
@@ -100,7 +106,7 @@ def is_free(gradient: Any, upstream: Any) -> bool:
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
     plain = type(gradient) is torch.Tensor and type(upstream) is torch.Tensor
-    return plain and not _keeps_graph() and not torch._C._functorch.is_functorch_wrapped_tensor(upstream)
+    return plain and not _keeps_graph() and not any(wraps(upstream) for wraps in _wrappers)
 
 
 # ---- operators ----------------------------------------------------------------------------------------
@@ -145,8 +151,8 @@ class Operators:
         fields = self.cls.fields.items()
         self.types = {n: type_in_schema(loss.__name__, n, f) for n, f in fields if not f.array}
         self.types["normalizer"] = "float?"
-        chunking = [self.names.index(n) for n, kind in self.types.items() if kind == CHUNKING]
-        self.chunking, self.reduction = (*chunking, None)[0], self.names.index("reduction")
+        self.chunkings = [self.names.index(n) for n, kind in self.types.items() if kind == CHUNKING]
+        self.reduction = self.names.index("reduction")
         self.made: dict[tuple[str, ...], str] = {}
         self.lock = threading.Lock()
 
@@ -198,9 +204,9 @@ class Operators:
         for n, k in self.arrays.items():
             if values[k] is not None:
                 values[k] = as_array(self.loss.__name__, n, values[k])
-        k = self.chunking
-        if k is not None and values[k] is not None:
-            values[k] = LinearCrossEntropyOptions(*(size or None for size in values[k]))
+        for k in self.chunkings:
+            if values[k] is not None:
+                values[k] = LinearCrossEntropyOptions(*(size or None for size in values[k]))
         keywords = zip(self.names[self.positional :], values[self.positional :], strict=True)
         return tuple(values[: self.positional]), dict(keywords)
 
@@ -274,7 +280,8 @@ class Operators:
             ctx.save_for_backward(*output[1:], *(inputs[k] for k in ctx.places))
 
         def backward(ctx: Any, upstream: Any, *seconds: Any) -> Any:
-            gradients, kept = ctx.saved_tensors[: len(wrt)], ctx.saved_tensors[len(wrt) :]
+            saved = ctx.saved_tensors  # asked for once: a checkpoint computes them here
+            gradients, kept = saved[: len(wrt)], saved[len(wrt) :]
             given, found = list(ctx.others), [None] * len(ctx.others)
             for k, tensor in zip(ctx.places, kept, strict=True):
                 given[k] = tensor
@@ -403,10 +410,12 @@ def _function(operators: Operators) -> Callable[..., Any]:
     def call(*given: Any) -> Any:
         values = list(given)
         wrt: tuple[str, ...] = ()
-        recorded = torch.is_grad_enabled()
+        recorded, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
         for n, k in arrays:
             value = values[k]
             if isinstance(value, torch.Tensor):
+                if forward and forward_ad.unpack_dual(value).tangent is not None:
+                    raise NotImplementedError(f"{name}: no forward-mode derivative by {n}")
                 if recorded and value.requires_grad:
                     if n not in differentiable:
                         raise ValueError(

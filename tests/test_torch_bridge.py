@@ -438,6 +438,34 @@ def test_second_derivatives_that_are_refused(rng):
         second.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of PyTorch's own forward mode
+def test_other_derivatives():
+    """Forward mode and `torch.func.grad` are refused; upstream gradients may come in a batch."""
+    x, y = torch.randn(3), torch.zeros(3)
+    with torch.autograd.forward_ad.dual_level():
+        nt.mse_loss(x, y)
+        with pytest.raises(NotImplementedError, match="mse_loss: no forward-mode derivative by input"):
+            nt.mse_loss(torch.autograd.forward_ad.make_dual(x, x), y)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: nt.mse_loss(x, y), (x,), (x,))
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: nt.mse_loss(x, y))(x)
+    for reduction in ("none", "sum"):
+        found = torch.autograd.functional.jacobian(
+            lambda x, r=reduction: nt.mse_loss(x, y, reduction=r), x, vectorize=True
+        )
+        torch.testing.assert_close(found, torch.diag(2 * x) if reduction == "none" else 2 * x)
+
+
+def test_checkpoints_compute_again():
+    from torch.utils.checkpoint import checkpoint
+
+    x, y = torch.randn(3, requires_grad=True), torch.zeros(3)
+    value = checkpoint(lambda x: nt.mse_loss(x * 1, y), x, use_reentrant=False)
+    (gradient,) = torch.autograd.grad(value * 2, x)
+    torch.testing.assert_close(gradient, 4 * x.detach() / 3)
+
+
 # ---- losses of one's own, and modules -------------------------------------------------------------------
 
 
