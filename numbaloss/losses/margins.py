@@ -114,8 +114,8 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> nl.sigmoid_focal_loss(np.array([0.0, 4.0]), np.ones(2), reduction="none").round(8)
-    array([4.332170e-02, 1.470000e-06])
+    >>> nl.sigmoid_focal_loss(np.array([0.0, 2.0]), np.ones(2), reduction="none").round(4)
+    array([0.0433, 0.0005])
     """
 
     alpha: float = between(0.25, -1.0, 1.0)
