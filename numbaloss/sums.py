@@ -249,13 +249,18 @@ def _elements(classes: tuple[type[ElementwiseLoss], ...]) -> type[_Fused]:
         "value": _sum_of("value", classes, names, absent),
         **{f"slope_{n}": _sum_of(f"slope_{n}", classes, names, absent) for n in sorted(common)},
         **{s: _sum_of(s, classes, names, absent) for s in sorted(curvatures)},
-        "residual": all(c.residual for c in classes),
+        "residual": all(c.residual and _bounded(c) for c in classes),
         "domains": {n: _narrowest([c.operands[n] for c in classes]) for n in names},
         "weight_in_divisor": first.weight_in_divisor and alike,
         "_differs": frozenset(set.union(*slopes) - common),
         "_shared": ("reduction",),
     }
     return _class(classes, ElementwiseLoss, fields, body)
+
+
+def _bounded(cls: type[ElementwiseLoss]) -> bool:
+    """Return whether a loss has its majorizer whatever its options are."""
+    return cls._check_policy.__func__ is ElementwiseLoss._check_policy.__func__  # type: ignore[attr-defined]
 
 
 def _scores(classes: tuple[type[ScoreLoss], ...]) -> type[_Fused]:

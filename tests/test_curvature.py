@@ -275,3 +275,11 @@ def test_sums(pair):
     apart = nl.MSELoss(reduction="sum") + nl.HuberLoss()
     with pytest.raises(ValueError, match="not computed in one pass"):
         apart.value_grad_hess(x, t, floor=1.0)
+
+
+def test_a_power_above_the_square_has_no_majorizer(pair):
+    x, t = pair
+    options = dict(reduction="sum", curvature="majorizer")
+    assert np.isfinite(nl.general_robust_loss.value_grad_hess(x, t, alpha=2.0, **options)[2]).all()
+    with pytest.raises(ValueError, match="general_robust_loss: there is no curvature 'majorizer' with alpha"):
+        nl.general_robust_loss.value_grad_hess(x, t, alpha=2.5, **options)

@@ -429,6 +429,15 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
         power = math.power(size, alpha) * math.exp(0.5 * alpha * rest)
         return math.where(far & (abs(t) > 0.7), (power - 1) / k, near)
 
+    @classmethod
+    def _check_policy(cls, settings):
+        if settings.policy == "majorizer" and settings.options["alpha"] > 2:
+            raise ValueError(
+                f"{cls.function.__name__}: there is no curvature 'majorizer' with alpha above 2, where the loss "
+                f"grows faster than the square, got {settings.options['alpha']}"
+            )
+        super()._check_policy(settings)
+
 
 pseudo_huber_loss = PseudoHuberLoss.function
 log_cosh_loss = LogCoshLoss.function
