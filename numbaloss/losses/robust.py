@@ -433,8 +433,8 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
     def _check_policy(cls, settings):
         if settings.policy == "majorizer" and settings.options["alpha"] > 2:
             raise ValueError(
-                f"{cls.function.__name__}: there is no curvature 'majorizer' with alpha above 2, where the loss "
-                f"grows faster than the square, got {settings.options['alpha']}"
+                f"{cls.function.__name__}: there is no curvature 'majorizer' with alpha above 2, where the "
+                f"loss grows faster than the square, got {settings.options['alpha']}"
             )
         super()._check_policy(settings)
 
