@@ -42,6 +42,7 @@ __all__ = [
     "ScoreLoss",
     "VectorLoss",
     "arguments",
+    "boosting",
     "derive",
     "elementwise_loss",
     "free_memory",
@@ -57,6 +58,6 @@ del binary, embedding, linear, multiclass, multilabel, regression, sequence
 
 
 def __getattr__(name: str) -> object:
-    if name == "testing":  # imported when it is asked for, so that importing the library stays quick
-        return importlib.import_module(f"{__name__}.testing")
+    if name in ("boosting", "testing"):  # when they are asked for, so that importing the library stays quick
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
