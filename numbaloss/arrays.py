@@ -83,8 +83,11 @@ def check_out(loss: str, name: str, out: Any, like: Any, inputs: Sequence[tuple[
         raise TypeError(f"{loss}: out for {name} is a masked array; pass its data")
     if out.shape != like.shape:
         raise ValueError(f"{loss}: out for {name} must have shape {like.shape}, got {out.shape}")
-    if out.dtype != like.dtype.newbyteorder("="):
-        raise TypeError(f"{loss}: out for {name} must be {like.dtype.name}, got {out.dtype.name}")
+    own = like.dtype.newbyteorder("=")
+    if out.dtype != own and (code_of(out.dtype) is None or out.itemsize >= like.itemsize):
+        raise TypeError(
+            f"{loss}: out for {name} must be {own.name} or a narrower float, got {out.dtype.name}"
+        )
     if not out.flags.writeable:
         raise ValueError(f"{loss}: out for {name} is read-only")
     if not out.flags.aligned:

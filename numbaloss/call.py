@@ -29,6 +29,8 @@ from .kernels.spec import (
 from .loss import Binding, Loss
 from .quick import Prepared, is_said, never, prepare, signature, with_outputs
 
+ADDS: arguments.Option = arguments.flag(False)
+
 
 class Settings:
     """A call's checked options and `wrt`.
@@ -42,6 +44,8 @@ class Settings:
         Arguments to differentiate.
     single : bool
         Whether `wrt` was a name, and no tuple.
+    adds : bool
+        Whether outputs are added to what is there.
     """
 
     def __init__(self, cls: type[Loss], mode: str, call: Mapping[str, Any]) -> None:
@@ -55,6 +59,7 @@ class Settings:
         cls._check_options(self.options)
         self.wrt, self.single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
         self.reduction: str = self.options["reduction"]
+        self.adds: bool = ADDS.check(name, "accumulate", call.get("accumulate", False))
 
 
 # ---- the order of a call ------------------------------------------------------------------------------
@@ -119,9 +124,15 @@ class Evaluation:
 
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
-        outputs, settings = self.outputs, self.settings
+        outputs, settings, backend = self.outputs, self.settings, self.backend
         written = {n: as_plain(o) for n, o in outputs.items()}
-        value = self.cls._run_problem(settings, self.problem, written, self.call, self.backend)
+        into = written
+        if settings.adds:
+            into = {n: backend.empty_like(o, self.problem.arithmetic) for n, o in written.items()}
+        value = self.cls._run_problem(settings, self.problem, into, self.call, backend)
+        if settings.adds:
+            for n, o in written.items():
+                backend.add(o, into[n])
         if self.mode == VALUE:
             return value
         gradients = tuple(outputs[n] for n in settings.wrt)
@@ -136,7 +147,7 @@ class Evaluation:
         None of a call that is more than one run: it may hold a function of the caller's, which is not kept.
         """
         outputs, repeat = self.outputs, self.backend.repeat
-        if not self.cls._runs_once(self.problem, outputs):
+        if self.settings.adds or not self.cls._runs_once(self.problem, outputs):
             return None
         made = () if self.call.get("out") is not None else tuple(outputs)
         again = repeat(self.problem, outputs, made, values, self.mode != GRAD)
@@ -152,6 +163,8 @@ def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: An
     names = (*wrt, "curvature") if settings.mode == VALUE_GRAD_HESS else wrt
     out = call.get("out")
     if out is None:
+        if settings.adds:
+            raise TypeError(f"{name}: accumulate adds to out, which is not given")
         outs: tuple[Any, ...] = (None,) * len(names)
     elif len(names) == 1 and settings.single:
         outs = (out,)

@@ -22,7 +22,12 @@ from .kernels.spec import GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS,
 registry: dict[str, "LossFunction"] = {}
 
 COMMON = ("sample_weight", "normalizer")
-GRADIENT = ("wrt", "out", "grad_output")
+GRADIENT = {
+    "wrt": ("str | tuple[str, ...] | None", None),
+    "out": ("Any", None),
+    "accumulate": ("bool", False),
+    "grad_output": ("float | Array | None", None),
+}
 
 COMMON_DOC = """
 sample_weight : array, optional
@@ -39,9 +44,12 @@ wrt : str or tuple of str, optional
     The arguments to differentiate. A name gives an array, a tuple gives a tuple in that order.
     Default: {default}.
 out : array or tuple of arrays, optional
-    Receives the gradient. It may be the very argument it is the gradient of, which it then overwrites. A call
-    that raises has overwritten no argument; another array holds numbers of no meaning then, if a value of an
-    element was out of its domain.
+    Receives the gradient: of its argument's shape, in any layout, of its dtype or a narrower floating one. It
+    may be the very argument it is the gradient of, which it then overwrites. A call that raises has
+    overwritten no argument; another array holds numbers of no meaning then, if a value of an element was out
+    of its domain.
+accumulate : bool, default False
+    Add to `out` what would be stored there. The sum is rounded once; a call that raises has added nothing.
 grad_output : float or array, optional
     Upstream gradient: a number, or an array of the value's shape for ``reduction='none'``. Also the place
     for a loss scale.
@@ -397,14 +405,13 @@ class Loss(Modes):
         kind = P.KEYWORD_ONLY if cls._keyword_only and cls._function_keyword_only else P.POSITIONAL_OR_KEYWORD
         parameters = [P(n, P.POSITIONAL_OR_KEYWORD, annotation="Array") for n in cls._required]
         parameters += [P(n, kind, default=f.default, annotation=f.annotation) for n, f in cls.fields.items()]
-        extra = {"sample_weight": "Array | None", "normalizer": "float | None"}
+        extra: dict[str, tuple[str, Any]] = {
+            "sample_weight": ("Array | None", None),
+            "normalizer": ("float | None", None),
+        }
         if mode != VALUE:
-            extra |= {
-                "wrt": "str | tuple[str, ...] | None",
-                "out": "Any",
-                "grad_output": "float | Array | None",
-            }
-        parameters += [P(n, P.KEYWORD_ONLY, default=None, annotation=a) for n, a in extra.items()]
+            extra |= GRADIENT
+        parameters += [P(n, P.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in extra.items()]
         return inspect.Signature(parameters)
 
     _function_keyword_only: ClassVar[bool] = False

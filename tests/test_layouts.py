@@ -225,7 +225,7 @@ def window(x):
     [
         (lambda x, y: np.empty((4, 6)), ValueError, r"out for input must have shape \(6, 4\), got \(4, 6\)"),
         (lambda x, y: np.empty(24), ValueError, r"out for input must have shape \(6, 4\), got \(24,\)"),
-        (lambda x, y: np.empty((6, 4), "f4"), TypeError, "out for input must be float64, got float32"),
+        (lambda x, y: np.empty((6, 4), "i4"), TypeError, "float64 or a narrower float, got int32"),
         (lambda x, y: np.empty((6, 4), ">f8"), TypeError, "out for input must be"),
         (lambda x, y: read_only(np.empty((6, 4))), ValueError, "out for input is read-only"),
         (lambda x, y: y, ValueError, "out for input overlaps target"),

@@ -38,6 +38,12 @@ def assign(target: np.ndarray, source: Any) -> None:
     target[...] = source
 
 
+@np.errstate(all="ignore")
+def add(target: np.ndarray, source: np.ndarray) -> None:
+    """Add an array to another, which may be narrower: in the source's dtype, rounded once."""
+    np.add(target, source, out=target, casting="unsafe")
+
+
 def sum_dtype(arithmetic: np.dtype) -> np.dtype:
     """Return the dtype of arrays that will be added up."""
     return DOUBLE

@@ -11,6 +11,7 @@ import numpy as np
 from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors
 from . import launch
 from .arithmetic import (
+    add,
     assign,
     divisor,
     empty,
@@ -28,6 +29,7 @@ from .arithmetic import (
 from .memory import free_memory
 
 __all__ = [
+    "add",
     "assign",
     "describe",
     "divisor",

@@ -108,6 +108,7 @@ FRAMES_AT, COUNTS_AT, LABELS_AT, FACTORS_AT, LOSSES_AT = range(13, 18)
 SCRATCH, ROOM, WORKER_COUNT = range(18, 21)  # memory, and bytes of it for a worker
 FORWARD_AT, BACKWARD_AT = range(21, 23)  # addresses; 0 where no gradient is asked for
 STORED_SIZE = (8, 4, 2, 2)  # bytes of an element, by its code
+STORED_TYPES: tuple[Any, ...] = (np.float64, np.float32, np.uint16, np.uint16)
 RECORDS = 6  # numbers for each sequence: the five above, and room for halves
 run_read, run_forward, run_backward = caller(types.int64, 4), caller(types.float64, 3), caller(types.int64, 5)
 
@@ -115,6 +116,7 @@ run_read, run_forward, run_backward = caller(types.int64, 4), caller(types.float
 T: Any = np.float32
 ITEM: Any = 4
 STORED: Any = np.float32(0)  # of the type that a log-probability is stored as
+WRITTEN: Any = np.float32(0)  # of the type that a gradient is stored as
 GRAD: Any = True
 CONTIGUOUS: Any = True  # of `backward`: classes are in one piece
 ZERO: Any = np.float32(0)
@@ -365,7 +367,7 @@ def backward(context, n, memory, written, invalid):
             fill(there, same, classes)
         else:
             for i in range(classes):
-                at_address(there + i * into, STORED)[0] = same
+                at_address(there + i * into, WRITTEN)[0] = same
     width, size = padded(count + 1), padded(classes)
     row, share = width + LANES, width * ITEM
     m = at_address(memory, ZERO)
@@ -394,10 +396,10 @@ def backward(context, n, memory, written, invalid):
             p[labels[i]] -= m[now + row + i]
         if CONTIGUOUS:
             for i in range(classes):
-                at_address(there, STORED)[i] = encode(p[i] * factor)
+                at_address(there, WRITTEN)[i] = encode(p[i] * factor)
         else:
             for i in range(classes):
-                at_address(there + i * into, STORED)[0] = encode(p[i] * factor)
+                at_address(there + i * into, WRITTEN)[0] = encode(p[i] * factor)
         shares -= SHARES * share
         if t:
             a = memory + now * ITEM
@@ -555,8 +557,8 @@ def drive(recipe, numbers, arrays, task, fork):
                 return 0.0, UNFIT
         step = at_address(strides_of(log_probs), 0)[rank - 1]
         into = at_address(strides_of(gradient), 0)[rank - 1]
-        size = STORED_SIZE[r[LOG_PROBS]]
-        if not r[ANYWHERE] and classes > 1 and (step != size or into != size):
+        straight = step == STORED_SIZE[r[LOG_PROBS]] and into == STORED_SIZE[r[GRADIENT]]
+        if not r[ANYWHERE] and classes > 1 and not straight:
             missing = MISSING_ANYWHERE
     if not r[GATHER_INTEGERS] and at_address(strides_of(targets), 0)[axes - 1] != 8 and most > 1:
         missing |= MISSING_COPIES
@@ -661,11 +663,11 @@ HALVES = {FLOAT16: (from_float16, to_float16), BFLOAT16: (from_bfloat16, to_bflo
 
 
 @cache
-def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], str]:
-    """What `sequences` is bound to, and a name for it."""
-    single = dtype == np.float32
+def scope_of(dtype: np.dtype, code: int, to: int | None = None) -> tuple[dict[str, Any], str]:
+    """What `sequences` is bound to, and a name for it: `to` is the code of a gradient that is asked for."""
+    single, grad = dtype == np.float32, to is not None
     form, real = (math.SINGLE, types.float32) if single else (math.DOUBLE, types.float64)
-    name = f"{dtype.name}_{code}_{'gradient' if grad else 'value'}"
+    name = f"{dtype.name}_{code}_{f'gradient_{to}' if grad else 'value'}"
 
     def bound(template: Any, scope: dict[str, Any], options: dict[str, Any] = HELPER) -> Any:
         return bind(template, scope, name, name, njit(**options))
@@ -674,16 +676,16 @@ def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], st
     number = dict(T=T, GRAD=grad, ZERO=T(0), ONE=T(1), INFINITY=T(np.inf), NAN=T(np.nan))
     scope = number | pairs_in(form) | dict(LOWEST=dtype.type(2.0 ** LEAST[dtype.type]))
     advancing, retreating = bound(_advance, scope, APART), bound(_retreat, scope, APART) if grad else None
-    if code in HALVES:
-        widen, narrow = HALVES[code]
-        stored: Any = np.uint16
-        decode, encode = bound(from_bits, number | dict(widen=widen)), bound(to_bits, dict(narrow=narrow))
-    else:
-        stored = np.float64 if code == FLOAT64 else np.float32
-        decode, encode = bound(wide, number), bound(as_stored, dict(STORED_TYPE=stored))
+    decode = bound(from_bits, number | dict(widen=HALVES[code][0])) if code in HALVES else bound(wide, number)
+    encode = None
+    if to in HALVES:
+        encode = bound(to_bits, dict(narrow=HALVES[to][1]))
+    elif to is not None:
+        encode = bound(as_stored, dict(STORED_TYPE=STORED_TYPES[to]))
     scope |= dict(
         ITEM=dtype.itemsize,
-        STORED=stored(0),
+        STORED=STORED_TYPES[code](0),
+        WRITTEN=STORED_TYPES[code if to is None else to](0),
         decode=decode,
         encode=encode,
         exp=math.CPU[real]["exp"],
@@ -694,16 +696,19 @@ def scope_of(dtype: np.dtype, code: int, grad: bool) -> tuple[dict[str, Any], st
 
 
 @cache
-def forward_address(dtype: np.dtype, code: int, grad: bool) -> int:
-    """The address of `forward` for arithmetic in a dtype and a code of storage, with shares or without."""
-    scope, name = scope_of(dtype, code, grad)
+def forward_address(dtype: np.dtype, code: int, to: int | None) -> int:
+    """The address of `forward` for arithmetic in a dtype and a code of storage.
+
+    With a code of a gradient, whatever it is, it stores shares for `backward`.
+    """
+    scope, name = scope_of(dtype, code, None if to is None else code)
     return compile_function(forward, scope, name, name, types.float64(*[types.int64] * 3))
 
 
 @cache
-def backward_address(dtype: np.dtype, code: int, anywhere: bool) -> int:
+def backward_address(dtype: np.dtype, code: int, to: int, anywhere: bool) -> int:
     """The address of `backward`; a frame's classes are in one piece, or anywhere."""
-    scope, name = scope_of(dtype, code, True)
+    scope, name = scope_of(dtype, code, to)
     name = f"{name}_strided" if anywhere else name
     scope = scope | {"CONTIGUOUS": not anywhere}
     return compile_function(backward, scope, name, name, types.int64(*[types.int64] * 5))
@@ -754,6 +759,7 @@ def pack(p: Sequences, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch
     """Return a launch of `drive`."""
     w, dtype, code = p.weighting, p.arithmetic, code_of(p.log_probs.dtype)
     grad, terms = outputs.get("log_probs"), outputs.get(TERMS)
+    to = None if grad is None else code_of(grad.dtype)
     integers = [readable(a) for a in (p.targets, p.input_lengths, p.target_lengths)]
     weights = [
         a.astype(dtype) if a is not None and code_of(a.dtype) is None else a
@@ -765,11 +771,11 @@ def pack(p: Sequences, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch
     anywhere = any(a is not None and a.strides[-1] != a.itemsize for a in (p.log_probs, grad))
     mean, weighted = w.reduction == "mean", floats[:2] != [ABSENT] * 2
     recipe = (
-        *(code, *kinds, ABSENT if grad is None else code, *floats),
+        *(code, *kinds, ABSENT if to is None else to, *floats),
         *(p.blank, p.zero_infinity, mean, mean and w.divisor is None, dtype.itemsize),
         *(numba.config.NUMBA_NUM_THREADS, anywhere),
-        forward_address(dtype, code, grad is not None),
-        0 if grad is None else backward_address(dtype, code, anywhere),
+        forward_address(dtype, code, to),
+        0 if to is None else backward_address(dtype, code, to, anywhere),
         reader(copied, weighted),
         strided.gatherer(SINGLE) if HALVES.keys() & set(floats[:2]) else 0,
         strided.scatterer(SINGLE) if floats[2] in HALVES else 0,
@@ -780,18 +786,18 @@ def pack(p: Sequences, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch
     new = tuple(NEW[n] for n in made)
     return Launch(
         entry(), np.array(recipe, np.int64), numbers, arrays, task_address(), PARALLEL_FROM, new,
-        complete(dtype, code, weighted),
+        complete(dtype, code, to, weighted),
     )  # fmt: skip
 
 
 @cache
-def complete(dtype: np.dtype, code: int, weighted: bool) -> Any:
+def complete(dtype: np.dtype, code: int, to: int | None, weighted: bool) -> Any:
     """Return a function that compiles what a recipe misses."""
 
     def with_missing(recipe: np.ndarray, status: int) -> None:
         missing = INCOMPLETE - status
-        if missing & MISSING_ANYWHERE:
-            recipe[BACKWARD], recipe[ANYWHERE] = backward_address(dtype, code, True), 1
+        if missing & MISSING_ANYWHERE and to is not None:
+            recipe[BACKWARD], recipe[ANYWHERE] = backward_address(dtype, code, to, True), 1
         if missing & MISSING_COPIES:
             recipe[READ], recipe[GATHER_INTEGERS] = reader(True, weighted), strided.integer_gatherer()
 
@@ -872,9 +878,9 @@ def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
         compile_drive(drive),
         task_address(),
         reader(False, False),
-        forward_address(dtype, code, False),
-        forward_address(dtype, code, True),
-        backward_address(dtype, code, False),
+        forward_address(dtype, code, None),
+        forward_address(dtype, code, code),
+        backward_address(dtype, code, code, False),
     )
 
 

@@ -74,7 +74,6 @@ from .labels import (
     numbers_of,
 )
 from .launch import INCOMPLETE, OK, UNFIT, Launch, New
-from .launch import TERMS as OUT_TERMS
 from .native import (
     HELPER,
     NO_MEMORY,
@@ -101,10 +100,10 @@ from .target import add_lanes, derivatives, new_lanes, sum_of_lanes
 
 # Of a recipe, further than what all families of class scores have.
 TERMS_BLOCK = FURTHER  # the addresses of the blocks; 0 for one that is not asked for
-GRADIENT_BLOCK = FURTHER + 1
-ORDER_AXES = FURTHER + 2  # the address of `arrange.order_axes`; 0 where all arrays are in C order
-IGNORE = FURTHER + 3  # the label of rows that do not count
-RECIPE = FURTHER + 4
+GRADIENT_BLOCK = FURTHER + 1  # that of the gradient, then of the curvature
+ORDER_AXES = FURTHER + 3  # the address of `arrange.order_axes`; 0 where all arrays are in C order
+IGNORE = FURTHER + 4  # the label of rows that do not count
+RECIPE = FURTHER + 5
 
 # A block's places, in int64.
 SCORES = 0  # the address of the scores, or of the gradient
@@ -413,7 +412,7 @@ def nll(recipe, numbers, arrays, task, fork):
             places[WHOLE_AT] = whole
             places[COUNT] = rows * classes
             # The curvature is zero.
-            run_block(r[GRADIENT_BLOCK], (places_at, rows if k == GRADIENT else 0))
+            run_block(r[GRADIENT_BLOCK + k - GRADIENT], (places_at, rows if k == GRADIENT else 0))
     release(room)
     return total / divisor, OK
 
@@ -436,10 +435,11 @@ def pack(p: Picks, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> Lau
     """Pack a problem for the driver."""
     arrays = arrays_of(p, outputs)
     recipe = begin_recipe(p, arrays, RECIPE)
-    code = code_of(p.input.dtype)  # of the gradient and the curvature too
-    recipe[TERMS_BLOCK] = compile_block(nll_terms, p.functions, code, p.arithmetic)
-    if outputs.keys() - {OUT_TERMS}:
-        recipe[GRADIENT_BLOCK] = compile_block(nll_gradient, p.functions, code, p.arithmetic)
+    recipe[TERMS_BLOCK] = compile_block(nll_terms, p.functions, code_of(p.input.dtype), p.arithmetic)
+    for k in range(GRADIENT, ARRAYS):
+        if recipe[CODES + k] != ABSENT:
+            block = compile_block(nll_gradient, p.functions, int(recipe[CODES + k]), p.arithmetic)
+            recipe[GRADIENT_BLOCK + k - GRADIENT] = block
     if not all(a is None or a.flags.c_contiguous for a in (p.input, *arrays[GRADIENT:])):
         recipe[ORDER_AXES] = order_axes_address()
     recipe[IGNORE] = p.ignore_index

@@ -15,6 +15,7 @@ from .elementwise import over as over_scaled
 from .fold import fold
 
 __all__ = [
+    "add",
     "assign",
     "empty",
     "empty_like",
@@ -51,6 +52,11 @@ def empty_like(array: DeviceArray, dtype: Any = None, shape: tuple[int, ...] | N
 def assign(target: DeviceArray, source: DeviceArray) -> None:
     """Copy an array to another."""
     target.assign(source)
+
+
+def add(target: DeviceArray, source: DeviceArray) -> None:
+    """Add an array to another, which may be narrower: in the source's dtype, rounded once."""
+    target.assign(combined(SUM, target, source, source.dtype))
 
 
 def sum_dtype(arithmetic: np.dtype) -> np.dtype:

@@ -16,6 +16,7 @@ from ..devices import is_device_array
 from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors, code_of
 from . import driver, libraries, record
 from .arithmetic import (
+    add,
     assign,
     empty,
     empty_like,
@@ -36,6 +37,7 @@ from .libraries import Library, Location
 from .record import signature
 
 __all__ = [
+    "add",
     "assign",
     "describe",
     "divisor",

@@ -22,7 +22,10 @@ from ..kernels.spec import (
     Scalars,
     Weighting,
 )
-from ..loss import Binding, Loss, plain_function
+from ..loss import GRADIENT, Binding, Loss, plain_function
+
+# Settings of the gradient's call, beside `wrt`.
+HOW = ("accumulate",)
 
 
 class ElementSettings(Settings):
@@ -189,6 +192,7 @@ class ElementwiseLoss(Loss):
         """Check a call's options and `wrt`, or find them checked."""
         given = [(n, call[n]) for n, f in cls.fields.items() if not f.array and n in call]
         wrt = call.get("wrt")
+        given += [(n, call[n]) for n in HOW if n in call]
         key = mode, tuple(wrt) if isinstance(wrt, list) else wrt, *((n, type(v), v) for n, v in given)
         try:
             found = cls._made.settled.get(key)
@@ -299,7 +303,7 @@ class ElementwiseLoss(Loss):
         The value is there where the divisor is a sum of weights too: then d(sum w l / sum w) is
         (l - value) / sum w.
         """
-        valued = {n: v for n, v in call.items() if n not in ("wrt", "out", "grad_output")}
+        valued = {n: v for n, v in call.items() if n not in GRADIENT}
         # Terms and value of the arithmetic's dtype, which may be the weight's alone.
         first = cls._arrays[0]
         valued[first] = as_array(problem.name, first, call[first]).astype(problem.arithmetic, copy=False)

@@ -36,6 +36,7 @@ ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class,
 DTYPES = {n: np.dtype(n) for n in ("float32", "float64", "float16")} | {
     "bfloat16": np.dtype(ml_dtypes.bfloat16)
 }
+NARROWER = {"float64": np.float32, "float32": np.float16}
 POISONS = 0x7FF4DEADFFC0BEEF, 0x3F9D70A43F1D70A4
 
 
@@ -50,7 +51,7 @@ class Case:
     level: int = 0  # 0 runs always, 1 in a sweep, 2 with all
     wrt: tuple[str, ...] = ()
     mode: str = "value_and_grad"
-    out: str = ""  # "over" the arguments, or "strided"
+    out: str = ""  # "over" the arguments; "strided"; "narrow", of a narrower dtype; "added" to
     kind: type = CuPyArray
     offset: int = 0  # elements before an array that begins at a multiple of 256 bytes
     # Constants and functions of templates, by module and name, in place of theirs: the plan of a launch, say.
@@ -92,7 +93,9 @@ def call(c: Case, arrays: Arrays) -> dict[str, np.ndarray]:
     if c.mode == "__call__":
         given.pop("grad_output", None)
     if c.out:
-        rooms = [given[n] if c.out == "over" else put(c.kind, _strided(arrays[n])) for n in c.names]
+        rooms = [given[n] if c.out == "over" else put(c.kind, _strided(arrays[n], c.out)) for n in c.names]
+        if c.out == "added":
+            given["accumulate"] = True
         given["out"] = rooms[0] if one else tuple(rooms)
     required = [given.pop(n) for n in c.loss.Class._required if n in given]
     made = getattr(c.loss, c.mode)(*required, **given)
@@ -104,11 +107,19 @@ def call(c: Case, arrays: Arrays) -> dict[str, np.ndarray]:
     if c.out:
         assert all(g is o for g, o in zip(flat[len(value) :], rooms, strict=False))
     assert all(type(x) is c.kind for x in flat)
-    return {n: host(x) for n, x in zip([*value, *c.names, *curvature], flat, strict=True)}
+    found = {n: host(x) for n, x in zip([*value, *c.names, *curvature], flat, strict=True)}
+    if c.out == "added":
+        found.update({n: found[n] - THERE for n in c.names})
+    return found
 
 
-def _strided(a: np.ndarray) -> np.ndarray:
-    return np.zeros((*a.shape, 2), a.dtype)[..., 1].transpose()[::-1].transpose()
+THERE = 0.25  # in an output that is added to
+
+
+def _strided(a: np.ndarray, out: str) -> np.ndarray:
+    dtype = NARROWER[a.dtype.name] if out == "narrow" else a.dtype
+    there = np.full((*a.shape, 2), THERE if out == "added" else 0, dtype)
+    return there[..., 1].transpose()[::-1].transpose()
 
 
 def check(c: Case, cpu: bool = False, wanted: "Expected | None" = None) -> list[str]:
@@ -488,6 +499,8 @@ def general(loss: Any, options: Arrays) -> Iterator[Case]:
         plain = drawn(loss, shape)
         yield Case("in place", loss, plain, options, level=int(not some), out="over")
         yield Case("strided", loss, plain, {**options, "grad_output": -2.0}, level=1, out="strided")
+        yield Case("narrow", loss, plain, options, level=level, out="narrow")
+        yield Case("added", loss, plain, options, level=level, out="added", error=8)
         for kind in (Tensor, Plain):
             yield Case(kind.__name__, loss, plain, options, level=level, kind=kind)
     for offset, n in ((1, 1301), (0, 4097), (1, 4099)):
@@ -595,6 +608,8 @@ def scores() -> Iterator[Case]:
                 )
                 if level == 0 and dtype == "float32":
                     yield Case(f"{variant} in place", loss, plain, more, out="over", **how)
+                    yield Case(f"{variant} narrow", loss, plain, more, level=1, out="narrow", **how)
+                    yield Case(f"{variant} added", loss, plain, more, level=1, out="added", error=8, **how)
                     if variant != "slices":
                         yield from strange(variant, plain, more, how)
         for setting, options in SETTINGS.items():
@@ -874,6 +889,7 @@ def margins() -> Iterator[Case]:
         level = int(plan is not team)
         yield Case(f"{plan.variant} mean", loss, plain, level=level, **how)
         yield Case(f"{plan.variant} in place", loss, plain, level=level, wrt=("input",), out="over", **how)
+        yield Case(f"{plan.variant} narrow", loss, plain, level=level, wrt=("input",), out="narrow", **how)
         yield Case(f"{plan.variant} value", loss, plain, mode="__call__", level=1, **how)
         yield Case(f"{plan.variant} grad", loss, plain, mode="grad", level=1, wrt=("input",), **how)
     labels = np.full((5, 40), -1)
@@ -1056,6 +1072,8 @@ def sequences() -> Iterator[Case]:
                 options: Arrays = {"blank": blank, "reduction": "sum"}
                 yield Case(f"{name} joined {joined} blank {blank}", loss, arrays, options, **how)
         yield Case(f"{name} in place", loss, arrays, options, out="over", **how)
+        yield Case(f"{name} narrow", loss, arrays, options, level=1, out="narrow", **how)
+        yield Case(f"{name} added", loss, arrays, options, level=1, out="added", **how)
         for zero in (True, False):
             arrays = {**sequence_arrays(*tight), **row_numbers((13,))}
             arrays["targets"][8, :2] = 4  # what separates equal labels
