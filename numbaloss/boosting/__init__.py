@@ -10,9 +10,9 @@
 
 `xgboost`, `lightgbm`, `catboost` and `hist_gradient` take a loss of elements or of class scores, and give
 what the host calls. A raw score is the sum of the trees' leaves; a loss is of raw scores. Gradients and
-curvatures are those of the sum of the terms, each multiplied once by its sample weight: a mean would make them
-too small for all that hosts compare them with, as ``min_child_weight`` and regularisation. No host is imported
-before it is asked for.
+curvatures are those of the sum of the terms, each multiplied once by its sample weight: a mean would make
+them too small for all that hosts compare them with, as ``min_child_weight`` and regularisation. No host is
+imported before it is asked for.
 """
 
 from typing import Any
@@ -59,10 +59,10 @@ def xgboost(
 ) -> XGBoostObjective:
     """Make an objective of XGBoost's.
 
-    It is the ``obj`` of ``xgboost.train``, and the ``objective`` of the scikit-learn estimators; its ``metric``
-    is their ``custom_metric``, and ``eval_metric``. Class scores need ``num_class``; estimators set it where
-    there are more than two classes. Trees start at 0.5: give ``initial_score(target)`` as ``base_margin``,
-    to every set of data.
+    It is the ``obj`` of ``xgboost.train``, and the ``objective`` of the scikit-learn estimators; its
+    ``metric`` is their ``custom_metric``, and ``eval_metric``. Class scores need ``num_class``, which
+    estimators set where there are more than two classes. Trees start at 0.5, or 0: give
+    ``initial_score(target)`` as ``base_margin``, to every set of data.
     """
     return XGBoostObjective(loss, curvature, floor, options)
 
@@ -73,9 +73,9 @@ def lightgbm(
     """Make an objective of LightGBM's.
 
     It is ``params["objective"]`` of ``lightgbm.train``, and the ``objective`` of the scikit-learn estimators;
-    its ``metric`` is their ``feval``, and ``eval_metric``. Class scores need ``num_class``; estimators set it.
-    Trees start at 0: give ``initial_score(target)`` as ``init_score`` to every set of data, and add it to what
-    is predicted, which are raw scores, probabilities too.
+    its ``metric`` is their ``feval``, and ``eval_metric``. Class scores need ``num_class``; estimators set
+    it. Trees start at 0: give ``initial_score(target)`` as ``init_score`` to every set of data, and add it to
+    what is predicted, which are raw scores, probabilities too.
     """
     return LightGBMObjective(loss, curvature, floor, options)
 
@@ -87,8 +87,8 @@ def catboost(
 
     It is the ``loss_function``; its ``metric`` is the ``eval_metric``, without which CatBoost takes no
     objective. With exact curvature CatBoost compiles it, and rows of class scores have their whole Hessian;
-    with another it calls the loss's kernels, and the Hessian is diagonal. Class scores need ``classes_count``.
-    Trees start at 0: give ``initial_score(target)`` as the pool's ``baseline``.
+    with another it calls the loss's kernels, and the Hessian is diagonal. Class scores need
+    ``classes_count``. Trees start at 0: give ``initial_score(target)`` as the pool's ``baseline``.
     """
     return make(loss, curvature, floor, options)
 
@@ -96,10 +96,10 @@ def catboost(
 def hist_gradient(loss: Any, curvature: str = "exact", floor: float | None = None, **options: Any) -> Any:
     """Make a loss of scikit-learn's histogram-based gradient boosting.
 
-    It is the ``loss`` of ``HistGradientBoostingRegressor`` and ``HistGradientBoostingClassifier``: an instance
-    of scikit-learn's private ``BaseLoss``, which both take. Its ``metric`` is their ``scoring``. Trees start at
-    the best constant. A classifier of two classes has one score a row, and takes a loss of elements, such as
-    ``binary_cross_entropy_with_logits``; of more, a loss of class scores.
+    It is the ``loss`` of ``HistGradientBoostingRegressor`` and ``HistGradientBoostingClassifier``: an
+    instance of scikit-learn's private ``BaseLoss``, which both take. Its ``metric`` is their ``scoring``.
+    Trees start at the best constant. A classifier of two classes has one score a row, and takes a loss of
+    elements, such as ``binary_cross_entropy_with_logits``; of more, a loss of class scores.
     """
     from . import histogram  # scikit-learn is imported there
 

@@ -1,6 +1,9 @@
 """Objectives that are called: XGBoost's and LightGBM's."""
 
+import sys
 from typing import Any
+
+import numpy as np
 
 from .objective import Objective
 
@@ -51,7 +54,17 @@ class Metric:
         self.objective, self.__name__ = objective, objective.name
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        value = self.objective.mean(*arguments(y_true, y_pred, sample_weight))
+        total, weight = self.objective.sums(*arguments(y_true, y_pred, sample_weight))
         if self.objective.host == "lightgbm":
-            return self.__name__, value, False
+            return self.__name__, total / weight if weight else float("nan"), False
+        total, weight = of_all_workers(total, weight)
+        value = total / weight if weight else float("nan")
         return (self.__name__, value) if hasattr(y_pred, "get_label") else value
+
+
+def of_all_workers(*numbers: float) -> Any:
+    """Add up numbers of XGBoost's workers, which it takes the plain mean of, whatever rows each has."""
+    collective = sys.modules.get("xgboost.collective")
+    if collective is None or collective.get_world_size() == 1:
+        return numbers
+    return collective.allreduce(np.array(numbers), collective.Op.SUM).tolist()

@@ -44,7 +44,7 @@ def make(loss: Any, curvature: str, floor: float | None, options: dict[str, Any]
 
 def compile_derivatives(objective: Objective) -> Any:
     """Return the loss's derivatives for compiled code; None where they are not exact, or need more arrays."""
-    loss = objective.loss
+    loss: Any = objective.loss
     if objective.curvature != "exact" or objective.floor is not None:
         return None
     given = loss._options
@@ -113,8 +113,7 @@ class Metric:
     def evaluate(self, approxes: Any, target: Any, weight: Any) -> tuple[float, float]:
         """Return the mean times the sum of the weights, and that sum, of scores by class."""
         raw = np.array(approxes).T if self.objective.is_of_classes else approxes[0]
-        total = float(len(raw) if weight is None else np.sum(weight, dtype=np.float64))
-        return (self.objective.mean(raw, target, weight) * total if total else 0.0), total
+        return self.objective.sums(raw, target, weight)
 
     def get_final_error(self, error: float, weight: float) -> float:
         return error / weight if weight else float("nan")

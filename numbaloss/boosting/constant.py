@@ -8,8 +8,8 @@ import numpy as np
 def root(sums: Callable[[float], tuple[float, float, float]]) -> float:
     """Return where a sum is least.
 
-    Newton's steps from 0, between bounds where the slope changes sign. The bounds are halved where those steps
-    are of no use, as where there is no curvature.
+    Newton's steps from 0, between bounds where the slope changes sign. The bounds are halved where those
+    steps are of no use, as where there is no curvature.
 
     Parameters
     ----------

@@ -83,7 +83,7 @@ class Objective:
         more = weighing(weight)
         if self.curvature != "exact" or self.floor is not None:
             more |= {"curvature": self.curvature, "floor": self.floor}
-        write(self.loss, raw, target, out, more)
+        self.loss.value_grad_hess(raw, target, out=out, **more)
         return out
 
     def mean(self, raw: Any, target: Any, weight: Any = None) -> float:
@@ -92,6 +92,11 @@ class Objective:
         if not raw.shape[0]:
             return float("nan")
         return float(self.loss(raw, target, reduction="mean", **weighing(weight)))
+
+    def sums(self, raw: Any, target: Any, weight: Any = None) -> tuple[float, float]:
+        """Return the mean times the sum of the weights, and that sum: of parts of the rows both are added up."""
+        total = float(len(raw) if weight is None or not weight.size else weight.sum(dtype=np.float64))
+        return (self.mean(raw, target, weight) * total if total else 0.0), total
 
     def arranged(self, raw: Any, target: Any, weight: Any) -> tuple[Any, Any, Any]:
         """Return a call's arrays as the loss takes them, all in one place."""
@@ -116,8 +121,8 @@ class Objective:
     def initial_score(self, target: Any, weight: Any = None, classes: int | None = None) -> Any:
         """Return the raw score that, the same for all rows, minimises the weighted sum.
 
-        Found by Newton's method over the sums of gradients and curvatures. Where the minimum lies at infinity,
-        as for labels of a single class, it is a number beyond which almost nothing is gained.
+        Found by Newton's method over sums of gradients and curvatures. Where the minimum lies at infinity, as
+        for labels of a single class, it is a number beyond which almost nothing is gained.
 
         Parameters
         ----------
@@ -130,7 +135,7 @@ class Objective:
         Returns
         -------
         float, or array, (C)
-            The latter of float64. Where a loss is the same if all classes' scores move alike, they sum to zero.
+            The latter of float64. They sum to 0 where a loss is the same if all scores of a row move alike.
 
         Raises
         ------
@@ -221,14 +226,6 @@ def criterion_of(host: str, loss: Any, options: dict[str, Any]) -> Loss:
 def weighing(weight: Any) -> dict[str, Any]:
     """Return a weight as an argument, where there is one."""
     return {} if weight is None else {"sample_weight": weight}
-
-
-def write(loss: Loss, raw: Any, target: Any, out: tuple[Any, Any], more: dict[str, Any]) -> None:
-    """Compute gradient and curvature where they are wanted, which may be in a narrower dtype."""
-    if out[0].dtype == raw.dtype:
-        loss.value_grad_hess(raw, target, out=out, **more)
-        return
-    _, out[0][...], out[1][...] = loss.value_grad_hess(raw, target, **more)
 
 
 def labels_of(name: str, target: Any) -> Any:
