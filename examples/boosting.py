@@ -1,7 +1,7 @@
 """Gradient boosting of a loss that no booster has, on the diabetes data: too low a prediction costs more.
 
-The loss is a function of two lines. Each booster that is installed is trained with it, and with its own squared
-error, for the same number of rounds.
+The loss is a function of two lines. Each booster that is installed is trained with it, and with its own
+squared error, for the same number of rounds.
 
     python examples/boosting.py
 """

@@ -94,7 +94,7 @@ class Objective:
         return float(self.loss(raw, target, reduction="mean", **weighing(weight)))
 
     def sums(self, raw: Any, target: Any, weight: Any = None) -> tuple[float, float]:
-        """Return the mean times the sum of the weights, and that sum: of parts of the rows both are added up."""
+        """Return the mean times the sum of the weights, and that sum: parts of all rows are added up so."""
         total = float(len(raw) if weight is None or not weight.size else weight.sum(dtype=np.float64))
         return (self.mean(raw, target, weight) * total if total else 0.0), total
 
@@ -211,7 +211,7 @@ def criterion_of(host: str, loss: Any, options: dict[str, Any]) -> Loss:
             f"{host}: {name} is of numbers in [{domain[0]:g}, {domain[1]:g}], and trees give any: take a "
             "loss of scores, such as binary_cross_entropy_with_logits"
         )
-    if "reduction" in loss._named and loss.reduction not in ("sum", "none"):
+    if "reduction" in loss.__dict__.get("_named", ()) and loss.reduction not in ("sum", "none"):
         raise ValueError(
             f"{host}: reduction={loss.reduction!r} divides gradients by the number of rows, which makes them "
             "too small for min_child_weight and regularisation; leave it out: sums are taken"
