@@ -44,6 +44,11 @@ def focal(log_prob, rest, class_weight, gamma=2.0):
     return -class_weight * rest**gamma * log_prob
 
 
+@nl.score_loss
+def mixed(log_prob, cross_entropy, logsumexp):
+    return cross_entropy * (logsumexp + 0.3 * log_prob) + 0.2 * log_prob * logsumexp
+
+
 class Tilted(nl.ElementwiseLoss):
     """Quadratic, steeper above: with an option, and a link of its own."""
 
@@ -475,6 +480,41 @@ def test_arrays_come_together_on_a_device(monkeypatch):
     assert together(raw, None)[0] is raw
 
 
+CURVATURES = "curvature" in nl.mse_loss.Class._signature("value_grad_hess").parameters
+
+
+@pytest.mark.skipif(not CURVATURES, reason="value_grad_hess has no other curvature")
+@pytest.mark.parametrize("name", [*HOSTS, "hist_gradient"])
+def test_another_curvature_reaches_the_host(name):
+    x, y = np.array([-2.0, 0.3, 1.5]), np.array([0.0, 0.0, 1.0])
+    d = abs(x - y)
+    for options, wanted in (
+        ({"curvature": "majorizer"}, np.minimum(1, 1 / d)),
+        ({"floor": 0.25}, np.where(d <= 1, 1.0, 0.25)),
+    ):
+        objective = make(name, nl.huber_loss, **options)
+        if name == "catboost":
+            found = -objective.calc_ders_range(x, y, None)[:, 1]
+        elif name == "hist_gradient":
+            found = objective.gradient_hessian(y, x)[1]
+        else:
+            found = objective(y, x)[1]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        assert options.items() <= vars(getattr(objective, "objective", objective)).items()
+
+
+@pytest.mark.skipif(not CURVATURES, reason="value_grad_hess has no other curvature")
+def test_xgboost_grows_the_trees_of_its_own_softmax_by_its_own_curvature():
+    """With regularisation, which an exact curvature at half the rate would not withstand."""
+    xgb = host("xgboost")
+    data = xgb.DMatrix(X, label=TARGETS["softmax"], weight=WEIGHTS["weighted"])
+    params = {"nthread": 1, "max_depth": 3, "num_class": 3, "base_score": 0.5}
+    theirs = xgb.train({**params, "objective": "multi:softprob"}, data, ROUNDS)
+    objective = make("xgboost", nl.cross_entropy, curvature="gershgorin")
+    ours = xgb.train(params, data, ROUNDS, obj=objective)
+    assert_same_trees(ours, theirs, lambda b: b.predict(data, output_margin=True))
+
+
 # ---- CatBoost ------------------------------------------------------------------------------------------
 
 
@@ -504,7 +544,7 @@ SCORES = {
             "weight": np.array([1.0, 2.0, 0.5]),
         },
     ),
-    "poly1": (nl.poly1_cross_entropy, {"epsilon": 2.0, "label_smoothing": 0.1}),
+    "mixed": (mixed, {"label_smoothing": 0.1}),
 }
 
 
