@@ -261,6 +261,31 @@ SETTINGS: dict[str, list[tuple[Options, Points]]] = {
     ],
     "soft_margin_loss": [({}, elements("real", "signs"))],
     "hinge_embedding_loss": [({"margin": m}, elements("real", "signs")) for m in (1.0, -0.25)],
+    "quantile_loss": [({}, elements("real", "real", "unit"))],
+    "expectile_loss": [({"expectile": e}, elements("real", "real")) for e in (0.5, 0.75)],
+    "pseudo_huber_loss": [({"delta": d}, elements("real", "real")) for d in (1.0, 0.25, 1e4)],
+    "log_cosh_loss": [({}, elements("real", "real"))],
+    **{
+        name: [({"c": c}, elements("real", "real")) for c in (1.0, 0.25, 1e4)]
+        for name in (
+            "cauchy_loss", "arctan_loss", "geman_mcclure_loss", "welsch_loss", "tukey_biweight_loss",
+            "fair_loss",
+        )
+    },
+    "general_robust_loss": [
+        ({"alpha": a}, elements("real", "real"))
+        for a in (1.0, 2.0 - 2.0**-20, 2.0, 0.0, 1e-6, -1e-6, -2.0, 1.5, -20.0, -np.inf, 3.0)
+    ],
+    "gamma_nll_loss": [({}, elements("real", "positive"))],
+    "tweedie_nll_loss": [({"power": p}, elements("real", "positive")) for p in (1.5, 1.0625, 1.9375)],
+    "mape_loss": [({"eps": e}, elements("real", "real")) for e in (2.0**-52, 1.0)],
+    "msle_loss": [({}, elements("positive", "positive"))],
+    "squared_hinge_loss": [({}, elements("real", "signs"))],
+    "exponential_loss": [({}, elements("real", "signs"))],
+    "sigmoid_focal_loss": [
+        (o, elements("real", "unit"))
+        for o in ({}, {"alpha": -1.0, "gamma": 0.25}, {"alpha": 0.75, "gamma": 0.0})
+    ],
     "cross_entropy": [
         ({}, CLASS), (SMOOTH, CLASS), (SMOOTH, rows("unit")), (CAPPED, CLASS), ({}, rows("softmax")),
     ],

@@ -101,6 +101,93 @@ def hinge_embedding_loss(input: Any, target: Any, margin: Any = 1) -> Any:
     return (input if target != -1 else 0) + (max(mp.zero, margin - input) if target != 1 else 0)
 
 
+# Elements: robust, one-sided, relative
+
+
+def quantile_loss(input: Any, target: Any, quantiles: Any = None, quantile: Any = 0.5) -> Any:
+    q = quantile if quantiles is None else quantiles
+    return q * (target - input) if target > input else (1 - q) * (input - target)
+
+
+def expectile_loss(input: Any, target: Any, expectile: Any = 0.5) -> Any:
+    return (expectile if target > input else 1 - expectile) * (input - target) ** 2
+
+
+def pseudo_huber_loss(input: Any, target: Any, delta: Any = 1) -> Any:
+    return delta * (sqrt(delta**2 + (input - target) ** 2) - delta)
+
+
+def log_cosh_loss(input: Any, target: Any) -> Any:
+    return softplus(2 * (input - target)) - (input - target) - log(2)
+
+
+def cauchy_loss(input: Any, target: Any, c: Any = 1) -> Any:
+    return c**2 * log(1 + ((input - target) / c) ** 2) / 2
+
+
+def arctan_loss(input: Any, target: Any, c: Any = 1) -> Any:
+    return c**2 * mp.atan(((input - target) / c) ** 2) / 2
+
+
+def geman_mcclure_loss(input: Any, target: Any, c: Any = 1) -> Any:
+    return c**2 * (input - target) ** 2 / (c**2 + (input - target) ** 2) / 2
+
+
+def welsch_loss(input: Any, target: Any, c: Any = 2.985) -> Any:
+    return c**2 * (1 - exp(-(((input - target) / c) ** 2))) / 2
+
+
+def tukey_biweight_loss(input: Any, target: Any, c: Any = 4.685) -> Any:
+    return c**2 * (1 - max(mp.zero, 1 - ((input - target) / c) ** 2) ** 3) / 6
+
+
+def fair_loss(input: Any, target: Any, c: Any = 1) -> Any:
+    return c**2 * (abs(input - target) / c - log(1 + abs(input - target) / c))
+
+
+def general_robust_loss(input: Any, target: Any, alpha: Any = 1, c: Any = 1) -> Any:
+    z = ((input - target) / c) ** 2
+    if alpha == 2:
+        return z / 2
+    if alpha == 0:
+        return log(1 + z / 2)
+    if mp.isinf(alpha):
+        return 1 - exp(-z / 2) if alpha < 0 else exp(z / 2) - 1
+    b = abs(alpha - 2)
+    return b / alpha * ((z / b + 1) ** (alpha / 2) - 1)
+
+
+def gamma_nll_loss(input: Any, target: Any) -> Any:
+    return input + target * exp(-input)
+
+
+def tweedie_nll_loss(input: Any, target: Any, power: Any = 1.5) -> Any:
+    return exp((2 - power) * input) / (2 - power) - target * exp((1 - power) * input) / (1 - power)
+
+
+def mape_loss(input: Any, target: Any, eps: Any = 2.0**-52) -> Any:
+    return abs(input - target) / max(abs(target), mp.mpf(eps))
+
+
+def msle_loss(input: Any, target: Any) -> Any:
+    return log((1 + input) / (1 + target)) ** 2
+
+
+def squared_hinge_loss(input: Any, target: Any) -> Any:
+    return max(mp.zero, 1 - target * input) ** 2
+
+
+def exponential_loss(input: Any, target: Any) -> Any:
+    return exp(-target * input)
+
+
+def sigmoid_focal_loss(input: Any, target: Any, alpha: Any = 0.25, gamma: Any = 2) -> Any:
+    rest = (target + (1 - target) * exp(input)) / (1 + exp(input))
+    balance = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1
+    entropy = target * softplus(-input) + (1 - target) * softplus(input)
+    return balance * entropy * (rest**gamma if gamma else 1)
+
+
 # Scores of classes
 
 

@@ -21,7 +21,20 @@ from itertools import combinations
 from typing import Any
 
 from .freeze import frozen
-from .spec import STATISTICS, Linear, ScoreFunctions, Scores, VectorFunctions
+from .spec import (
+    ABSOLUTE,
+    EXACT,
+    FISHER,
+    GERSHGORIN,
+    GRADIENT,
+    MAJORIZER,
+    STATISTICS,
+    Linear,
+    Scalars,
+    ScoreFunctions,
+    Scores,
+    VectorFunctions,
+)
 
 OWN, MIXED, NORM = range(3)  # what moves together
 MOVES = {"log_prob": OWN, "rest": OWN, "cross_entropy": MIXED, "logsumexp": NORM}
@@ -208,6 +221,88 @@ def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
 def scales_with_masses(p: Scores | Linear) -> bool:
     """Whether a problem's rows are zero where their target's classes have no weight."""
     return not p.lse_square_scale and is_linear(p.functions)[1]
+
+
+# ---- what stands for the curvature --------------------------------------------------------------------
+
+
+def lift_curvature(scalars: Scalars, policy: str, variable: int, jets: Any) -> Any:
+    """Compile what stands for an element's second derivative by an operand.
+
+    Returns
+    -------
+    function ``(x, t, u, options, slope, curvature)``, or None where that is the second derivative itself
+    """
+    stated = [f for p, k, f in scalars.curvatures if (p, k) == (policy, variable)]
+    if stated:
+        definition, constant = jets.jit(frozen(stated[0])), jets.seed(scalars.arity, None, scalars.absent)
+        parts = jets.parts
+
+        @jets.jit
+        def by_hand(x, t, u, o, slope, curvature):
+            return parts(definition(*(constant(x, t, u) + o)), x)[0]
+
+        return by_hand
+
+    @jets.jit
+    def quotient(x, t, u, o, slope, curvature):
+        """The slope over the residual; where that is 0, the limit, which the other is nowhere above."""
+        bound = slope / (x - t if variable == 0 else t - x)
+        return bound if bound > curvature else curvature
+
+    @jets.jit
+    def absolute(x, t, u, o, slope, curvature):
+        return abs(curvature)
+
+    @jets.jit
+    def gradient(x, t, u, o, slope, curvature):
+        return abs(slope)
+
+    return {EXACT: None, MAJORIZER: quotient, ABSOLUTE: absolute, GRADIENT: gradient}[policy]
+
+
+def lift_score_curvature(policy: str, floored: bool, jets: Any) -> Any:
+    """Compile what stands for the second derivative by a score.
+
+    Of losses that are linear in their row's statistics the Hessian is `most` times diag(p) - p p', so it is
+    its own mean under the model; the sum of absolute values of its row is twice the diagonal; and its largest
+    eigenvalue is at most half of `most` (Böhning 1992).
+
+    Returns
+    -------
+    function ``(gradient, curvature, up, most, low)``, or None where that is the second derivative itself
+        `up` has multiplied gradient and curvature; `low` is what is not fallen below without it.
+    """
+    if policy in (EXACT, FISHER) and not floored:
+        return None
+    is_signed = policy in (EXACT, FISHER)
+
+    @jets.jit
+    def size(gradient, curvature, most):
+        if policy == GRADIENT:
+            return abs(gradient)
+        if policy == MAJORIZER:
+            return abs(most) * type(most)(0.5)
+        if policy == ABSOLUTE:
+            return abs(curvature)
+        if policy == GERSHGORIN:
+            return abs(curvature) + abs(curvature)
+        return curvature
+
+    @jets.jit
+    def stands(gradient, curvature, up, most, low):
+        found, negative = size(gradient, curvature, most), up < type(up)(0)
+        if not is_signed:
+            found = -found if negative else found
+        if floored:
+            least = low * up
+            if negative:
+                found = least if found > least else found
+            else:
+                found = least if found < least else found
+        return found
+
+    return stands
 
 
 # ---- functions of numbers -----------------------------------------------------------------------------

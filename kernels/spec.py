@@ -80,6 +80,16 @@ class Memo(dict[Any, Any]):
         super().__setitem__(key, value)
 
 
+# ---- what stands for the curvature --------------------------------------------------------------------
+
+# The second derivative; the curvature of a parabola above the loss that touches it; absolute values of the
+# second derivative and of the gradient; of class scores, the sum of the absolute values in a row of the
+# Hessian; the second derivative's mean under the model.
+EXACT, MAJORIZER, ABSOLUTE, GRADIENT, GERSHGORIN, FISHER = CURVATURES = (
+    "exact", "majorizer", "absolute", "gradient", "gershgorin", "fisher"
+)  # fmt: skip
+
+
 # ---- functions of one element -------------------------------------------------------------------------
 
 
@@ -89,7 +99,8 @@ class Scalars(NamedTuple):
     `value`, and `slopes` that replace derived ones (by operand), take the operands, then the options.
     An entry of `options` is None for a number given at run time, else the bool it is compiled with.
     `domains` has, per operand, the closed interval it must lie in and whether NaN may pass, or None; `absent`
-    has the numbers that stand for operands which the call does not give.
+    has the numbers that stand for operands which the call does not give. `curvatures` are stated by hand, as
+    slopes are: `MAJORIZER` or `FISHER`, the operand, the function.
     """
 
     name: str
@@ -99,6 +110,7 @@ class Scalars(NamedTuple):
     options: tuple[bool | None, ...] = ()
     domains: tuple[tuple[float, float, bool] | None, ...] = (None, None, None)
     absent: tuple[float | None, ...] = ()
+    curvatures: tuple[tuple[str, int, Callable[..., Any]], ...] = ()
 
 
 class Request(NamedTuple):
@@ -110,6 +122,8 @@ class Request(NamedTuple):
     wrt: tuple[int, ...] = ()  # operands to differentiate: an output each
     in_place: tuple[bool, ...] = ()  # per entry of `wrt`: the gradient overwrites its operand
     curvature: bool = False  # the second derivative by the one operand in `wrt` is the last output
+    policy: str = EXACT  # what stands for it
+    floored: bool = False  # it is at least a number, the last of those that a kernel is given
 
 
 # ---- functions of one row of class scores -------------------------------------------------------------
@@ -151,6 +165,8 @@ class ScoreRequest(NamedTuple):
     target_grad: bool = False  # that by the probabilities
     by_weight: bool = False  # `target_grad` is for the class weights: without them and without smoothing
     curvature: bool = False  # the diagonal of the Hessian
+    policy: str = EXACT  # what stands for it
+    floored: bool = False  # it is at least a number, the last of those that a kernel is given
     softcap: bool = False  # scores are capped first
     lse_square: bool = False  # the squared logsumexp is added to the value
 
@@ -284,6 +300,8 @@ class Elements(NamedTuple):
     shape: tuple[int, ...]  # of the terms
     dtype: Any  # that the arrays promote to
     arithmetic: Any
+    curvature: str = EXACT  # what stands for it
+    floor: float | None = None  # that it is not below, before what multiplies and divides the terms
 
 
 class Scores(NamedTuple):
@@ -303,6 +321,8 @@ class Scores(NamedTuple):
     weighting: Weighting
     dtype: Any
     arithmetic: Any
+    curvature: str = EXACT  # what stands for it
+    floor: float | None = None  # that it is not below, before what multiplies and divides a row's value
 
 
 class Picks(NamedTuple):

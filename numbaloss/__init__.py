@@ -17,12 +17,16 @@ from .kernels import math
 from .kernels.devices import free_memory, synchronize
 from .loss import Loss, LossFunction, registry
 from .losses import (
+    amounts,
     binary,
     embedding,
     linear,
+    margins,
     multiclass,
     multilabel,
+    quantiles,
     regression,
+    robust,
     sequence,
 )  # the definitions fill the registry
 from .losses.custom import elementwise_loss, score_loss, vector_loss
@@ -54,7 +58,19 @@ __all__ = [
     "vector_loss",
 ]
 __all__ += _losses
-del binary, embedding, linear, multiclass, multilabel, regression, sequence
+del (
+    amounts,
+    binary,
+    embedding,
+    linear,
+    margins,
+    multiclass,
+    multilabel,
+    quantiles,
+    regression,
+    robust,
+    sequence,
+)
 
 
 def __getattr__(name: str) -> object:

@@ -108,6 +108,11 @@ def positive(default: float) -> Any:
     return within(default, Interval(0.0, open_low=True), (0.25, 2.0))
 
 
+def length(default: float) -> Any:
+    """A number above zero that residuals are divided by: samples are about as large as those."""
+    return within(default, Interval(0.0, open_low=True), (1.0, 4.0))
+
+
 def non_negative(default: float) -> Any:
     """A number, zero or above."""
     return within(default, Interval(0.0), (0.0, 0.25, 2.0))
@@ -317,6 +322,21 @@ def counts() -> Operand:
 def rates() -> Operand:
     """Positive or any real numbers, as an option says: samples are positive."""
     return Operand(model=True, draw=lambda rng, shape: rng.uniform(0.05, 4.0, shape))
+
+
+def non_negative_amounts() -> Operand:
+    """Numbers >= 0, with a part of exactly 0."""
+    return Operand(0.0, draw=lambda rng, shape: _with_bounds(rng, rng.gamma(1.5, 1.5, shape), (0.0,)))
+
+
+def amounts(*, model: bool = False) -> Operand:
+    """Numbers >= -1, of which losses take the logarithm of 1 more: samples are positive."""
+    return Operand(-1.0, model=model, draw=lambda rng, shape: rng.gamma(1.5, 1.5, shape))
+
+
+def away_from_zero() -> Operand:
+    """Numbers to divide by: samples of both signs that are not small."""
+    return Operand(draw=lambda rng, shape: rng.choice([-1.0, 1.0], shape) * rng.uniform(0.2, 4.0, shape))
 
 
 def variances() -> Operand:

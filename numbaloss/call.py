@@ -16,6 +16,8 @@ from .arrays import as_array, as_plain, check_broadcasts, check_out, floating, i
 from .kernels import devices, inside
 from .kernels.layout import share_memory
 from .kernels.spec import (
+    CURVATURES,
+    EXACT,
     GRAD,
     MISSING,
     VALUE,
@@ -30,6 +32,8 @@ from .loss import Binding, Loss
 from .quick import Prepared, is_said, never, prepare, signature, with_outputs
 
 ADDS: arguments.Option = arguments.flag(False)
+POLICY: arguments.Option = arguments.choice(EXACT, CURVATURES)
+FLOOR: arguments.Option = arguments.non_negative(0.0)
 
 
 class Settings:
@@ -46,6 +50,10 @@ class Settings:
         Whether `wrt` was a name, and no tuple.
     adds : bool
         Whether outputs are added to what is there.
+    policy : str
+        What stands for the curvature.
+    floor : float or None
+        That it is not below.
     """
 
     def __init__(self, cls: type[Loss], mode: str, call: Mapping[str, Any]) -> None:
@@ -60,6 +68,9 @@ class Settings:
         self.wrt, self.single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
         self.reduction: str = self.options["reduction"]
         self.adds: bool = ADDS.check(name, "accumulate", call.get("accumulate", False))
+        self.policy: str = POLICY.check(name, "curvature", call.get("curvature", EXACT))
+        floor = call.get("floor")
+        self.floor: float | None = None if floor is None else FLOOR.check(name, "floor", floor)
 
 
 # ---- the order of a call ------------------------------------------------------------------------------
@@ -120,6 +131,8 @@ class Evaluation:
         self.problem = cls._problem(settings, call, backend)
         if mode == VALUE_GRAD_HESS:
             cls._check_curvature(settings.options, settings.wrt)
+            if settings.policy != EXACT or settings.floor is not None:
+                cls._check_policy(settings)
         self.outputs = make_outputs(cls, settings, call, backend)
 
     def result(self) -> Any:
@@ -308,6 +321,14 @@ class RowLoss(Loss):
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
         raise ValueError(f"{cls.function.__name__}: has no value_grad_hess")
+
+    @classmethod
+    def _check_policy(cls, settings: Settings) -> None:
+        """Refuse what cannot stand for the curvature, or a floor of it."""
+        raise ValueError(
+            f"{cls.function.__name__}: curvature must be {EXACT!r}, without a floor, got {settings.policy!r} "
+            f"and {settings.floor}; others are of elements and of class scores"
+        )
 
     @classmethod
     def _run_problem(

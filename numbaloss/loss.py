@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, dataclass_transform
 from . import arguments
 from .arguments import Operand, Option
 from .kernels.freeze import Read, freeze, has_changed
-from .kernels.spec import GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
+from .kernels.spec import EXACT, GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
 
 # Every built-in loss by its function's name, in order of definition.
 registry: dict[str, "LossFunction"] = {}
@@ -28,6 +28,7 @@ GRADIENT = {
     "accumulate": ("bool", False),
     "grad_output": ("float | Array | None", None),
 }
+CURVATURE = {"curvature": ("str", EXACT), "floor": ("float | None", None)}
 
 COMMON_DOC = """
 sample_weight : array, optional
@@ -53,6 +54,21 @@ accumulate : bool, default False
 grad_output : float or array, optional
     Upstream gradient: a number, or an array of the value's shape for ``reduction='none'``. Also the place
     for a loss scale.
+"""
+
+CURVATURE_DOC = """
+curvature : str, default 'exact'
+    What comes in place of the second derivative h:
+
+    - ``'majorizer'``: the curvature of a parabola that touches the loss and is nowhere below it. Of a loss of
+      the residual r it is slope / r (at r = 0 its limit h, though a loss with a kink there has no bound); of
+      class scores half of their total weight (Böhning 1992); else the definition states it.
+    - ``'absolute'``: abs(h). ``'gradient'``: the absolute value of the gradient.
+    - ``'gershgorin'``: of class scores, the sum of absolute values in h's row of the Hessian.
+    - ``'fisher'``: h's mean over targets that the model itself would draw.
+
+floor : float, optional
+    What comes is at least this, before weights, `grad_output` and the mean's divisor multiply and divide it.
 """
 
 
@@ -156,7 +172,8 @@ class LossFunction(Modes):
         names = (*positional[:count], *keywords)
         for k in keywords:
             if k not in parameters:
-                hint = " (it is for the gradient)" if k in GRADIENT else ""
+                of = "gradient" if k in GRADIENT else "curvature" if k in CURVATURE else ""
+                hint = f" (it is for the {of})" if of else ""
                 raise TypeError(f"{name}() got an unexpected keyword argument {k!r}{hint}")
             if k in positional[:count]:
                 raise TypeError(f"{name}() got multiple values for argument {k!r}")
@@ -211,7 +228,9 @@ def _snake(name: str) -> str:
 
 @dataclass_transform(
     field_specifiers=(
+        arguments.within,
         arguments.positive,
+        arguments.length,
         arguments.non_negative,
         arguments.real,
         arguments.integer,
@@ -411,6 +430,8 @@ class Loss(Modes):
         }
         if mode != VALUE:
             extra |= GRADIENT
+        if mode == VALUE_GRAD_HESS:
+            extra |= CURVATURE
         parameters += [P(n, P.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in extra.items()]
         return inspect.Signature(parameters)
 
@@ -422,6 +443,8 @@ class Loss(Modes):
         text += "\n\nBeyond PyTorch's arguments\n--------------------------" + COMMON_DOC.rstrip()
         if mode != VALUE:
             text += GRADIENT_DOC.format(default=repr(cls._default_wrt())).rstrip()
+        if mode == VALUE_GRAD_HESS:
+            text += CURVATURE_DOC.rstrip()
         return text + "\n"
 
 

@@ -212,6 +212,130 @@ def margin_ranking_loss(input1, input2, target, margin=0.0):
     return np.maximum(0, -target * (input1 - input2) + margin)
 
 
+@elementwise
+def quantile_loss(input, target, quantile=0.5, quantiles=None):
+    """Pinball loss; ``quantiles`` are an array of them, in place of the one."""
+    q = quantile if quantiles is None else as_float(quantiles)
+    return np.maximum(q * (target - input), (1 - q) * (input - target))
+
+
+@elementwise
+def expectile_loss(input, target, expectile=0.5):
+    """Squared error, times ``expectile`` below the target and the rest of 1 above."""
+    return np.where(input < target, expectile, 1 - expectile) * (input - target) ** 2
+
+
+@elementwise
+def pseudo_huber_loss(input, target, delta=1.0):
+    """``delta**2 (sqrt(1 + (r / delta)**2) - 1)``."""
+    return delta**2 * (np.sqrt(1 + ((input - target) / delta) ** 2) - 1)
+
+
+@elementwise
+def log_cosh_loss(input, target):
+    """Logarithm of the hyperbolic cosine of the error."""
+    return np.logaddexp(input - target, target - input) - np.log(2)
+
+
+@elementwise
+def cauchy_loss(input, target, c=1.0):
+    """``c**2 / 2 log(1 + (r / c)**2)``."""
+    return c**2 / 2 * np.log1p(((input - target) / c) ** 2)
+
+
+@elementwise
+def arctan_loss(input, target, c=1.0):
+    """``c**2 / 2 arctan((r / c)**2)``."""
+    return c**2 / 2 * np.arctan(((input - target) / c) ** 2)
+
+
+@elementwise
+def geman_mcclure_loss(input, target, c=1.0):
+    """``c**2 / 2 r**2 / (c**2 + r**2)``."""
+    squares = (input - target) ** 2
+    return c**2 / 2 * squares / (c**2 + squares)
+
+
+@elementwise
+def welsch_loss(input, target, c=2.985):
+    """``c**2 / 2 (1 - exp(-(r / c)**2))``."""
+    return -(c**2) / 2 * np.expm1(-(((input - target) / c) ** 2))
+
+
+@elementwise
+def tukey_biweight_loss(input, target, c=4.685):
+    """``c**2 / 6 (1 - (1 - (r / c)**2)**3)`` up to an error of ``c``, constant from there on."""
+    return c**2 / 6 * (1 - np.maximum(0, 1 - ((input - target) / c) ** 2) ** 3)
+
+
+@elementwise
+def fair_loss(input, target, c=1.0):
+    """``c**2 (a - log(1 + a))`` of ``a = abs(r) / c``."""
+    a = abs(input - target) / c
+    return c**2 * (a - np.log1p(a))
+
+
+@elementwise
+def general_robust_loss(input, target, alpha=1.0, c=1.0):
+    """Barron's loss, each of its limits by itself."""
+    z = ((input - target) / c) ** 2
+    if alpha == 2:
+        return z / 2
+    if alpha == 0:
+        return np.log1p(z / 2)
+    if np.isinf(alpha):
+        return np.sign(alpha) * np.expm1(np.sign(alpha) * z / 2)
+    b = abs(alpha - 2)
+    return b / alpha * ((z / b + 1) ** (alpha / 2) - 1)
+
+
+@elementwise
+def gamma_nll_loss(input, target):
+    """``x + y exp(-x)``, the last 0 where y is."""
+    return input + weighted(target, np.exp(-input))
+
+
+@elementwise
+def tweedie_nll_loss(input, target, power=1.5):
+    """``exp((2 - p) x) / (2 - p) - y exp((1 - p) x) / (1 - p)``, the last 0 where y is."""
+    p, q = 2 - power, 1 - power
+    return np.exp(p * input) / p - weighted(target, np.exp(q * input)) / q
+
+
+@elementwise
+def mape_loss(input, target, eps=2.0**-52):
+    """Error relative to the target, whose size is at least ``eps``."""
+    return abs(input - target) / np.maximum(abs(target), eps)
+
+
+@elementwise
+def msle_loss(input, target):
+    """Squared difference of ``log(1 + x)`` and ``log(1 + y)``."""
+    return (np.log1p(input) - np.log1p(target)) ** 2
+
+
+@elementwise
+def squared_hinge_loss(input, target):
+    """Square of the amount by which ``target input`` is below 1."""
+    return np.maximum(0, 1 - target * input) ** 2
+
+
+@elementwise
+def exponential_loss(input, target):
+    """``exp(-target input)``."""
+    return np.exp(-target * input)
+
+
+@elementwise
+def sigmoid_focal_loss(input, target, alpha=0.25, gamma=2.0):
+    """Cross entropy of logits, times ``(1 - p_t)**gamma`` and, unless ``alpha`` is negative, ``alpha_t``."""
+    p = 1 / (1 + np.exp(-input))
+    rest = 1 - (p * target + (1 - p) * (1 - target))
+    entropy = target * np.logaddexp(0, -input) + (1 - target) * np.logaddexp(0, input)
+    balance = alpha * target + (1 - alpha) * (1 - target) if alpha >= 0 else 1.0
+    return balance * rest**gamma * entropy
+
+
 # Scores of classes
 
 

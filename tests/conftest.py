@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import njit
-from sweeps import sweep
+from sweeps import apart, sweep
 
 from numbaloss import testing
 from numbaloss.families.elementwise import ElementwiseLoss
@@ -21,6 +21,7 @@ ELEMENTWISE = [name for name, loss in registry.items() if issubclass(loss.Class,
 
 # Those that differ from others in little: their tests run in the sweep.
 ALIKE = ("l1_loss", "smooth_l1_loss", "soft_margin_loss", "hinge_embedding_loss")
+KEPT = [n for n in ELEMENTWISE if n not in ALIKE and not apart(registry[n])]
 
 
 def pytest_addoption(parser):
@@ -40,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
-@pytest.fixture(params=sweep(ELEMENTWISE, *(n for n in ELEMENTWISE if n not in ALIKE)))
+@pytest.fixture(params=sweep(ELEMENTWISE, *KEPT))
 def loss(request):
     """Each elementwise loss of the registry in turn."""
     return registry[request.param]

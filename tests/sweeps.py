@@ -12,6 +12,16 @@ def some(cases: Iterable[tuple[Any, ...]], every: int = 4) -> list[Any]:
     return [pytest.param(*case, marks=[pytest.mark.sweep] * bool(k % every)) for k, case in enumerate(cases)]
 
 
+# Modules of losses that have tests of their own, `test_robust_losses`: those of all losses take them in the
+# sweep.
+APART = ("robust", "quantiles", "amounts", "margins")
+
+
+def apart(function: Any) -> bool:
+    """Whether a loss is one of those."""
+    return function.__module__.rpartition(".")[2] in APART
+
+
 # Processors that tests compile for, and what this one must have to run that.
 PROCESSORS = {"nehalem": "sse4.2", "haswell": "avx2", "skylake-avx512": "avx512f"}
 

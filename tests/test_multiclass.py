@@ -516,7 +516,7 @@ ERRORS = [
     ({"grad_output": np.ones(4)}, ValueError, "grad_output must be a number"),
     ({"grad_output": np.ones(3), "reduction": "none"}, ValueError, "grad_output must have the value's shape"),
     ({"out": np.zeros((4, 6))}, ValueError, r"out for input must have shape \(4, 5\)"),
-    ({"out": np.zeros((4, 5), "f4")}, TypeError, "out for input must be float64"),
+    ({"out": np.zeros((4, 5), "i4")}, TypeError, "out for input must be float64"),
     ({"out": X[::-1]}, ValueError, "out for input overlaps input"),
     ({"out": (X.copy(),)}, TypeError, "out for input must be a NumPy array"),
 ]

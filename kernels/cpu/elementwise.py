@@ -22,6 +22,7 @@ from ..bind import bind
 from ..errors import at_users_line
 from ..freeze import fingerprint, frozen
 from ..layout import is_same_memory
+from ..lift import lift_curvature
 from ..math import select
 from ..spec import (
     BLOCK,
@@ -66,6 +67,8 @@ one: Any = None
 LANES: Any = 32
 Z: Any = np.int32
 CHECKED: Any = True
+FLOORED: Any = False
+FLOOR: Any = 1
 unpack: Any = None
 overwrite: Any = None
 run: Any = None
@@ -78,7 +81,7 @@ RUN = 1024
 SCRATCH = -1  # in place of a pointer's number
 
 
-def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale):
+def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale, floor):
     """Add one element's term to lane `k`, and 1 where it is outside of the domain; write derivatives."""
     zero = T(0)
     i = np.uintp(start + k)
@@ -110,6 +113,8 @@ def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, sca
         d2 = at2(xi, ti, ui, o)[1]
         g2[i] = select(keep, d2 * f, zero)
     if h is not None:
+        if FLOORED:
+            h0 = select(h0 < floor, floor, h0)
         h[i] = select(keep, h0 * f, zero)
     if terms is not None:
         terms[i] = v
@@ -120,23 +125,26 @@ def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, sca
 def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, wrong):
     """One run: read operands `x t u`, weights `w`, upstream `c`; write `terms`, gradients, curvature.
 
-    `numbers` points to the gradient's scale and then the options. Each of the sums in `sums` gets every so
-    many-th term, whatever the processor's vectors and whatever else is computed; LLVM keeps those of a run in
-    registers. The number of elements outside of the loss's domain is added to `wrong`.
+    `numbers` points to the gradient's scale, then the options and the curvature's floor. Each of the sums in
+    `sums` gets every so many-th term, whatever the processor's vectors and whatever else is computed; LLVM
+    keeps those of a run in registers. The number of elements outside of the loss's domain is added to
+    `wrong`.
     """
     prefer_widest_vectors()
     zero, none = T(0), Z(0)
-    scale = T(numbers[0])
+    scale, floor = T(numbers[0]), zero
+    if FLOORED:
+        floor = T(numbers[FLOOR])
     o = options(numbers, zero)
     part, outside = new_lanes(LANES, zero), new_lanes(LANES, none)
     n = x.size
     whole = n - n % LANES
     for start in range(0, whole, LANES):
-        interleave(one, LANES, (start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale))
+        interleave(one, LANES, (start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, scale, floor))
     if whole < n:
         rest, outside_rest = new_lanes(LANES, zero), new_lanes(LANES, none)
         for k in range(n - whole):
-            one(k, whole, rest, outside_rest, x, t, u, w, c, terms, g0, g1, g2, h, o, scale)
+            one(k, whole, rest, outside_rest, x, t, u, w, c, terms, g0, g1, g2, h, o, scale, floor)
         add_lanes(part, rest, LANES)
         if CHECKED:
             for k in range(LANES):
@@ -295,6 +303,19 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     return stated
 
 
+def with_curvature(derived: Any, stands: Any) -> Any:
+    """A function of value, slope and curvature with another one in the last's place; the same without any."""
+    if stands is None:
+        return derived
+
+    @njit(**SCALAR)
+    def both(x, t, u, o):
+        v, slope, curvature = derived(x, t, u, o)
+        return v, slope, stands(x, t, u, o, slope, curvature)
+
+    return both
+
+
 def identity_of(scalars: Scalars) -> object:
     """Return all that a loss's kernels depend on."""
     return (
@@ -302,7 +323,8 @@ def identity_of(scalars: Scalars) -> object:
         scalars.arity,
         fingerprint(scalars.value),
         [(k, fingerprint(f)) for k, f in scalars.slopes],
-        *scalars[4:],
+        *scalars[4:7],
+        [(p, k, fingerprint(f)) for p, k, f in scalars.curvatures],
     )
 
 
@@ -313,6 +335,8 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
     jets = derivatives()
     dtype_ = types.float32 if dtype == np.float32 else types.float64
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
+    if request.curvature:
+        slopes[0] = with_curvature(slopes[0], lift_curvature(scalars, request.policy, request.wrt[0], jets))
     slopes += [None] * (3 - len(slopes))
     inner = njit(pipeline_class=DistinctArrays, forceinline=True, **LOOP)
     lanes = dict(T=T, Z=np.int32 if dtype == np.float32 else np.int64, LANES=WIDTH // dtype.itemsize)
@@ -323,12 +347,15 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
         at1=slopes[1],
         at2=slopes[2],
         valid=checker(scalars.domains, T),
+        FLOORED=request.floored,
     )
     inside = dict(
         lanes,
         one=bind(element, scope, scalars.name, identity, njit(forceinline=True, **LINKED)),
         options=jets.options(scalars.options, start=1),
         CHECKED=any(scalars.domains),
+        FLOORED=request.floored,
+        FLOOR=1 + scalars.options.count(None),
     )
     outer = dict(
         lanes,
@@ -354,7 +381,7 @@ def block(scalars: Scalars, request: Request, dtype: np.dtype) -> int:
         try:
             _blocks[key] = compile_block(scalars, request, dtype)
         except NumbaError as error:
-            functions = scalars.value, *(f for _, f in scalars.slopes)
+            functions = scalars.value, *(f for *_, f in (*scalars.slopes, *scalars.curvatures))
             raise at_users_line(scalars.name, functions, error) from error
     return _blocks[key].address
 
@@ -384,6 +411,8 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
         terms=TERMS in outputs,
         wrt=wrt,
         curvature=CURVATURE in outputs,
+        policy=p.curvature,
+        floored=p.floor is not None,
     )
     written = list(outputs.values())
     before = None
@@ -411,6 +440,7 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
     recipe += [arithmetic.itemsize, 0, 0, order_axes_address(), lay_address()]
     recipe += [4 * numba.config.NUMBA_NUM_THREADS, *codes]
     numbers = [1.0 if weighting.divisor is None else weighting.divisor, weighting.factor, *p.numbers]
+    numbers += [] if p.floor is None else [p.floor]
     slots = {n: next(k for k, a in enumerate(arrays) if a is outputs[n]) for n in made}
     like = {CURVATURE: wrt[0] if wrt else 0, TERMS: 0}
     new = tuple(New(slots[n], like[n] if n in like else p.names.index(n)) for n in made)

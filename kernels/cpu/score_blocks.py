@@ -26,7 +26,7 @@ from numba.extending import intrinsic
 from .. import math
 from ..bind import bind
 from ..freeze import fingerprint
-from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
+from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
 from .native import LINKED, at_address, compile_function, smaller
@@ -56,10 +56,10 @@ RECORD = 22
 
 # Of the numbers, in float64: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the
 # sum of the class weights; the cap of scores; what multiplies the squared logsumexp; then the definition's
-# options.
+# options, and the curvature's floor.
 SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
-VECTORS = 13
+VECTORS = 15
 PAD = 16  # elements of memory in which a row's end is filled up to whole lanes, at least
 RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
 GROUP = 64  # the same for columns, where the sum goes on in the arithmetic dtype
@@ -97,6 +97,11 @@ HAS_MIXED: Any = True
 HAS_NORM: Any = False
 CURVED: Any = False
 MULTIPLE: Any = True
+# What stands for the curvature, if not that itself; where its floor is.
+STANDS_IN: Any = False
+FLOORED: Any = False
+FLOOR: Any = OPTIONS
+stands: Any = None
 
 
 # ---- helpers of loops --------------------------------------------------------------------------------------
@@ -213,7 +218,9 @@ def rows_of_labels(record):
     zero, one, low = T(0), T(1), T(-np.inf)
     scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
     weight_sum, cap, square = T(numbers[WEIGHT_SUM]), T(numbers[CAP]), T(numbers[SQUARE])
-    o = options(numbers, zero)
+    o, floor = options(numbers, zero), zero
+    if FLOORED:
+        floor = T(numbers[FLOOR])
     classes, ignore, pad = a[CLASSES], a[IGNORE], a[SCRATCH]
     labels, values = at_address(a[TARGET], 0), at_address(a[VALUES], zero)
     weight = at_address(a[CLASS_WEIGHT], zero)
@@ -383,6 +390,9 @@ def rows_of_labels(record):
                     if HAS_CURVATURE:
                         h[i] = h[i] * by * by - g[i] * (t + t) * by / cap
                     g[i] = g[i] * by
+            if STANDS_IN:
+                for i in range(classes):
+                    h[i] = stands(g[i], h[i], up, r * total, floor)
     return total_value
 
 
@@ -394,7 +404,9 @@ def rows_of_probabilities(record):
     zero, one = T(0), T(1)
     scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
     cap, square = T(numbers[CAP]), T(numbers[SQUARE])
-    o = options(numbers, zero)
+    o, floor = options(numbers, zero), zero
+    if FLOORED:
+        floor = T(numbers[FLOOR])
     classes, values = a[CLASSES], at_address(a[VALUES], zero)
     weight = at_address(a[CLASS_WEIGHT], zero)
     row_weights, upstream = at_address(a[ROW_WEIGHT], zero), at_address(a[UPSTREAM], zero)
@@ -500,6 +512,9 @@ def rows_of_probabilities(record):
                 if HAS_CURVATURE:
                     h[i] = h[i] * by * by - g[i] * (t + t) * by / cap
                 g[i] = g[i] * by
+        if STANDS_IN:
+            for i in range(classes):
+                h[i] = stands(g[i], h[i], up, r * total, floor)
     return total_value
 
 
@@ -514,7 +529,9 @@ def columns_of_labels(record):
     zero, one = T(0), T(1)
     scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
     weight_sum, cap, square = T(numbers[WEIGHT_SUM]), T(numbers[CAP]), T(numbers[SQUARE])
-    o = options(numbers, zero)
+    o, floor = options(numbers, zero), zero
+    if FLOORED:
+        floor = T(numbers[FLOOR])
     classes, ignore, rows = a[CLASSES], a[IGNORE], a[ROWS]
     labels, weight = at_address(a[TARGET], 0), at_address(a[CLASS_WEIGHT], zero)
     row_weights, upstream = at_address(a[ROW_WEIGHT], zero), at_address(a[UPSTREAM], zero)
@@ -532,6 +549,7 @@ def columns_of_labels(record):
     totals, masses = at_address(scratch + 7 * step, zero), at_address(scratch + 8 * step, zero)
     of_p, of_both = at_address(scratch + 9 * step, zero), at_address(scratch + 10 * step, zero)
     of_t, hess_own = at_address(scratch + 11 * step, zero), at_address(scratch + 12 * step, zero)
+    ups, most = at_address(scratch + 13 * step, zero), at_address(scratch + 14 * step, zero)
     if CAPS:
         for c in range(classes):
             scores, capped = (
@@ -640,6 +658,8 @@ def columns_of_labels(record):
                 slope += d[1] * s
             grad_own[i] = up * slope * inverse
             slopes[i] = select(live, r, zero)
+            if STANDS_IN:
+                ups[i], most[i] = select(live, up, zero), select(live, r * total, zero)
             if SMOOTHED and HAS_MIXED:
                 asked[i] = select(live, up * d[2] * spread, zero)
             if HAS_CURVATURE:
@@ -705,6 +725,11 @@ def columns_of_labels(record):
                     if HAS_CURVATURE:
                         h[i] = select(live, h[i] * by * by - g[i] * (t + t) * by / cap, zero)
                     g[i] = select(live, g[i] * by, zero)
+        if STANDS_IN:
+            for c in range(classes):
+                g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)
+                for i in range(rows):
+                    h[i] = stands(g[i], h[i], ups[i], most[i], floor)
     out, total_value = at_address(a[VALUES], zero), 0.0
     for i in range(rows):
         out[i] = values[i]
@@ -720,7 +745,9 @@ def columns_of_probabilities(record):
     zero, one = T(0), T(1)
     scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
     cap, square = T(numbers[CAP]), T(numbers[SQUARE])
-    o = options(numbers, zero)
+    o, floor = options(numbers, zero), zero
+    if FLOORED:
+        floor = T(numbers[FLOOR])
     classes, rows = a[CLASSES], a[ROWS]
     weight = at_address(a[CLASS_WEIGHT], zero)
     row_weights, upstream = at_address(a[ROW_WEIGHT], zero), at_address(a[UPSTREAM], zero)
@@ -738,6 +765,7 @@ def columns_of_probabilities(record):
     far, part = at_address(scratch + 3 * step, zero), at_address(scratch + 4 * step, zero)
     of_p, of_both = at_address(scratch + 5 * step, zero), at_address(scratch + 6 * step, zero)
     of_t, by_target = at_address(scratch + 7 * step, zero), at_address(scratch + 8 * step, zero)
+    ups, most = at_address(scratch + 9 * step, zero), at_address(scratch + 10 * step, zero)
     if CAPS:
         for c in range(classes):
             scores, capped = (
@@ -805,6 +833,8 @@ def columns_of_probabilities(record):
         if HAS_NORM:
             slope = slope + d_[3] if HAS_MIXED else d_[3]
         slopes[i] = select(live, up * slope / total[i], zero)
+        if STANDS_IN:
+            ups[i], most[i] = select(live, up, zero), select(live, up * slope, zero)
         log_totals[i] = log_total
         if CURVED and HAS_CURVATURE:
             of_p[i] = select(live, up * d_[6], zero)
@@ -852,6 +882,11 @@ def columns_of_probabilities(record):
                 if HAS_CURVATURE:
                     h[i] = select(dead, h[i], h[i] * by * by - g[i] * (t + t) * by / cap)
                 g[i] = select(dead, zero, g[i] * by)
+    if STANDS_IN:
+        for c in range(classes):
+            g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)
+            for i in range(rows):
+                h[i] = stands(g[i], h[i], ups[i], most[i], floor)
     out, total_value = at_address(a[VALUES], zero), 0.0
     for i in range(rows):
         out[i] = values[i]
@@ -884,6 +919,7 @@ def bound_block(
     groups = moves(functions) | ({NORM} if request.lse_square else set())
     number = types.float32 if dtype == np.float32 else types.float64
     jets = derivatives()
+    stands = lift_score_curvature(request.policy, request.floored, jets) if request.curvature else None
     scope = row_scope(dtype) | dict(
         exp=EXP[number],
         log=CPU[number]["log"],
@@ -904,6 +940,10 @@ def bound_block(
         HAS_NORM=NORM in groups,
         CURVED=not affine or request.lse_square,
         MULTIPLE=multiple and not request.lse_square,
+        STANDS_IN=stands is not None,
+        FLOORED=request.floored,
+        FLOOR=OPTIONS + functions.options.count(None),
+        stands=stands,
     )
     identity = (
         fingerprint(functions.value), functions.statistics, functions.options, tuple(request), dtype.name

@@ -13,7 +13,7 @@ import numpy as np
 from ..bind import gathered
 from ..freeze import fingerprint, frozen
 from ..layout import axes_in_order, index_at
-from ..lift import lift_function
+from ..lift import lift_curvature, lift_function
 from ..spec import (
     BY_ROWS,
     BY_WEIGHTS,
@@ -64,11 +64,12 @@ at0: Any = None  # the same with its derivatives by the first operand to differe
 at1: Any = None  # the second
 at2: Any = None  # and the third, where there are so many
 CURVED: Any = False  # the second derivative is asked for
+FLOORED: Any = False  # and is at least a number
 outside: Any = None  # the operand that is out of its domain
 unpack: Any = None  # gives the options as the definition takes them
 
 
-def element(x, t, u, w, c, scale, o):
+def element(x, t, u, w, c, scale, o, floor):
     """Term, gradients, curvature of one element, and the operand that is out of its domain, or -1."""
     zero = T(0)
     if u is None:
@@ -100,8 +101,18 @@ def element(x, t, u, w, c, scale, o):
     if at2 is not None:
         d2 = at2(x, t, u, o)[1] * f if keep else zero
     if CURVED:
+        if floor is not None:
+            curvature = floor if curvature < floor else curvature
         h = curvature * f if keep else zero
     return v, d0, d1, d2, h, bad
+
+
+def floor_of(numbers):
+    """The number that the curvature is not below, or None."""
+    if FLOORED:
+        return numbers[-1]
+    else:
+        return None
 
 
 def report(bad, lane, at, faults):
@@ -113,11 +124,11 @@ def report(bad, lane, at, faults):
 def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, partials, faults):
     """Operands `x t u`, weights `w`, upstream `c`: write `terms`, gradients, curvature, partial sums, faults.
 
-    A gradient is scaled by ``factor / divisor[0]``; `numbers` are the loss's options. A gradient may lie over
-    its operand: a thread reads what it needs before it writes.
+    A gradient is scaled by ``factor / divisor[0]``; `numbers` are the loss's options, and the curvature's
+    floor. A gradient may lie over its operand: a thread reads what it needs before it writes.
     """
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    o = unpack(numbers, scale)
+    o, floor = unpack(numbers, scale), floor_of(numbers)
     hi = lo = T(0)
     vectors = n // WIDTH
     first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
@@ -125,7 +136,7 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
         at, there = each(place, (AHEAD,), (first, vectors))
         xs, ts, us = array.load_vectors(x, at), array.load_vectors(t, at), array.load_vectors(u, at)
         ws, cs = array.load_vectors(w, at), array.load_vectors(c, at)
-        v, d0, d1, d2, k, bad = each(element, (xs, ts, us, ws, cs), (scale, o))
+        v, d0, d1, d2, k, bad = each(element, (xs, ts, us, ws, cs), (scale, o, floor))
         array.store_vectors(terms, at, there, v)
         array.store_vectors(g0, at, there, d0)
         array.store_vectors(g1, at, there, d1)
@@ -140,7 +151,7 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
     if cuda.blockIdx.x == 0 and rest < n:
         xi, ti, ui = array.load(x, rest), array.load(t, rest), array.load(u, rest)
         wi, ci = array.load(w, rest), array.load(c, rest)
-        v, d0, d1, d2, k, bad = element(xi, ti, ui, wi, ci, scale, o)
+        v, d0, d1, d2, k, bad = element(xi, ti, ui, wi, ci, scale, o, floor)
         array.store(terms, rest, v)
         array.store(g0, rest, d0)
         array.store(g1, rest, d1)
@@ -205,6 +216,19 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     return stated
 
 
+def with_curvature(derived: Any, stands: Any) -> Any:
+    """A function of value, slope and curvature with another one in the last's place; the same without any."""
+    if stands is None:
+        return derived
+
+    @device
+    def both(x, t, u, o):
+        v, slope, curvature = derived(x, t, u, o)
+        return v, slope, stands(x, t, u, o, slope, curvature)
+
+    return both
+
+
 def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) -> Any:
     """The kernel of one loss, for one request and storage, in plain Python.
 
@@ -219,11 +243,15 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
         scalars.options,
         scalars.domains,
         scalars.absent,
+        [(p, k, fingerprint(f)) for p, k, f in scalars.curvatures],
         tuple(request._replace(in_place=())),
         code,
         vectors,
     )
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
+    if request.curvature:
+        stands = lift_curvature(scalars, request.policy, request.wrt[0], derivatives())
+        slopes[0] = with_curvature(slopes[0], stands)
     scope = dict(
         **tiles(array),
         value=lift(scalars, None),
@@ -231,6 +259,7 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
         at1=None,
         at2=None,
         CURVED=request.curvature,
+        FLOORED=request.floored,
         outside=finder(scalars.domains, array.T),
         unpack=options(scalars.options),
     )
@@ -250,7 +279,7 @@ def signature(scalars: Scalars, request: Request, code: int, summed: bool, divid
     arrays += [given(request.weighted), given(request.upstream), given(request.terms)]
     arrays += [given(len(request.wrt) > k) for k in range(3)]
     arrays += [given(request.curvature), types.int64, array.arithmetic, given(divided, numbers)]
-    options = types.UniTuple(array.arithmetic, scalars.options.count(None))
+    options = types.UniTuple(array.arithmetic, scalars.options.count(None) + request.floored)
     faults = given(any(scalars.domains), types.CPointer(types.int64))
     return (*arrays, options, given(summed, numbers), faults)
 
@@ -376,6 +405,8 @@ def run(p: Elements, outputs: dict[str, DeviceArray]) -> Any:
         terms=terms is not None,
         wrt=tuple(p.names.index(n) for n in outputs if n != "curvature"),
         curvature="curvature" in outputs,
+        policy=p.curvature,
+        floored=p.floor is not None,
     )
     partials = None
     if math.prod(p.shape):
@@ -439,7 +470,8 @@ def _run_request(
     if any(p.scalars.domains):
         shapes = {n: a.shape for n, a in zip(p.names, p.operands, strict=True)}
         slot = queue.slot(*_fault(p.scalars, shapes, p.shape, axes))
-    launch(p.scalars, request, contiguous, written, factor, divisor, p.numbers, partials, slot)
+    numbers = p.numbers if p.floor is None else (*p.numbers, p.floor)
+    launch(p.scalars, request, contiguous, written, factor, divisor, numbers, partials, slot)
     for o, w in zip(ordered, written, strict=True):
         if o is not w:
             o.assign(w)

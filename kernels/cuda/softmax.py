@@ -33,9 +33,9 @@ from .. import class_weights
 from ..class_weights import DISTANCES
 from ..freeze import fingerprint
 from ..layout import Axes, class_rows
-from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
+from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
 from ..math import exp, log, log1p, tanh
-from ..spec import FLOAT32, INT64, ScoreFunctions, Scores, arithmetic_dtype, code_of
+from ..spec import EXACT, FLOAT32, INT64, ScoreFunctions, Scores, arithmetic_dtype, code_of
 from . import arithmetic, faults, rows
 from .arrays import DeviceArray, aligned, flat
 from .reduce import add, quotient
@@ -100,6 +100,8 @@ LANES_OF_BLOCK: Any = 1024  # rows that a block's threads have, if each had its 
 SLICED: Any = True  # threads share columns
 loss: Any = None  # the definition and its derivatives, of `lift_scores`
 unpack: Any = None  # gives its options as it takes them
+stands: Any = None  # gives what stands for the curvature, if not that itself
+FLOORED: Any = False  # it is at least a number
 join: Any = None  # joins the states of the threads that share a row
 
 HALF = 64  # registers a thread, with which half of a multiprocessor's threads are at work
@@ -121,6 +123,8 @@ class Request(NamedTuple):
     by_weight: bool = False  # `target_grad` is for the class weights: neither they nor the target are in it
     softcap: bool = False  # scores are capped first
     lse_square: bool = False  # the squared logsumexp is added to the value
+    policy: str = EXACT  # what stands for the curvature
+    floored: bool = False  # it is at least a number, the last of the options
 
 
 # ---- kernels ------------------------------------------------------------------------------------------
@@ -128,7 +132,8 @@ class Request(NamedTuple):
 # In what follows a row's state is `m`, its maximum; `s`, the sum of the others' exponentials from there;
 # `mass`, the sum of their targets, and `distances`, that of their distances from `m` by target; the last two
 # are None where only the own class has a target. `settings` are `keep` and `spread`, which smooth the target;
-# the cap of scores, or None; what multiplies the squared logsumexp, or None; and the definition's options.
+# the cap of scores, or None; what multiplies the squared logsumexp, or None; the definition's options; and
+# the curvature's floor, or None.
 # `outputs` are the gradients by scores and by probabilities, and the curvature.
 
 
@@ -137,7 +142,7 @@ def one_pass(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor)
+    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
     outputs = g, gq, h
     hi = lo = T(0)
     team, height, of_block, lane = row_team(deal)
@@ -188,7 +193,7 @@ def stream(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor)
+    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
     outputs = g, gq, h
     hi = lo = T(0)
     team, lane = cuda.blockDim.x, cuda.threadIdx.x
@@ -228,7 +233,7 @@ def part(
     x, q, labels, weight, row_weights, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
-    settings = keep, spread, cap, square, unpack(options, factor)
+    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
     i = cuda.blockIdx.x // deal
     live, _, label, _, _, _ = row_state(
         labels, weight, row_weights, upstream, i, batch, classes, ignore, factor, OWN_ONLY, False, faults
@@ -257,7 +262,7 @@ def rest(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor)
+    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
     outputs = g, gq, h
     i = cuda.blockIdx.x // deal
     leads = cuda.blockIdx.x == i * deal and cuda.threadIdx.x == 0
@@ -304,7 +309,7 @@ def columns(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor)
+    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
     outputs = g, gq, h
     hi = lo = T(0)
     n = batch * inner
@@ -382,6 +387,14 @@ def columns(
 # ---- scores -------------------------------------------------------------------------------------------
 
 
+def floor_of(options):
+    """The number that the curvature is not below, or None."""
+    if FLOORED:
+        return options[-1]
+    else:
+        return None
+
+
 def load_score(x, i, cap):
     """One score, capped where a cap is given."""
     return array.load(x, i) if cap is None else capped(array.load(x, i), cap)[0]
@@ -410,7 +423,7 @@ def empty_state(like):
 
 def read_row(x, q, weight, base, first, step, stop, label, settings):
     """The state of what a thread reads of a row: from the vector `first` on, before `stop`."""
-    _, _, cap, _, _ = settings
+    _, _, cap, _, _, _ = settings
     m, s, mass, distances = empty_state(T(0))
     while first < stop:
         at, there, own = each(vector_at, (AHEAD,), (first, step, stop, base, label, WIDTH))
@@ -423,7 +436,7 @@ def read_row(x, q, weight, base, first, step, stop, label, settings):
 
 def absorb(xs, ws, qs, there, own, settings, m, s, mass, distances):
     """The state of a row with some vectors more."""
-    keep, spread, _, _, _ = settings
+    keep, spread, _, _, _, _ = settings
     shown = each(shown_score, (xs, LANES), (there, own))[0]
     top = m
     for x in shown:
@@ -524,11 +537,13 @@ def join_block(m, s, mass, distances, team):
 def conclude(m, s, mass, distances, own_score, row_weight, own_weight, factor, settings):
     """What a row's gradient is made of: `slopes` takes it. The row's value is last."""
     inside, outside = sides(row_weight)
+    up = factor * row_weight if stands is not None else T(0)
     factor = factor * outside
     if PROBABILITIES:
-        return conclude_probabilities(m, s, mass, distances, inside, outside, factor, settings)
+        row = conclude_probabilities(m, s, mass, distances, inside, outside, factor, settings)
     else:
-        return conclude_label(m, s, mass, distances, own_score, inside, outside, own_weight, factor, settings)
+        row = conclude_label(m, s, mass, distances, own_score, inside, outside, own_weight, factor, settings)
+    return (up, *row)
 
 
 def value(m, s, mass, distances, own_score, row_weight, own_weight, settings):
@@ -551,7 +566,7 @@ def sides(row_weight):
 
 
 def conclude_label(m, s, mass, distances, own_score, inside, outside, own_weight, factor, settings):
-    keep, spread, _, _, _ = settings
+    keep, spread, _, _, _, _ = settings
     top = max(m, own_score)
     own, others = exp(own_score - top), s * exp(m - top)
     total = own + others
@@ -575,6 +590,7 @@ def conclude_label(m, s, mass, distances, own_score, inside, outside, own_weight
     if HAS_OWN:
         r -= factor * d[1]
         own_slope += factor * d[1] * others
+    most = r
     r = r * inverse
     own_slope = own_slope * inverse
     own_curvature = r * own * (others * inverse)
@@ -592,12 +608,14 @@ def conclude_label(m, s, mass, distances, own_score, inside, outside, own_weight
         own_curvature += factor * bend
         of_p, of_both, of_t = factor * of_p, factor * of_both, factor * of_t
     v = outside * d[0]
-    return top, r, k, own_slope, own_curvature, total, inverse, T(0), all_mass, of_p, of_both, of_t, v
+    return (
+        top, r, k, own_slope, own_curvature, total, inverse, T(0), all_mass, of_p, of_both, of_t, most, v
+    )  # fmt: skip
 
 
 def judge_label(top, own, others, own_score, own_mass, inside, own_weight, state, settings):
     """A row's value and its derivatives, as `lift_scores` gives them; `inside` is in the masses."""
-    _, spread, _, square, o = settings
+    _, spread, _, square, o, _ = settings
     m, s, mass, distances = state
     zero, one = T(0), T(1)
     inverse = one / (own + others)
@@ -627,12 +645,12 @@ def conclude_probabilities(m, s, mass, distances, inside, outside, factor, setti
     if CURVED:
         of_p, of_both, of_t = factor * d[6], factor * d[9], factor * d[5]
     v = outside * d[0]
-    return m, r * inverse, k, T(0), T(0), total, inverse, log_total, mass, of_p, of_both, of_t, v
+    return m, r * inverse, k, T(0), T(0), total, inverse, log_total, mass, of_p, of_both, of_t, r, v
 
 
 def judge_probabilities(m, total, log_total, inside, mass, distances, settings):
     """As `judge_label`, where all classes have masses."""
-    _, _, _, square, o = settings
+    _, _, _, square, o, _ = settings
     zero = T(0)
     entropy = inside * (distances + (zero if mass == zero else mass * log_total))
     return loss(zero, zero, zero, T(1), entropy, m + log_total, square, o)
@@ -643,7 +661,7 @@ def judge_probabilities(m, total, log_total, inside, mass, distances, settings):
 
 def write_row(x, q, weight, outputs, base, first, step, stop, label, settings, row):
     """Write the gradient where `read_row` read."""
-    _, _, cap, _, _ = settings
+    _, _, cap, _, _, _ = settings
     while first < stop:
         at, there, own = each(vector_at, (AHEAD,), (first, step, stop, base, label, WIDTH))
         xs, qs = load_scores(x, at, cap), array.load_vectors(q, at)
@@ -666,8 +684,24 @@ def lane_slopes(x, w, q, lane, own, settings, row):
 
 def slopes(x, w, q, is_own, settings, row):
     """The gradients by a score and by a probability, and the curvature."""
-    keep, spread, cap, _, _ = settings
-    m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p, of_both, of_t, _ = row
+    keep, spread, cap, _, _, _ = settings
+    (
+        up,
+        m,
+        r,
+        k,
+        own_slope,
+        own_curvature,
+        total,
+        inverse,
+        log_total,
+        all_mass,
+        of_p,
+        of_both,
+        of_t,
+        most,
+        _,
+    ) = row
     dq = c = T(0)
     e = exp(x - m)
     d = r * e
@@ -695,6 +729,8 @@ def slopes(x, w, q, is_own, settings, row):
         if HAS_CURVATURE:
             c = c * by * by - d * (t + t) * by / cap
         d = d * by
+    if stands is not None:
+        c = stands(d, c, up, most, settings[-1])
     return d, dq, c
 
 
@@ -713,7 +749,7 @@ def column_score(label, live, lane, x, base, inner, cap):
 
 def absorb_column(x, q, m, s, mass, distances, label, w, c, there, settings):
     """The state of a row with one class more: of both exponentials, one is 1."""
-    keep, spread, _, _, _ = settings
+    keep, spread, _, _, _, _ = settings
     zero = T(0)
     shown = there & (c != label)
     d = select(shown, x, T(-np.inf)) - m
@@ -782,10 +818,13 @@ def store_column(xs, qs, label, live, fill, row, w, c, settings, outputs, at, th
 
 
 def column_slopes(
-    x, q, label, live, fill, m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p,
-    of_both, of_t, v, w, c, settings,
+    x, q, label, live, fill, up, m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p,
+    of_both, of_t, most, v, w, c, settings,
 ):  # fmt: skip
-    row = m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p, of_both, of_t, v
+    row = (
+        up, m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p, of_both, of_t, most,
+        v,
+    )  # fmt: skip
     d, dq, b = slopes(x, w, q, c == label, settings, row)
     return select(live, d, fill), select(live, dq, fill), select(live, b, fill)
 
@@ -827,6 +866,8 @@ def kernels(
         SLICED=variant == COLUMNS and plan.deal > 0,
         loss=lift_scores(functions, derivatives(), r.curvature, r.lse_square),
         unpack=unpack_options(functions.options),
+        stands=lift_score_curvature(r.policy, r.floored, derivatives()) if r.curvature else None,
+        FLOORED=r.floored,
         join=join_team if variant == TEAM else join_slices if variant == COLUMNS else join_block,
     )
     definition = fingerprint(functions.value), functions.statistics, functions.options
@@ -860,7 +901,7 @@ def signature(
         given(r.has_probabilities or r.smoothed, arithmetic),  # label_smoothing / classes
         given(r.softcap, arithmetic),
         given(r.lse_square, arithmetic),  # what multiplies the squared logsumexp
-        types.UniTuple(arithmetic, functions.options.count(None)),
+        types.UniTuple(arithmetic, functions.options.count(None) + r.floored),
         arithmetic,  # factor of the gradient
         given(divided, numbers),  # divisor of the gradient
         given(summed, numbers),  # partial sums of the terms
@@ -987,6 +1028,8 @@ def launch(
         by_weight=by_weight,
         softcap=p.softcap is not None,
         lse_square=p.lse_square_scale != 0,
+        policy=p.curvature if gradients[2] is not None else EXACT,
+        floored=gradients[2] is not None and p.floor is not None,
     )
     numbers = arithmetic_dtype(x.dtype)
     partials = queue.empty((2 * plan.partials,), numbers) if summed else None
@@ -998,6 +1041,7 @@ def launch(
             *(x, q, labels, weight, sample_weight, upstream, terms, *gradients),
             *(batch, classes, inner, plan.deal, p.ignore_index),
             *numbers_of(p, classes, q is not None),
+            *((p.floor,) if request.floored else ()),
             *(factor, divisor, partials, slot, scratch),
         ),
         functions=p.functions,

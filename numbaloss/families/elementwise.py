@@ -11,21 +11,28 @@ from ..arrays import as_array, check_broadcasts, floating, is_weak
 from ..call import Evaluation, Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
 from ..kernels import inside
 from ..kernels.spec import (
+    ABSOLUTE,
     BY_DATA,
     BY_ROWS,
     BY_TERMS,
     BY_WEIGHTS,
+    EXACT,
+    FISHER,
+    GERSHGORIN,
     GRAD,
+    GRADIENT,
+    MAJORIZER,
     VALUE,
     VALUE_GRAD_HESS,
     Elements,
     Scalars,
     Weighting,
 )
-from ..loss import GRADIENT, Binding, Loss, plain_function
+from ..loss import CURVATURE, Binding, Loss, plain_function
+from ..loss import GRADIENT as OF_GRADIENT
 
 # Settings of the gradient's call, beside `wrt`.
-HOW = ("accumulate",)
+HOW = ("accumulate", "curvature", "floor")
 
 
 class ElementSettings(Settings):
@@ -103,23 +110,31 @@ class ElementwiseLoss(Loss):
     ``value(input, target, <options>)`` gives one term, in ordinary arithmetic and the functions of
     ``numbaloss.math``; ``if`` is welcome. Its arguments that are no fields are the arrays. The derivatives
     are derived. One that is better stated by hand is given as ``slope_<argument>``, which takes the same
-    arguments. ``check(<options>)``, where there is one, raises a ValueError for options that do not go
-    together.
+    arguments; so may be ``majorizer_<argument>`` and ``fisher_<argument>``, which `value_grad_hess` gives in
+    place of the curvature when asked for. ``check(<options>)``, where there is one, raises a ValueError for
+    options that do not go together.
 
     Attributes
     ----------
     domains : dict
         Operands by name (see ``numbaloss.arguments``) where the default, any number, does not fit.
+    residual : bool
+        Whether the loss is an even function of input - target, the first two operands, and concave in its
+        square: then slope / (input - target) is a majorizer.
     """
 
     domains: ClassVar[dict[str, Operand]] = {}
+    residual: ClassVar[bool] = False
     value: ClassVar[Callable[..., Any]]
     # Whether the sum of `weight` is the divisor of reduction='mean'.
     weight_in_divisor: ClassVar[bool] = False
+    # Whether the value depends on the two arrays by their difference, input - target, alone.
+    residual: ClassVar[bool] = False
 
     _option_names: ClassVar[tuple[str, ...]] = ()
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order
     _slopes: ClassVar[tuple[str, ...]] = ()  # operands whose slope is stated by hand
+    _curvatures: ClassVar[tuple[tuple[str, str], ...]] = ()  # the same of what stands for the curvature
 
     @classmethod
     def _complete(cls) -> bool:
@@ -143,7 +158,14 @@ class ElementwiseLoss(Loss):
         cls._required = tuple(n for n in arrays if n not in cls.fields)
         cls._option_names = tuple(options)
         cls._slopes = tuple(n for n in arrays if hasattr(cls, f"slope_{n}"))
-        cls._stated = ("value", *(f"slope_{n}" for n in cls._slopes))
+        cls._curvatures = tuple(
+            (policy, n) for n in arrays for policy in (MAJORIZER, FISHER) if hasattr(cls, f"{policy}_{n}")
+        )
+        cls._stated = (
+            "value",
+            *(f"slope_{n}" for n in cls._slopes),
+            *(f"{policy}_{n}" for policy, n in cls._curvatures),
+        )
 
     @classmethod
     def _differentiable(cls) -> tuple[str, ...]:
@@ -161,6 +183,7 @@ class ElementwiseLoss(Loss):
             statics,
             tuple(domains),
             tuple(o.absent for o in operands[arity:]),
+            tuple((p, cls._arrays.index(n), cls._function(f"{p}_{n}")) for p, n in cls._curvatures),
         )
 
     @classmethod
@@ -221,6 +244,8 @@ class ElementwiseLoss(Loss):
             arrays.shape,
             arrays.dtype,
             arrays.arithmetic,
+            settings.policy,
+            settings.floor,
         )
 
     @classmethod
@@ -260,6 +285,19 @@ class ElementwiseLoss(Loss):
     @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
         pass  # there is one by every operand
+
+    @classmethod
+    def _check_policy(cls, settings: Settings) -> None:
+        (by,), policy = settings.wrt, settings.policy
+        by_residual = policy == MAJORIZER and cls.residual and by in cls._arrays[:2]
+        if policy in (EXACT, ABSOLUTE, GRADIENT) or (policy, by) in cls._curvatures or by_residual:
+            return
+        why = "the definition states none"
+        if policy == GERSHGORIN:
+            why = "it is of class scores"
+        elif policy == MAJORIZER:
+            why = "the loss is not of the residual alone, and the definition states none"
+        raise ValueError(f"{cls.function.__name__}: there is no curvature {policy!r} by {by!r}: {why}")
 
     @classmethod
     def _run_problem(
@@ -303,7 +341,7 @@ class ElementwiseLoss(Loss):
         The value is there where the divisor is a sum of weights too: then d(sum w l / sum w) is
         (l - value) / sum w.
         """
-        valued = {n: v for n, v in call.items() if n not in GRADIENT}
+        valued = {n: v for n, v in call.items() if n not in (*OF_GRADIENT, *CURVATURE)}
         # Terms and value of the arithmetic's dtype, which may be the weight's alone.
         first = cls._arrays[0]
         valued[first] = as_array(problem.name, first, call[first]).astype(problem.arithmetic, copy=False)

@@ -12,7 +12,11 @@ from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.layout import class_axis, class_rows
+from ..kernels.lift import is_linear
 from ..kernels.spec import (
+    ABSOLUTE,
+    EXACT,
+    GRADIENT,
     MANY,
     ONE,
     STATISTICS,
@@ -200,6 +204,23 @@ class ScoreLoss(ClassLoss):
             rows.dtype,
             rows.arithmetic,
         )
+
+    @classmethod
+    def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Scores:
+        problem = cls._record(settings.options, cls._check(settings, call))
+        return problem._replace(curvature=settings.policy, floor=settings.floor)
+
+    @classmethod
+    def _check_policy(cls, settings: Settings) -> None:
+        options, policy = settings.options, settings.policy
+        if policy in (EXACT, ABSOLUTE, GRADIENT):
+            return
+        capped, squared = options.get("softcap") is not None, options.get("lse_square_scale", 0) != 0
+        if capped or squared or not is_linear(cls._functions(options)[0])[0]:
+            raise ValueError(
+                f"{cls.function.__name__}: there is no curvature {policy!r}: it is known of losses that are "
+                "linear in the cross entropy, log_prob and logsumexp, without a cap of scores"
+            )
 
     @classmethod
     def _jit(cls) -> Any:

@@ -64,6 +64,9 @@ class BCELoss(ElementwiseLoss, function="binary_cross_entropy"):
     def slope_target(input, target):
         return math.log1p(-input) - math.log(input)
 
+    def fisher_input(input, target):
+        return 1 / math.maximum((1 - input) * input, 1e-12)
+
 
 class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_logits"):
     r"""Binary cross entropy of logits.
@@ -111,6 +114,15 @@ class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_log
     def slope_target(input, target, pos_weight):
         positive, negative = math.maximum(input, 0), math.maximum(-input, 0)
         return (pos_weight - 1) * math.softplus(-positive - negative) + pos_weight * negative - positive
+
+    # Of softplus it is tanh(x / 2) / (2 x): Jaakkola and Jordan, Statistics and Computing 10, 2000.
+    def majorizer_input(input, target, pos_weight):
+        x = math.maximum(abs(input), 1e-30)
+        return (pos_weight * target + (1 - target)) * math.tanh(0.5 * x) / (2 * x)
+
+    def fisher_input(input, target, pos_weight):
+        p, q = math.sigmoid(input), math.sigmoid(-input)
+        return (pos_weight * p + q) * p * q
 
 
 class KLDivLoss(ElementwiseLoss, function="kl_div"):
@@ -200,6 +212,13 @@ class SoftMarginLoss(ElementwiseLoss, function="soft_margin_loss"):
 
     def value(input, target):
         return math.softplus(-target * input)
+
+    def majorizer_input(input, target):
+        x = math.maximum(abs(target * input), 1e-30)
+        return target * target * math.tanh(0.5 * x) / (2 * x)
+
+    def fisher_input(input, target):
+        return math.sigmoid(input) * math.sigmoid(-input)
 
 
 class HingeEmbeddingLoss(ElementwiseLoss, function="hinge_embedding_loss"):

@@ -22,7 +22,7 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import GRAD, MANY, MISSING, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..kernels.spec import EXACT, GRAD, MANY, MISSING, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
 from ..loss import Binding
 from ..quick import never
 
@@ -168,6 +168,14 @@ class _Terms(ElementwiseLoss, function="multilabel_soft_margin_loss"):
     def slope_target(input, target):
         return -input
 
+    # As those of binary cross entropy of logits.
+    def majorizer_input(input, target):
+        x = nm.maximum(abs(input), 1e-30)
+        return nm.tanh(0.5 * x) / (2 * x)
+
+    def fisher_input(input, target):
+        return nm.sigmoid(input) * nm.sigmoid(-input)
+
 
 class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
     r"""Binary cross entropy of logits, averaged over the classes of each row.
@@ -251,6 +259,8 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
             backend.HAS_SOFT_MARGINS
             and "weight" not in wrt
             and (mode != VALUE_GRAD_HESS or wrt == ("input",))
+            and call.get("curvature", EXACT) == EXACT
+            and call.get("floor") is None
         ):
             return super()._evaluation(mode, call, backend)
         return _ByElements(mode, call, backend)

@@ -53,6 +53,7 @@ class L1Loss(ElementwiseLoss, function="l1_loss"):
     reduction: str = reduction()
     weight: object = weights(call_only=True)
     weight_in_divisor = True
+    residual = True
 
     def value(input, target):
         return abs(input - target)
@@ -92,6 +93,7 @@ class MSELoss(ElementwiseLoss, function="mse_loss"):
     reduction: str = reduction()
     weight: object = weights(call_only=True)
     weight_in_divisor = True
+    residual = True
 
     def value(input, target):
         d = input - target
@@ -130,6 +132,7 @@ class SmoothL1Loss(ElementwiseLoss, function="smooth_l1_loss"):
 
     reduction: str = reduction()
     beta: float = non_negative(1.0)
+    residual = True
 
     def value(input, target, beta):
         r = abs(input - target)
@@ -174,6 +177,7 @@ class HuberLoss(ElementwiseLoss, function="huber_loss"):
     reduction: str = reduction()
     delta: float = positive(1.0)
     weight: object = weights(call_only=True)
+    residual = True
 
     def value(input, target, delta):
         r = abs(input - target)
@@ -232,6 +236,11 @@ class PoissonNLLLoss(ElementwiseLoss, function="poisson_nll_loss"):
             y = y + math.where(target > 1, stirling, 0)
         return y
 
+    def fisher_input(input, target, log_input, full, eps):
+        if log_input:
+            return math.exp(input)
+        return input / (input + eps) ** 2
+
 
 class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_only=True):
     r"""Negative log-likelihood under Gaussian distributions with given variances.
@@ -276,6 +285,7 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
     eps: float = positive(1e-6)
     reduction: str = reduction()
     domains = {"target": like_scores(broadcast=True), "var": variances()}
+    residual = True
 
     def value(input, target, var, full, eps):
         v = math.maximum(var, eps)
@@ -290,6 +300,13 @@ class GaussianNLLLoss(ElementwiseLoss, function="gaussian_nll_loss", keyword_onl
         v = math.maximum(var, eps)
         d = (input - target) / v
         return 0.5 * (1 / v - d * d)
+
+    def fisher_input(input, target, var, full, eps):
+        return 1 / math.maximum(var, eps)
+
+    def fisher_var(input, target, var, full, eps):
+        v = math.maximum(var, eps)
+        return 0.5 / (v * v)
 
     @classmethod
     def _broadcast(cls, name, argument, array, shape):

@@ -161,6 +161,8 @@ def array_option(loss: Any, name: str, arrays: dict[str, np.ndarray], rng: np.ra
     if name == "linear_bias":
         shape = arrays["linear_weight"].shape[:-1]
     elif issubclass(loss.Class, ElementwiseLoss):
+        if name in loss.Class.operands:
+            return loss.Class.operands[name].draw(rng, arrays["input"].shape)
         shape = arrays["input"].shape
     elif loss is nl.linear_cross_entropy:
         shape = arrays["linear_weight"].shape[:1]
