@@ -73,9 +73,9 @@ def of_vectors(
     )
 
 
-def descents(scalars: Scalars, options: tuple[Any, ...]) -> Any:
+def descents(scalars: Scalars, options: tuple[Any, ...], policy: str, floor: float | None) -> Any:
     """Return the compiled derivatives of minus a loss of elements: see `cpu.descent.compile_descents`."""
-    return _module("cpu.descent").compile_descents(scalars, options)
+    return _module("cpu.descent").compile_descents(scalars, options, policy, floor)
 
 
 def row_descent(functions: ScoreFunctions, options: tuple[Any, ...], *more: Any) -> Any:

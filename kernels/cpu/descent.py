@@ -10,22 +10,24 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ..lift import lift_scores
+from ..lift import lift_curvature, lift_scores
 from ..math import select
 from ..spec import Scalars, ScoreFunctions
-from .elementwise import checker, lift
+from .elementwise import checker, lift, with_curvature
 from .target import derivatives
 
 PLAIN: dict[str, Any] = dict(nogil=True, error_model="numpy")
 
 
 @cache
-def compile_descents(scalars: Scalars, options: tuple[Any, ...]) -> Any:
-    """``descents(x, t, w)``: a row ``(-slope, -second derivative)`` for each element, times its weight.
+def compile_descents(scalars: Scalars, options: tuple[Any, ...], policy: str, floor: float | None) -> Any:
+    """``descents(x, t, w)``: a row ``(-slope, -curvature)`` for each element, times its weight.
 
     `x`, `t` and `w` have one axis; `w` may be None. A weight of zero gives exactly zero.
     """
-    derived, values = lift(scalars, 0), derivatives().options(options)
+    jets = derivatives()
+    derived = with_curvature(lift(scalars, 0), lift_curvature(scalars, policy, 0, jets))
+    values, floored, least = jets.options(options), floor is not None, float(floor or 0.0)
     holds = checker(scalars.domains, np.float64)
     outside = f"{scalars.name}: an element is out of its domain"
 
@@ -37,6 +39,8 @@ def compile_descents(scalars: Scalars, options: tuple[Any, ...]) -> Any:
             xk, tk = float(x[k]), float(t[k])
             factor = -1.0 if w is None else -float(w[k])
             _, slope, bend = derived(xk, tk, 0.0, o)
+            if floored and bend < least:
+                bend = least
             if factor != 0.0 and not holds(xk, tk, 0.0):
                 raise ValueError(outside)
             pairs[k, 0] = select(factor != 0.0, factor * slope, 0.0)

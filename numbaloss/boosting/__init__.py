@@ -86,9 +86,10 @@ def catboost(
     """Make an objective of CatBoost's.
 
     It is the ``loss_function``; its ``metric`` is the ``eval_metric``, without which CatBoost takes no
-    objective. With exact curvature CatBoost compiles it, and rows of class scores have their whole Hessian;
-    with another it calls the loss's kernels, and the Hessian is diagonal. Class scores need
-    ``classes_count``. Trees start at 0: give ``initial_score(target)`` as the pool's ``baseline``.
+    objective. CatBoost compiles it. Rows of class scores have their whole Hessian where the curvature is
+    exact; with another, CatBoost calls the loss's kernels row by row, and the Hessian is diagonal. Class
+    scores need ``classes_count``. Trees start at 0: give ``initial_score(target)`` as the ``baseline`` of every
+    pool, and add it to what is predicted.
     """
     return make(loss, curvature, floor, options)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import inside
+from ..kernels.spec import EXACT
 from .objective import Objective
 
 
@@ -23,7 +24,7 @@ class CatBoostObjective(Objective):
     host = "catboost"
 
     def __reduce__(self) -> Any:
-        return make, (self.loss, self.curvature, self.floor, {})
+        return make, (self.loss, self.how["curvature"], self.how.get("floor"), {})
 
     @property
     def metric(self) -> "Metric":
@@ -43,13 +44,16 @@ def make(loss: Any, curvature: str, floor: float | None, options: dict[str, Any]
 
 
 def compile_derivatives(objective: Objective) -> Any:
-    """Return the loss's derivatives for compiled code; None where they are not exact, or need more arrays."""
+    """Return the loss's derivatives for compiled code.
+
+    None where they need more arrays, or are of class scores and another curvature than the exact one.
+    """
     loss: Any = objective.loss
-    if objective.curvature != "exact" or objective.floor is not None:
-        return None
-    given = loss._options
+    given, policy, floor = loss._options, objective.how["curvature"], objective.how.get("floor")
     values = tuple(v if isinstance(v, bool) else float(v) for v in (given[n] for n in loss._option_names))
     if objective.is_of_classes:
+        if policy != EXACT or floor is not None:
+            return None
         own = set(loss._option_names)  # an option of the definition's own may have one of these names
         softcap = None if "softcap" in own else given.get("softcap")
         square = 0.0 if "lse_square_scale" in own else given.get("lse_square_scale", 0.0)
@@ -60,7 +64,7 @@ def compile_derivatives(objective: Objective) -> Any:
     if any(loss.fields[n].array for n in loss._given):
         return None
     statics = tuple(v if isinstance(v, bool) else None for v in values)
-    return inside.descents(type(loss)._scalars(statics, len(loss._required)), values)
+    return inside.descents(type(loss)._scalars(statics, len(loss._required)), values, policy, floor)
 
 
 @cache

@@ -9,10 +9,9 @@ import numpy as np
 
 from ..families.elementwise import ElementwiseLoss
 from ..families.scores import ScoreLoss
+from ..kernels.spec import VALUE_GRAD_HESS
 from ..loss import Loss, LossFunction
 from .constant import minimum, root
-
-CURVATURES = ("exact", "majorizer", "absolute", "gradient", "gershgorin", "fisher")
 
 
 class Objective:
@@ -22,22 +21,20 @@ class Objective:
     ----------
     loss : Loss
         The criterion, summed.
-    curvature : str
-    floor : float or None
+    how : dict
+        The curvature, and its floor if there is one.
     """
 
     host: ClassVar[str]
 
     def __init__(self, loss: Any, curvature: str, floor: float | None, options: dict[str, Any]) -> None:
         self.loss = criterion_of(self.host, loss, options)
-        if curvature not in CURVATURES:
-            wanted = ", ".join(map(repr, CURVATURES))
-            raise ValueError(f"{self.host}: curvature must be one of {wanted}, got {curvature!r}")
-        self.curvature, self.floor = curvature, floor
+        self.how: dict[str, Any] = {"curvature": curvature} | ({} if floor is None else {"floor": floor})
+        kind: Any = type(self.loss)
+        kind._check_policy(kind._settings(VALUE_GRAD_HESS, {**self.loss._given, **self.how}))
 
     def __repr__(self) -> str:
-        more = "" if self.floor is None else f", floor={self.floor}"
-        return f"{self.host}({self.loss!r}, curvature={self.curvature!r}{more})"
+        return f"{self.host}({self.loss!r}, {', '.join(f'{k}={v!r}' for k, v in self.how.items())})"
 
     @property
     def name(self) -> str:
@@ -80,10 +77,7 @@ class Objective:
             out = np.empty_like(raw, dtype=np.float32), np.empty_like(raw, dtype=np.float32)
         if not raw.shape[0]:
             return out
-        more = weighing(weight)
-        if self.curvature != "exact" or self.floor is not None:
-            more |= {"curvature": self.curvature, "floor": self.floor}
-        self.loss.value_grad_hess(raw, target, out=out, **more)
+        self.loss.value_grad_hess(raw, target, out=out, **self.how, **weighing(weight))
         return out
 
     def mean(self, raw: Any, target: Any, weight: Any = None) -> float:
@@ -111,6 +105,8 @@ class Objective:
                 target = labels_of(self.name, target)
         elif target.shape != raw.shape and target.size == raw.size:
             target = target.reshape(raw.shape)
+        elif raw.ndim == 2 and target.ndim == 1 and self.loss.operands[self.loss._required[1]].broadcast:
+            target = target.reshape(-1, 1)  # of several quantiles, say
         if weight is not None and not weight.size:  # so XGBoost says that there is none
             weight = None
         if weight is not None and raw.ndim == 2 and not self.is_of_classes:

@@ -121,6 +121,7 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
     alpha: float = between(0.25, -1.0, 1.0)
     gamma: float = non_negative(2.0)
     reduction: str = reduction()
+    link = "logit"
     domains = {"target": soft_labels()}
 
     def value(input, target, alpha, gamma):
