@@ -18,11 +18,14 @@ def at_users_line(
     `value` is the definition's name for the function that gives the loss's value.
     """
     file, line = functions[0].__code__.co_filename, functions[0].__code__.co_firstlineno
+    of = [v.py_func for f in functions for v in f.__globals__.values() if hasattr(v, "py_func")]
+    functions = (*of, *functions)  # an error is rather in what they call
     text = str(error)
-    for found in re.finditer(r'File "([^"]+)", line (\d+)', text):
-        for f in functions:
-            if Path(found[1]).name == Path(f.__code__.co_filename).name:
-                file, line = f.__code__.co_filename, int(found[2])
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    for f in reversed(functions):
+        for where, number in places:
+            if Path(where).name == Path(f.__code__.co_filename).name:
+                file, line = f.__code__.co_filename, int(number)
     stated = re.search(r"TypingError: ((?:value|terms) must .*)", text)  # by the jets
     lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
     reasons = [x for x in lines if x and not x.startswith(OURS) and "resolving callee" not in x]

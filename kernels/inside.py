@@ -25,6 +25,11 @@ def _on_both(compile_it: str, *definition: Any) -> Any:
     return function
 
 
+def part(function: Any) -> Any:
+    """Return a definition's function as one that other definitions may call, on both devices."""
+    return _module("cpu.inside").compile_part(function)
+
+
 def derived(function: Any, names: tuple[str, ...], defaults: tuple[Any, ...], order: int) -> Any:
     """Return a function of numbers with its derivatives, to call in ``@njit`` functions and CUDA kernels."""
     return _on_both("compile_derived", function, names, defaults, order)

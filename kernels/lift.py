@@ -16,6 +16,7 @@ second derivatives for the curvature; mixed ones by moving two statistics at onc
 """
 
 import inspect
+import types
 from functools import cache
 from itertools import combinations
 from typing import Any
@@ -199,6 +200,12 @@ def as_affine(x: Any) -> Affine:
     return x if isinstance(x, Affine) else Affine(0, bool(x + 0))
 
 
+def in_python(function: Any) -> Any:
+    """Return a definition's function with the compiled functions that it calls as Python's."""
+    scope = {n: in_python(v.py_func) if hasattr(v, "py_func") else v for n, v in function.__globals__.items()}
+    return types.FunctionType(function.__code__, scope, function.__name__, None, function.__closure__)
+
+
 @cache
 def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
     """Whether a definition is affine in its statistics; and whether it is a multiple of `cross_entropy`.
@@ -211,7 +218,7 @@ def is_linear(functions: ScoreFunctions) -> tuple[bool, bool]:
     ]
     options = [Affine(0, True) if o is None else o for o in functions.options]
     try:
-        result = as_affine(functions.value(*arguments, *options))
+        result = as_affine(in_python(functions.value)(*arguments, *options))
     except Exception:
         return False, False
     multiple = result.degree == 1 and not result.constant and moves(functions) == {MIXED}

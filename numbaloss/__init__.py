@@ -31,6 +31,7 @@ from .losses import (
 )  # the definitions fill the registry
 from .losses.custom import elementwise_loss, score_loss, vector_loss
 from .losses.linear import LinearCrossEntropyOptions
+from .sums import SumLoss
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "Loss",
     "LossFunction",
     "ScoreLoss",
+    "SumLoss",
     "VectorLoss",
     "arguments",
     "boosting",
@@ -51,6 +53,7 @@ __all__ = [
     "elementwise_loss",
     "free_memory",
     "math",
+    "optimize",
     "registry",
     "score_loss",
     "synchronize",
@@ -74,6 +77,6 @@ del (
 
 
 def __getattr__(name: str) -> object:
-    if name in ("boosting", "testing"):  # when they are asked for, so that importing the library stays quick
+    if name in ("boosting", "optimize", "testing"):  # when they are asked for: importing stays quick
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from . import arguments as arguments, boosting as boosting, testing as testing
+from . import arguments as arguments, boosting as boosting, optimize as optimize, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
 from .families.vectors import VectorLoss as VectorLoss
@@ -18,6 +18,7 @@ from .losses.custom import (
     vector_loss as vector_loss,
 )
 from .losses.linear import LinearCrossEntropyOptions as LinearCrossEntropyOptions
+from .sums import SumLoss as SumLoss
 
 Array = Any
 __version__: str

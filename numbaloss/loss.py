@@ -347,6 +347,42 @@ class Loss(Modes):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._options.items())})"
 
+    # ---- sums --------------------------------------------------------------------------------------
+    # NumPy's numbers leave a product with a loss to the loss.
+    __array_ufunc__ = None
+    # Makes a loss of factors and losses: `numbaloss.sums` gives it.
+    _weighted_sum: ClassVar[Callable[..., "Loss"]]
+
+    def _terms(self) -> tuple[tuple[float, "Loss"], ...]:
+        """The loss as a sum: factors and losses that are no sums."""
+        return ((1.0, self),)
+
+    def __mul__(self, factor: Any) -> Any:
+        if isinstance(factor, Loss):
+            return NotImplemented
+        by = arguments.number(type(self).__name__, "factor", factor)
+        return self._weighted_sum(tuple((by * f, part) for f, part in self._terms()))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Any:
+        if isinstance(divisor, Loss):
+            return NotImplemented
+        return self * (1 / arguments.number(type(self).__name__, "divisor", divisor))
+
+    def __neg__(self) -> Any:
+        return self * -1.0
+
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, Loss):
+            return self._weighted_sum(self._terms() + other._terms())
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # `sum` begins with 0
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        return self + -other if isinstance(other, Loss) else NotImplemented
+
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) > len(self._required):
             raise TypeError(

@@ -272,6 +272,27 @@ def check_curvature(case: Case, rng: np.random.Generator) -> None:
         )
 
 
+def check_majorizer(case: Case, rng: np.random.Generator) -> None:
+    """The parabola that the majorizer gives, if there is one, is nowhere below the loss."""
+    if not case.loss.Class._curved:
+        return
+    for name in case.default_wrt:
+        at = case.moved_off_bounds(name, rng)
+        try:
+            terms, gradient, curvature = at.loss.value_grad_hess(
+                **at.arrays, **at.options, reduction="none", wrt=name, curvature="majorizer"
+            )
+        except ValueError:  # there is none
+            continue
+        x = at.arrays[name]
+        for size in (1e-3, 0.1, 1.0, 10.0, 1e3):
+            step = at.bounded(name, x + size * rng.choice([-1.0, 1.0], x.shape)) - x
+            rise = (gradient * step + 0.5 * curvature * step * step).reshape(*terms.shape, -1).sum(axis=-1)
+            there = at.terms(**{name: x + step})
+            over = np.maximum(there - (terms + rise), 0)
+            at.agree(f"loss above the majorizer by {name}", over, 0 * over, close(there) + close(rise))
+
+
 def check_precision(case: Case, rng: np.random.Generator) -> None:
     """float32 and half precision agree with float64, as far as the problem's conditioning lets them.
 
@@ -403,4 +424,4 @@ def check_shapes(case: Case, rng: np.random.Generator) -> None:
 
 PER_COMBINATION = (check_gradient, check_curvature, check_precision)
 # What no option changes is checked once: each of these asks for kernels of its own.
-ONCE = (check_reductions, check_weights, check_in_place, check_shapes)
+ONCE = (check_majorizer, check_reductions, check_weights, check_in_place, check_shapes)

@@ -15,7 +15,13 @@ from numbaloss import reference as oracle
 from numbaloss.losses import multiclass, regression
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["numbaloss", "numbaloss.losses.custom", *sorted({f.__module__ for f in nl.registry.values()})]
+MODULES = [
+    "numbaloss",
+    "numbaloss.losses.custom",
+    "numbaloss.optimize",
+    "numbaloss.sums",
+    *sorted({f.__module__ for f in nl.registry.values()}),
+]
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="scalars print differently")

@@ -34,6 +34,11 @@ from .native import (
 from .target import PUBLIC, SCALAR, derivatives
 
 
+def compile_part(function: Any) -> Any:
+    """A definition's function that other definitions call; CUDA's compiler takes it too, by what it is of."""
+    return function if hasattr(function, "py_func") else njit(forceinline=True)(function)
+
+
 def compile_scalar(scalars: Scalars, names: tuple[str, ...], defaults: tuple[Any, ...]) -> Any:
     """The value of one element, to call in ``@njit`` code: ``scalar(input, target, <options>)``."""
     jets = derivatives()

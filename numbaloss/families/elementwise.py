@@ -128,8 +128,6 @@ class ElementwiseLoss(Loss):
     value: ClassVar[Callable[..., Any]]
     # Whether the sum of `weight` is the divisor of reduction='mean'.
     weight_in_divisor: ClassVar[bool] = False
-    # Whether the value depends on the two arrays by their difference, input - target, alone.
-    residual: ClassVar[bool] = False
 
     _option_names: ClassVar[tuple[str, ...]] = ()
     _arrays: ClassVar[tuple[str, ...]] = ()  # value's operands, in order

@@ -135,9 +135,10 @@ class SmoothL1Loss(ElementwiseLoss, function="smooth_l1_loss"):
     residual = True
 
     def value(input, target, beta):
-        r = abs(input - target)
+        d = input - target
+        r = abs(d)
         if r < beta:
-            return 0.5 * r * r / beta
+            return 0.5 * d * d / beta  # of r * r a tie has no curvature
         return r - 0.5 * beta
 
 

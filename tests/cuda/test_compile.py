@@ -11,6 +11,7 @@ import pytest
 from numba import njit
 from sweeps import apart, some, sweep
 
+import numbaloss as nl
 from numbaloss import testing
 from numbaloss.families import measured
 from numbaloss.families.elementwise import ElementwiseLoss
@@ -268,6 +269,16 @@ def test_one_scalar_with_options_serves_both_devices():
         return scalar(x, 0.0, delta=2.0)
 
     assert on_cpu(5.0) == 8.0
+
+
+def test_a_sum_of_losses_is_one_kernel():
+    """Its parts are compiled functions, that the device's compiler takes by what they are of."""
+    cls = type(0.5 * nl.MSELoss() + nl.HuberLoss())
+    scalars = cls._scalars((None,) * len(cls._option_names), 2)
+    request = Request(wrt=(0,))
+    binary = elementwise.compile_kernel(scalars, request, FLOAT32, HOPPER, True, False, True)
+    check(binary, scalars, request, FLOAT32, True)
+    assert "call" not in instructions(binary)
 
 
 def test_compiling_needs_no_driver_and_leaves_numba_cuda_as_it_was():
