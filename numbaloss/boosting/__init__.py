@@ -88,8 +88,8 @@ def catboost(
     It is the ``loss_function``; its ``metric`` is the ``eval_metric``, without which CatBoost takes no
     objective. CatBoost compiles it. Rows of class scores have their whole Hessian where the curvature is
     exact; with another, CatBoost calls the loss's kernels row by row, and the Hessian is diagonal. Class
-    scores need ``classes_count``. Trees start at 0: give ``initial_score(target)`` as the ``baseline`` of every
-    pool, and add it to what is predicted.
+    scores need ``classes_count``. Trees start at 0: give ``initial_score(target)`` as the ``baseline`` of
+    every pool, and add it to what is predicted.
     """
     return make(loss, curvature, floor, options)
 

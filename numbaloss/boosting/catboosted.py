@@ -24,7 +24,7 @@ class CatBoostObjective(Objective):
     host = "catboost"
 
     def __reduce__(self) -> Any:
-        return make, (self.loss, self.how["curvature"], self.how.get("floor"), {})
+        return make, (self.loss, self.how.get("curvature", EXACT), self.how.get("floor"), {})
 
     @property
     def metric(self) -> "Metric":
@@ -49,7 +49,7 @@ def compile_derivatives(objective: Objective) -> Any:
     None where they need more arrays, or are of class scores and another curvature than the exact one.
     """
     loss: Any = objective.loss
-    given, policy, floor = loss._options, objective.how["curvature"], objective.how.get("floor")
+    given, policy, floor = loss._options, objective.how.get("curvature", EXACT), objective.how.get("floor")
     values = tuple(v if isinstance(v, bool) else float(v) for v in (given[n] for n in loss._option_names))
     if objective.is_of_classes:
         if policy != EXACT or floor is not None:

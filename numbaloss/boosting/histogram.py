@@ -24,7 +24,7 @@ class HistGradientLoss(BaseLoss):
     def __init__(self, objective: Objective) -> None:
         super().__init__(closs=None, link=LINKS[objective.link](), n_classes=None)
         self.objective = objective
-        self.approx_hessian = objective.how["curvature"] != "exact"
+        self.approx_hessian = "curvature" in objective.how
         self.is_multiclass = objective.is_of_classes
         self.transform, self.initial_score = objective.transform, objective.initial_score
 

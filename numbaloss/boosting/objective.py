@@ -9,8 +9,9 @@ import numpy as np
 
 from ..families.elementwise import ElementwiseLoss
 from ..families.scores import ScoreLoss
-from ..kernels.spec import VALUE_GRAD_HESS
+from ..kernels.spec import EXACT, VALUE_GRAD_HESS
 from ..loss import Loss, LossFunction
+from ..sums import SumLoss
 from .constant import minimum, root
 
 
@@ -22,19 +23,20 @@ class Objective:
     loss : Loss
         The criterion, summed.
     how : dict
-        The curvature, and its floor if there is one.
+        The curvature, if it is another than the exact one, and its floor, if there is one.
     """
 
     host: ClassVar[str]
 
     def __init__(self, loss: Any, curvature: str, floor: float | None, options: dict[str, Any]) -> None:
         self.loss = criterion_of(self.host, loss, options)
-        self.how: dict[str, Any] = {"curvature": curvature} | ({} if floor is None else {"floor": floor})
+        how = {"curvature": None if curvature == EXACT else curvature, "floor": floor}
+        self.how: dict[str, Any] = {n: v for n, v in how.items() if v is not None}
         kind: Any = type(self.loss)
         kind._check_policy(kind._settings(VALUE_GRAD_HESS, {**self.loss._given, **self.how}))
 
     def __repr__(self) -> str:
-        return f"{self.host}({self.loss!r}, {', '.join(f'{k}={v!r}' for k, v in self.how.items())})"
+        return f"{self.host}({', '.join([repr(self.loss), *(f'{k}={v!r}' for k, v in self.how.items())])})"
 
     @property
     def name(self) -> str:
@@ -196,9 +198,11 @@ def criterion_of(host: str, loss: Any, options: dict[str, Any]) -> Loss:
         raise TypeError(f"{host}: loss must be one of numbaloss's, as a function or a criterion, got {got}")
     elif options:
         raise TypeError(f"{host}: a criterion has its options already, got {', '.join(options)}")
-    name = loss.function.__name__
     if not isinstance(loss, ElementwiseLoss | ScoreLoss):
-        raise TypeError(f"{host}: {name} is neither a loss of elements nor of class scores by their softmax")
+        raise TypeError(
+            f"{host}: {loss!r} is neither a loss of elements nor of class scores by their softmax"
+        )
+    name = loss.function.__name__
     if len(loss._required) != 2:
         raise TypeError(f"{host}: {name} takes {', '.join(loss._required)}; there are scores and targets")
     domain = loss.operands[loss._required[0]].domain
@@ -207,7 +211,8 @@ def criterion_of(host: str, loss: Any, options: dict[str, Any]) -> Loss:
             f"{host}: {name} is of numbers in [{domain[0]:g}, {domain[1]:g}], and trees give any: take a "
             "loss of scores, such as binary_cross_entropy_with_logits"
         )
-    if "reduction" in loss.__dict__.get("_named", ()) and loss.reduction not in ("sum", "none"):
+    parts = [part for _, part in loss.terms] if isinstance(loss, SumLoss) else [loss]
+    if loss.reduction not in ("sum", "none") and any("reduction" in part._named for part in parts):
         raise ValueError(
             f"{host}: reduction={loss.reduction!r} divides gradients by the number of rows, which makes them "
             "too small for min_child_weight and regularisation; leave it out: sums are taken"
