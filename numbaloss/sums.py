@@ -60,7 +60,7 @@ class SumLoss(Loss):
         return self._terms()
 
     @property
-    def link(self) -> str:  # type: ignore[override]
+    def link(self) -> str:
         """That of the parts, if they have one."""
         found = {part.link for _, part in self.terms}
         return found.pop() if len(found) == 1 else "identity"
