@@ -74,13 +74,13 @@ def _tanh(x):
 
 
 def _sinh(x):
-    y = 0.5 * (nm.expm1(x) - nm.expm1(-x))  # without cancellation near 0
-    return y, 0.5 * (nm.exp(x) + nm.exp(-x)), y
+    y = nm.sinh(x)
+    return y, nm.cosh(x), y
 
 
 def _cosh(x):
-    y = 0.5 * (nm.exp(x) + nm.exp(-x))
-    return y, 0.5 * (nm.expm1(x) - nm.expm1(-x)), y
+    y = nm.cosh(x)
+    return y, nm.sinh(x), y
 
 
 def _sin(x):
@@ -98,9 +98,55 @@ def _arctan(x):
     return nm.arctan(x), d, -2 * x * d * d
 
 
+def _tan(x):
+    y = nm.tan(x)
+    d = 1 + y * y
+    return y, d, 2 * y * d
+
+
+def _arcsin(x):
+    d = 1 / nm.sqrt((1 - x) * (1 + x))
+    return nm.arcsin(x), d, x * d * d * d
+
+
+def _arccos(x):
+    d = -1 / nm.sqrt((1 - x) * (1 + x))
+    return nm.arccos(x), d, x * d * d * d
+
+
+def _arcsinh(x):
+    r = 1 / nm.maximum(1, abs(x))  # the square of a large x would overflow
+    d = r / nm.sqrt(r * r + nm.where(abs(x) > 1, 1, x * x))
+    return nm.arcsinh(x), d, -nm.where(d == 0, d, x * d) * d * d
+
+
+def _arccosh(x):
+    d = 1 / (nm.sqrt(x - 1) * nm.sqrt(x + 1))
+    return nm.arccosh(x), d, -nm.where(d == 0, d, x * d) * d * d
+
+
+def _arctanh(x):
+    d = 1 / ((1 - x) * (1 + x))
+    return nm.arctanh(x), d, 2 * x * d * d
+
+
 def _erf(x):
     d = 1.1283791670955126 * nm.exp(-x * x)
     return nm.erf(x), d, -2 * x * d
+
+
+def _erfc(x):
+    d = nm.erfc_slope(x)
+    return nm.erfc(x), d, -2 * nm.where(d == 0, d, x * d)  # at infinity too
+
+
+def _log_ndtr(x):
+    return nm.log_ndtr(x), nm.log_ndtr_slope(x), nm.log_ndtr_bend(x)
+
+
+def _log1mexp(x):
+    d = 1 / nm.expm1(x)
+    return nm.log1mexp(x), d, -d * (1 + d)
 
 
 def _lgamma(x):
@@ -126,16 +172,28 @@ UNARY = {
     _softplus: (nm.softplus,),
     _log_sigmoid: (nm.log_sigmoid,),
     _tanh: (nm.tanh, np.tanh, _libm.tanh),
-    _sinh: (_libm.sinh, np.sinh),
-    _cosh: (_libm.cosh, np.cosh),
+    _sinh: (nm.sinh, np.sinh, _libm.sinh),
+    _cosh: (nm.cosh, np.cosh, _libm.cosh),
     _sin: (nm.sin, np.sin, _libm.sin),
     _cos: (nm.cos, np.cos, _libm.cos),
+    _tan: (nm.tan, np.tan, _libm.tan),
+    _arcsin: (nm.arcsin, np.arcsin, _libm.asin),
+    _arccos: (nm.arccos, np.arccos, _libm.acos),
     _arctan: (nm.arctan, np.arctan, _libm.atan),
+    _arcsinh: (nm.arcsinh, np.arcsinh, _libm.asinh),
+    _arccosh: (nm.arccosh, np.arccosh, _libm.acosh),
+    _arctanh: (nm.arctanh, np.arctanh, _libm.atanh),
     _erf: (nm.erf, _libm.erf),
+    _erfc: (nm.erfc, _libm.erfc),
+    _log_ndtr: (nm.log_ndtr,),
+    _log1mexp: (nm.log1mexp,),
     _lgamma: (nm.lgamma, _libm.lgamma),
     _digamma: (nm.digamma,),
     _square: (nm.square, np.square),
 }
+
+# Their slopes may be infinite where inner ones are 0.
+STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp, _arcsin, _arccos, _arccosh, _arctanh)
 
 
 def install(target: Any, mixed: bool = False) -> SimpleNamespace:
@@ -531,7 +589,7 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
         def of_const(a):
             return const(function(V(a)))
 
-        rule = of_steep if derivatives is _sqrt else of_jet
+        rule = of_steep if derivatives in STEEP else of_jet
         teach(spellings, lambda a: {"j": rule, "c": of_const}.get(kind_of(a)))
 
     for derivatives, spellings in UNARY.items():
@@ -542,8 +600,60 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
         rule = {"c": lambda a: const(function(V(a)))}
         teach((function,), lambda a: rule.get(kind_of(a)))
 
-    slope_only(nm.trigamma)
-    slope_only(nm.tetragamma)
+    for function in (nm.trigamma, nm.tetragamma, nm.erfc_slope, nm.log_ndtr_slope, nm.log_ndtr_bend):
+        slope_only(function)
+
+    # ---- functions of two variables ----------------------------------------------------------------
+    @intrinsic
+    def still(typingctx, x, like):
+        """A number or a Const as a Jet that does not move."""
+
+        def codegen(context, builder, sig, args):
+            return context.cast(builder, args[0], sig.args[0], sig.return_type)
+
+        return like(x, like), codegen
+
+    def of_two(spellings, rule):
+        at, function = jit(rule), spellings[0]
+        binary(
+            spellings,
+            lambda a, b: at(a, b),
+            lambda a, b: at(a, still(b, a)),
+            lambda a, b: at(still(a, b), b),
+            lambda a, b: const(function(val(a, b), val(b, a))),
+        )
+
+    def logaddexp(a, b):
+        x, y = V(a), V(b)
+        gap = nm.where(x == y, type(x)(0), x - y)  # of two infinities too
+        by_a, by_b, apart = nm.sigmoid(gap), nm.sigmoid(-gap), D(a) - D(b)
+        h = along(by_a * by_b, apart * apart) + along(by_a, H(a)) + along(by_b, H(b))
+        return jet(nm.logaddexp(x, y), along_slope(by_a, D(a)) + along_slope(by_b, D(b)), h)
+
+    def arctan2(a, b):
+        y, x = V(a), V(b)
+        zero, one = type(x)(0), type(x)(1)
+        size = nm.maximum(abs(y), abs(x))  # no square overflows or vanishes
+        no_angle = (size == zero) | (size == type(x)(np.inf))  # no slope there is, or all are 0
+        size = nm.where(no_angle, one, size)
+        u, v = nm.where(no_angle, zero, y) / size, nm.where(no_angle, zero, x) / size
+        square = nm.where(no_angle, one, u * u + v * v)
+        by_a, by_b, fourth = v / square / size, -u / square / size, square * square
+        by_aa = -(u + u) * v / fourth / size / size
+        cross = along((u - v) * (u + v) / fourth / size / size, D(a) * D(b))
+        h = along(by_aa, D(a) * D(a) - D(b) * D(b)) + (cross + cross)
+        d = along_slope(by_a, D(a)) + along_slope(by_b, D(b))
+        return jet(nm.arctan2(y, x), d, h + along(by_a, H(a)) + along(by_b, H(b)))
+
+    of_two((nm.logaddexp, np.logaddexp), logaddexp)
+    of_two((nm.arctan2, np.arctan2, _libm.atan2), arctan2)
+
+    # ---- functions without slopes -------------------------------------------------------------------
+    def flat(spellings, function):
+        teach(spellings, lambda a: (lambda a: const(function(V(a)))) if isinstance(a, Dual) else None)
+
+    flat((nm.floor, np.floor, _libm.floor), nm.floor)
+    flat((nm.stop_gradient,), nm.stop_gradient)
 
     # ---- choices ----------------------------------------------------------------------------------
     def extreme(spellings, first):

@@ -2,13 +2,13 @@
 
 Every public function is ordinary Python, so a loss can be read and run undecorated. In code compiled for
 the CPU, floats take the implementations below, one text for float32 and float64: branch-free, free of
-libm, in the argument's own precision, so LLVM vectorises the loop around them. `sin`, `cos`, `arctan`,
+libm, in the argument's own precision, so LLVM vectorises the loop around them. `sin`, `cos`, `tan`, `arctan`,
 `erf` and the float64 `power` call libm and do not vectorise. An integer counts as float64, beside a float
 as that float. Other targets and types bring overloads of the same public names.
 
-Largest errors seen, in ulp: over all 2**32 inputs for float32 (`sqrt`: a sample), over samples for float64;
-tests/test_math.py holds them to bounds, a quarter higher on processors that do not fuse a product and a sum
-(SSE4.2):
+Largest errors seen, in ulp: over all 2**32 inputs for float32 (from `sqrt` on samples), over samples for
+float64; tests/test_math.py holds them to bounds, a quarter higher on processors that do not fuse a product
+and a sum (SSE4.2):
 
     ===========  =======  =======
     function     float32  float64
@@ -24,10 +24,23 @@ tests/test_math.py holds them to bounds, a quarter higher on processors that do 
     sqrt         0.50     0.5
     lgamma       2.60     2.5
     digamma      4.48     2.6
+    sinh         2.19     2.3
+    cosh         1.50     1.5
+    arcsin       2.33     2.1
+    arccos       1.76     1.9
+    arctan2      0.97     1.1
+    arcsinh      1.71     2.1
+    arccosh      2.05     2.5
+    arctanh      1.98     2.3
+    erfc         4.68     4.3
+    log_ndtr     5.45     5.1
+    log1mexp     1.76     2.4
+    logaddexp    2.02     1.9
     ===========  =======  =======
 
 Those of `lgamma` and `digamma` are for x > 0, close to their zeros too. For x < 0 the errors seen are 5.2 and
-7.2, in ulp of the largest of 1, f(x) and f(1 - x), as reflection subtracts.
+7.2, in ulp of the largest of 1, f(x) and f(1 - x), as reflection subtracts. Those of `logaddexp` are in
+ulp of the largest of its arguments and its result, which may be nearly 0.
 """
 
 import math as libm
@@ -101,6 +114,16 @@ def sqrt(x):
     return np.sqrt(x)
 
 
+def sinh(x):
+    """Hyperbolic sine."""
+    return np.sinh(x)
+
+
+def cosh(x):
+    """Hyperbolic cosine."""
+    return np.cosh(x)
+
+
 def sin(x):
     """Sine of radians."""
     return np.sin(x)
@@ -116,30 +139,100 @@ def arctan(x):
     return np.arctan(x)
 
 
+def tan(x):
+    """Tangent of radians."""
+    return np.tan(x)
+
+
+def arcsin(x):
+    """Inverse sine in radians."""
+    return np.arcsin(x)
+
+
+def arccos(x):
+    """Inverse cosine in radians."""
+    return np.arccos(x)
+
+
+def arcsinh(x):
+    """Inverse hyperbolic sine."""
+    return np.arcsinh(x)
+
+
+def arccosh(x):
+    """Inverse hyperbolic cosine, not negative."""
+    return np.arccosh(x)
+
+
+def arctanh(x):
+    """Inverse hyperbolic tangent."""
+    return np.arctanh(x)
+
+
+def arctan2(y, x):
+    """The angle of the point (x, y) in radians, from -pi to pi; its slopes at the origin are 0."""
+    return np.arctan2(y, x)
+
+
 def erf(x):
     """Error function."""
     x = np.asarray(x)  # a number, too, has a dtype
     return np.vectorize(libm.erf, otypes=[np.result_type(x, np.float16)])(x)[()]
 
 
+def erfc(x):
+    """1 - erf(x), accurate where that is small."""
+    return plain("erfc", x)
+
+
+def erfc_slope(x):
+    """Derivative of erfc; in definitions for slopes only, as it has none itself."""
+    return plain("erfc_slope", x)
+
+
+def log_ndtr(x):
+    """Logarithm of the standard normal distribution's probability below x, accurate in both tails."""
+    return plain("log_ndtr", x)
+
+
+def log_ndtr_slope(x):
+    """Derivative of log_ndtr; in definitions for slopes only, as it has none itself."""
+    return plain("log_ndtr_slope", x)
+
+
+def log_ndtr_bend(x):
+    """Second derivative of log_ndtr; in definitions for slopes only, as it has none itself."""
+    return plain("log_ndtr_bend", x)
+
+
+def log1mexp(x):
+    """log(1 - e**-x) for x >= 0, accurate near 0 and far from it, as `jax.nn.log1mexp`; NaN for x < 0."""
+    return plain("log1mexp", x)
+
+
+def logaddexp(x, y):
+    """log(e**x + e**y); of two equal infinities that infinity, with slopes of 1/2."""
+    return np.logaddexp(x, y)
+
+
 def lgamma(x):
     """Logarithm of the gamma function's magnitude; infinity at the poles."""
-    return plain_gamma("lgamma", x)
+    return plain("lgamma", x)
 
 
 def digamma(x):
     """Derivative of lgamma; NaN at the poles but 0."""
-    return plain_gamma("digamma", x)
+    return plain("digamma", x)
 
 
 def trigamma(x):
     """Derivative of digamma; in definitions for slopes only, as it has none itself."""
-    return plain_gamma("trigamma", x)
+    return plain("trigamma", x)
 
 
 def tetragamma(x):
     """Derivative of trigamma; in definitions for slopes only, as it has none itself."""
-    return plain_gamma("tetragamma", x)
+    return plain("tetragamma", x)
 
 
 def power(x, y):
@@ -181,6 +274,16 @@ def sign(x):
 def square(x):
     """x * x."""
     return np.square(x)
+
+
+def floor(x):
+    """The largest whole number that is not larger; its slope is 0."""
+    return np.floor(x)
+
+
+def stop_gradient(x):
+    """x itself, whose slopes count as 0: derivatives take it for a constant."""
+    return x
 
 
 def isnan(x):
@@ -294,7 +397,10 @@ class Format:
     p in e**r = 1 + r + r**2 * p(r) for |r| <= log(2) / 2, and log(1 + m) = m + m**2 * p(m) for |m| <= 1/3
     (`log_near_1`) and for 0 <= m <= 1 (`log1p_unit`). Those of the gamma function, of u - 3/4 for
     0 <= u <= 3/2, are Chebyshev's interpolations in 60 digits (mpmath's `chebyfit`), then rounded:
-    lgamma(1 + u) = u * (u - 1) * p and digamma(1 + u) = (u - root) * p.
+    lgamma(1 + u) = u * (u - 1) * p and digamma(1 + u) = (u - root) * p. By linear programming (float32) and
+    by Chebyshev's interpolation (float64): of the normal distribution's hazard, its density at t >= 0 over
+    the probability above t, (hazard(t) - t) * (t + 5/4) = sqrt(2 / pi) * 5/4 + w * p(w - 1) with
+    w = 2 * t / (t + 7/2); arctan(r) = r + r**3 * p(r**2) for 0 <= r <= 1.
     """
 
     float: type
@@ -311,6 +417,9 @@ class Format:
     sine: Any  # terms of the sine's series, up to a quarter turn
     lgamma_near_2: tuple
     digamma_near_2: tuple
+    normal: tuple  # from where on e**-(x**2 / 2) is 0; how many bits behind the point x keeps to be squared
+    hazard: tuple
+    arctan: tuple
 
 
 SINGLE = Format(
@@ -338,6 +447,15 @@ SINGLE = Format(
     digamma_near_2=(
         0.8581832, -0.3262546, 0.1571218, -0.08228655, 0.044764943, -0.024870222, 0.014241937, -0.008056777,
         0.003658333, -0.0020806277, 0.002634603, -0.0015038744,
+    ),
+    normal=(15.0, 8),
+    hazard=(
+        0.19675282, -0.33003634, 0.1419432, 0.030084822, -0.049050495, 0.0016194829, 0.015275796,
+        -0.0025390587, -0.004474072, 0.0010482353, 0.0010313243, -0.00021865922, -0.0001149087,
+    ),
+    arctan=(
+        -0.333333, 0.1999853, -0.14264016, 0.109508805, -0.08399306, 0.05788138, -0.031096961, 0.010868662,
+        -0.0017828145,
     ),
 )  # fmt: skip
 
@@ -388,6 +506,24 @@ DOUBLE = Format(
         5.1398705126837106e-05, -2.9367803644173363e-05, 1.4487003402656893e-05, -8.277907777699667e-06,
         8.507077411101826e-06, -4.86113586531963e-06, -1.2335673403459895e-06, 7.049012638469318e-07,
         2.0776397503965925e-06, -1.1872212713245974e-06,
+    ),
+    normal=(40.0, 20),
+    hazard=(
+        0.19675280707049211, -0.3300363676972139, 0.1419443385208673, 0.0300851687107385,
+        -0.04907013118620862, 0.0016226977935274787, 0.015396656472323259, -0.002580392187962553,
+        -0.004816796979931016, 0.0011884896922912027, 0.0015235741049394816, -0.0004190357762761577,
+        -0.00048240065403962553, 0.00012420988252170634, 0.0001489452824152973, -3.095101055663583e-05,
+        -4.3158987265838366e-05, 6.269143005836394e-06, 1.1155619199791925e-05, -9.96399240630125e-07,
+        -2.388678693987909e-06, 1.3282813774480899e-07, 3.7183661218562057e-07, -1.9301770457234204e-08,
+        -3.094205658239671e-08, 2.3423531642035593e-09,
+    ),
+    arctan=(
+        -0.3333333333333333, 0.1999999999999961, -0.1428571428565574, 0.11111111107616237,
+        -0.0909090898006594, 0.07692305531825536, -0.06666638426383693, 0.05882090719264434,
+        -0.05261357089010608, 0.04752484570095457, -0.043094448363131636, 0.03876056997497573,
+        -0.03381873984093271, 0.027675340226283478, -0.020369193454791133, 0.012877881638748135,
+        -0.006661119912458573, 0.0026666240233623223, -0.0007671565437423136, 0.0001401682342385201,
+        -1.2160728623100972e-05,
     ),
 )  # fmt: skip
 
@@ -547,11 +683,96 @@ def gamma_functions(format, jit, log, floor, select, polynomial):
     return {"lgamma": lgamma, "digamma": digamma, "trigamma": trigamma, "tetragamma": tetragamma}
 
 
-PLAIN = gamma_functions(DOUBLE, lambda f: f, np.log, np.floor, np.where, np.polynomial.polynomial.polyval)
+def normal_functions(format, jit, exp, expm1, log, log1p, select, polynomial):
+    """erfc, log_ndtr, their derivatives and log1mexp in a format, by public name: one text, as above.
+
+    All are of the normal distribution's hazard at t >= 0, its density over the probability above t, which has
+    neither overflow nor cancellation: t and a positive rest. The density is e**x of a square in two parts.
+    """
+    F = format.float
+    ZERO, ONE, TWO = map(F, range(3))
+    HALF, MIDDLE, MORE = F(0.5), F(3.5), F(1.25)
+    LIMIT, SHIFT = F(format.normal[0]), F(1.5 * 2.0 ** (format.mantissa - format.normal[1]))
+    HUGE = F(2.0**64)  # of which the hazard's rest is lost beside it
+    HAZARD = tuple(map(F, format.hazard))
+    EXP = tuple(F((-1) ** k / libm.factorial(k)) for k in range(5))  # of -x where x is small
+    LOG_2, SQRT_2, SQRT_TAU = F(libm.log(2)), F(libm.sqrt(2)), F(libm.sqrt(2 * libm.pi))
+    START = F(MORE * libm.sqrt(2 / libm.pi))
+    SQRT_2_OVER_PI, SLOPE = F(libm.sqrt(2 / libm.pi)), F(-2 / libm.sqrt(libm.pi))
+
+    @jit
+    def bell(x, half):
+        """e**-x**2 for x >= 0, or of half the square: its rounding, as it stands, would be multiplied."""
+        x = select(x > LIMIT, LIMIT, x)
+        high = (x + SHIFT) - SHIFT  # its square is exact
+        return exp(-half * (high * high)) * polynomial(half * ((x - high) * (x + high)), EXP)
+
+    @jit
+    def rest(t):
+        """The hazard less t."""
+        w = (t + t) / (t + MIDDLE)
+        return (w * polynomial(w - ONE, HAZARD) + START) / (t + MORE)
+
+    @jit
+    def erfc(x):
+        a = abs(x)
+        a = select(a > LIMIT, LIMIT, a)
+        t = SQRT_2 * a
+        y = SQRT_2_OVER_PI * bell(a, ONE) / (t + rest(t))
+        return select(x < ZERO, TWO - y, y)
+
+    @jit
+    def erfc_slope(x):
+        return SLOPE * bell(abs(x), ONE)
+
+    @jit
+    def log_ndtr(x):
+        a = abs(x)
+        t = select(a > HUGE, HUGE, a)
+        h = SQRT_TAU * (t + rest(t))
+        return select(x < ZERO, -(HALF * a * a) - log(h), log1p(-bell(a, HALF) / h))
+
+    @jit
+    def above(t):
+        """The density over the probability below t."""
+        y = bell(t, HALF) / SQRT_TAU
+        return y / (ONE - y / (t + rest(t)))
+
+    @jit
+    def log_ndtr_slope(x):
+        a = abs(x)
+        t = select(a > HUGE, HUGE, a)
+        return select(x < ZERO, a + rest(t), above(t))
+
+    @jit
+    def log_ndtr_bend(x):
+        t = abs(x)
+        t = select(t > HUGE, HUGE, t)
+        r, y = rest(t), above(t)
+        return -select(x < ZERO, (t + r) * r, y * (y + t))
+
+    @jit
+    def log1mexp(x):
+        return select(x < LOG_2, log(-expm1(-x)), log1p(-exp(-x)))
+
+    return {
+        "erfc": erfc, "erfc_slope": erfc_slope, "log_ndtr": log_ndtr, "log_ndtr_slope": log_ndtr_slope,
+        "log_ndtr_bend": log_ndtr_bend, "log1mexp": log1mexp,
+    }  # fmt: skip
 
 
-def plain_gamma(name, x):
-    """One of the gamma functions in plain Python: computed in float64, of the dtype of x."""
+def as_it_is(function):
+    return function
+
+
+PLAIN = gamma_functions(DOUBLE, as_it_is, np.log, np.floor, np.where, np.polynomial.polynomial.polyval)
+PLAIN |= normal_functions(
+    DOUBLE, as_it_is, np.exp, np.expm1, np.log, np.log1p, np.where, np.polynomial.polynomial.polyval
+)
+
+
+def plain(name, x):
+    """One of these functions in plain Python: computed in float64, of the dtype of x."""
     x = np.asarray(x)
     with np.errstate(all="ignore"):
         return PLAIN[name](x.astype(np.float64)).astype(np.result_type(x, np.float16))[()]
@@ -576,10 +797,16 @@ def implement(format):
     ONE_ONE_EXP = (ONE, ONE, *EXP)
     LOG_NEAR_1 = tuple(F(v) for v in format.log_near_1)
     LOG1P_UNIT = tuple(F(v) for v in format.log1p_unit)
+    ARCTAN = tuple(F(v) for v in format.arctan)
+    TWO, LOG_2 = F(2), F(libm.log(2))
+    LARGE = F(2.0**28)  # its square has no use for 1
+    QUARTER, SINH_HIGH = F(0.25), F(format.exp_range[1] + 0.7)
+    PI, PI_LOW = F(libm.pi), F(libm.pi - float(F(libm.pi)) + 1.2246467991473532e-16)
     # Adding 1.5 * 2**mantissa + b leaves round(v) + b in the low bits of the sum: an integer conversion for
     # one addition. b biases the integer to be an exponent field: doubled, to be halved; or for 2**(n - 1).
     SHIFT_TWICE = F(1.5 * 2.0**mantissa + 2 * bias)
     SHIFT_HALF = F(1.5 * 2.0**mantissa + bias - 1)
+    SHIFT_QUARTER = F(1.5 * 2.0**mantissa + bias - 2)
     TWO_THIRDS = Z(np.array(2 / 3, F).view(Z))
     FOUR = Z(np.array(4, F).view(Z))
     # A 64-bit integer converts in SIMD only with AVX-512; its upper half does everywhere.
@@ -680,6 +907,72 @@ def implement(format):
         h = half_expm1(F(2) * select(a > TANH_ONE, TANH_ONE, a))
         return copysign(h / (h + ONE), x)
 
+    @njit(**STRICT)
+    def quarter_expm1(x):
+        """(e**x - 1) / 4: as `half_expm1`, and finite for as large an x as the hyperbolic functions are."""
+        x = select(x > SINH_HIGH, SINH_HIGH, x)
+        t = multiply_add(x, LOG2_E, SHIFT_QUARTER)
+        n = t - SHIFT_QUARTER
+        r = multiply_add(n, -LOG2_LOW, multiply_add(n, -LOG2_HIGH, x))
+        p = multiply_add(polynomial(r, EXP), r * r, r)
+        s = unbits(Z(bits(t) << Z(mantissa)))
+        return multiply_add(p, s, s - QUARTER)
+
+    @define
+    def sinh(x):
+        a = abs(x)
+        q = quarter_expm1(a)
+        y = q + q / multiply_add(F(4), q, ONE)
+        return select(a < TINY, x, copysign(y + y, x))
+
+    @define
+    def cosh(x):
+        y = multiply_add(F(2), quarter_expm1(abs(x)), HALF)
+        return y + QUARTER / y
+
+    @define
+    def arctan2(y, x):
+        a, b = abs(y), abs(x)
+        steep = a > b
+        low, high = select(steep, b, a), select(steep, a, b)
+        r = select(low == high, select(low == ZERO, ZERO, ONE), low / high)  # also of two infinities
+        r = multiply_add(polynomial(r * r, ARCTAN), r * r * r, r)
+        back = copysign(ONE, x) < ZERO
+        turn = select(steep, HALF, select(back, ONE, ZERO))
+        r = multiply_add(turn, PI, multiply_add(turn, PI_LOW, select(steep == back, r, -r)))
+        return copysign(r, y)
+
+    @define
+    def arcsin(x):
+        return arctan2(x, square_root((ONE - x) * (ONE + x)))
+
+    @define
+    def arccos(x):
+        return arctan2(square_root((ONE - x) * (ONE + x)), x)
+
+    @define
+    def arcsinh(x):
+        a = abs(x)
+        large, s = a > LARGE, a * a
+        y = log1p(select(large, a - ONE, a + s / (ONE + square_root(ONE + s))))
+        return copysign(select(large, y + LOG_2, y), x)
+
+    @define
+    def arccosh(x):
+        large, a = x > LARGE, x - ONE
+        y = log1p(select(large, a, a + square_root(a * (a + TWO))))
+        return select(x < ONE, NAN, select(large, y + LOG_2, y))
+
+    @define
+    def arctanh(x):
+        a = abs(x)
+        return copysign(HALF * log1p((a + a) / (ONE - a)), x)
+
+    @define
+    def logaddexp(x, y):
+        gap = select(x == y, ZERO, x - y)
+        return select(x > y, x, y) + softplus_minus_abs(gap)
+
     @define
     def xlogy(x, y):
         return select(x == ZERO, select(y == y, ZERO, y), x * log(y))
@@ -688,6 +981,7 @@ def implement(format):
     def sign(x):
         return select(x > ZERO, ONE, select(x < ZERO, -ONE, select(x == ZERO, ZERO, x)))
 
+    table |= normal_functions(format, njit(**STRICT), exp, expm1, log, log1p, select, polynomial)
     return table | gamma_functions(format, njit(**STRICT), log, np.floor, select, polynomial)
 
 
@@ -710,6 +1004,16 @@ def _square(x):
 
 
 @njit(**STRICT)
+def _floor(x):
+    return np.floor(x)
+
+
+@njit(**STRICT)
+def _stop_gradient(x):
+    return x
+
+
+@njit(**STRICT)
 def _isnan(x):
     return x != x
 
@@ -727,6 +1031,11 @@ def _sin(x):
 @njit(**STRICT)
 def _cos(x):
     return libm.cos(x)
+
+
+@njit(**STRICT)
+def _tan(x):
+    return libm.tan(x)
 
 
 @njit(**STRICT)
@@ -834,6 +1143,7 @@ def vectorised_powers():
 COMMON = {
     "maximum": _maximum, "minimum": _minimum, "square": _square, "isnan": _isnan, "sqrt": _sqrt,
     "sin": _sin, "cos": _cos, "arctan": _arctan, "erf": _erf, "power": _power, "powers": _powers,
+    "floor": _floor, "stop_gradient": _stop_gradient, "tan": _tan,
 }  # fmt: skip
 CPU = {types.float32: COMMON | implement(SINGLE), types.float64: COMMON | implement(DOUBLE)}
 CPU[types.float32] |= vectorised_powers()
@@ -875,7 +1185,9 @@ def register(function):
 
 for _function in (
     exp, expm1, log, log1p, sigmoid, softplus, log_sigmoid, tanh, sqrt, sin, cos, arctan, erf, lgamma,
-    digamma, trigamma, tetragamma, power, xlogy, maximum, minimum, sign, square, isnan,
+    digamma, trigamma, tetragamma, power, xlogy, maximum, minimum, sign, square, isnan, sinh, cosh, arctan2,
+    erfc, erfc_slope, log_ndtr, log_ndtr_slope, log_ndtr_bend, log1mexp, logaddexp, floor, stop_gradient,
+    tan, arcsin, arccos, arcsinh, arccosh, arctanh,
 ):  # fmt: skip
     register(_function)
 

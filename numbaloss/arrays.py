@@ -1,6 +1,7 @@
 """Rules of arrays, whatever the loss: the kinds that are taken, dtypes, `out`, overlap, broadcasting."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,51 @@ def as_array(loss: str, name: str, value: Any) -> Any:
             return np.asarray(value)
         except ValueError as error:
             raise ValueError(f"{loss}: {name} is no array of numbers: {error}") from None
-    kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
-    hint = {
-        "torch": "; pass tensor.detach().numpy()",
-        "jax": "; pass numpy.asarray(...)",
-        "jaxlib": "; pass numpy.asarray(...)",
-        "pandas": "; pass .to_numpy()",
-        "polars": "; pass .to_numpy()",
-    }.get(kind.split(".")[0], "")
+    if is_foreign(value):
+        return taken(loss, name, value)
+    kind = kind_of(value)
+    hint = {"pandas": "; pass .to_numpy()", "polars": "; pass .to_numpy()"}.get(kind.split(".")[0], "")
     raise TypeError(f"{loss}: {name} must be a NumPy or CuPy array, got {kind}{hint}")
+
+
+def kind_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+
+
+# ---- arrays of other libraries ------------------------------------------------------------------------
+
+ON_CPU = 1  # of DLPack's devices
+
+
+def is_foreign(value: Any) -> bool:
+    """Return whether a value is an array of another library, which DLPack takes."""
+    return hasattr(value, "__dlpack__") and not (
+        isinstance(value, np.ndarray) or is_described(value) or is_device_array(value)
+    )
+
+
+def taken(loss: str, name: str, value: Any) -> np.ndarray:
+    """Return another library's array as NumPy's, over the same memory."""
+    hint = {
+        "torch": "; pass tensor.detach(), or call the loss of numbaloss.torch, which has autograd",
+        "jax": "; pass numpy.asarray(...), or call the loss of numbaloss.jax within programs",
+        "jaxlib": "; pass numpy.asarray(...), or call the loss of numbaloss.jax within programs",
+    }.get(kind_of(value).split(".")[0], "")
+    try:
+        device = value.__dlpack_device__()[0]
+        if int(device) == ON_CPU:
+            return np.from_dlpack(value)
+        problem = "lies on a device and has no __cuda_array_interface__"
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"is not given by DLPack: {error}"
+    raise TypeError(f"{loss}: {name} ({kind_of(value)}) {problem}{hint}")
+
+
+def library_of(array: Any) -> Callable[[np.ndarray], Any]:
+    """Return the function of a foreign array's library that takes NumPy's arrays, over the same memory."""
+    if hasattr(array, "__array_namespace__"):
+        return array.__array_namespace__().from_dlpack
+    return sys.modules[type(array).__module__.split(".")[0]].from_dlpack
 
 
 def as_plain(array: Any) -> Any:

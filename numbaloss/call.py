@@ -5,14 +5,24 @@ problem; outputs; the backend's run; results for the caller's library. Calls of 
 before go straight to what was prepared for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from . import arguments
 from .arguments import Option
-from .arrays import as_array, as_plain, check_broadcasts, check_out, floating, is_weak
+from .arrays import (
+    as_array,
+    as_plain,
+    check_broadcasts,
+    check_out,
+    floating,
+    is_foreign,
+    is_weak,
+    library_of,
+    taken,
+)
 from .kernels import devices, inside
 from .kernels.layout import share_memory
 from .kernels.spec import (
@@ -95,6 +105,8 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         if result is not MISSING:
             return result
     call = call_arguments(binding, args, kwargs)
+    if any(is_foreign(v) for n, v in call.items() for v in (v if n == "out" and type(v) is tuple else (v,))):
+        return evaluate_foreign(cls, mode, binding, call, len(args), kwargs)
     numbers = {} if on_device or prepared is not None else numbers_of(cls, call)
     if numbers:  # a signature tells numbers, and not those in arrays: none would be seen to change
         every = [numbers.get(n, v) for n, v in call.items()]
@@ -111,6 +123,38 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
             if made is not None:
                 binding.prepared[key] = made
     return backend.give(result)
+
+
+def evaluate_foreign(
+    cls: Any, mode: str, binding: Binding, call: dict[str, Any], count: int, names: Iterable[str]
+) -> Any:
+    """Evaluate a loss of other libraries' arrays, where they lie; results are of the first one's library."""
+    loss, first = cls.function.__name__, None
+    originals: dict[int, tuple[np.ndarray, Any]] = {}
+
+    def plain(name: str, value: Any) -> Any:
+        nonlocal first
+        if name == "out" and isinstance(value, tuple | list):
+            return tuple(plain(name, v) for v in value)
+        if not is_foreign(value):
+            return value
+        # An argument that is its own output stays one array.
+        known = next((a for a, v in originals.values() if v is value), None)
+        array = taken(loss, name, value) if known is None else known
+        originals[id(array)] = array, value
+        first = first if first is not None else value
+        return array
+
+    every = [plain(n, v) for n, v in call.items()]
+    result = evaluate(cls, mode, binding, tuple(every[:count]), dict(zip(names, every[count:], strict=True)))
+    take = library_of(first)
+
+    def give(found: Any) -> Any:
+        if isinstance(found, tuple):
+            return tuple(map(give, found))
+        return originals[id(found)][1] if id(found) in originals else take(np.asarray(found))
+
+    return give(result)
 
 
 def compute(cls: Any, mode: str, call: dict[str, Any], backend: Any) -> Any:

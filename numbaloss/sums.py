@@ -17,7 +17,17 @@ from .arguments import Operand
 from .families.elementwise import ElementwiseLoss
 from .families.scores import ScoreLoss
 from .kernels import inside
-from .kernels.spec import GRAD, STATISTICS, VALUE, VALUE_GRAD_HESS, Memo
+from .kernels.spec import (
+    EXACT,
+    FISHER,
+    GERSHGORIN,
+    GRAD,
+    MAJORIZER,
+    STATISTICS,
+    VALUE,
+    VALUE_GRAD_HESS,
+    Memo,
+)
 from .loss import Loss, Modes, plain_function
 
 Terms = tuple[tuple[float, Loss], ...]
@@ -184,6 +194,16 @@ class _Fused(SumLoss):
             fields = {n: f.default for n, f in part.fields.items()}
             part._check_options({**fields, **shared, **own})
 
+    @classmethod
+    def _check_policy(cls, settings: Any) -> None:
+        super()._check_policy(settings)  # type: ignore[misc]
+        factors = [settings.options[f"factor{k}"] for k in range(1, 1 + len(cls._classes))]
+        if settings.policy in (MAJORIZER, GERSHGORIN) and min(factors) < 0:
+            raise ValueError(
+                f"a sum of losses has a curvature {settings.policy!r} where no factor is negative, "
+                f"got {factors}"
+            )
+
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._differs and mode != VALUE:
             wrt = kwargs.get("wrt") or self._default_wrt()
@@ -220,6 +240,7 @@ def _elements(classes: tuple[type[ElementwiseLoss], ...]) -> type[_Fused]:
     names = first._required
     slopes = [{n for n in c._slopes if n in names} for c in classes]
     common = set.intersection(*slopes)
+    curvatures = set.intersection(*({f"{p}_{n}" for p, n in c._curvatures if n in names} for c in classes))
     weighted = all("weight" in c.fields and c.fields["weight"].call_only for c in classes)
     alike = len({c.weight_in_divisor for c in classes}) == 1
     reductions: list[Any] = [c.fields["reduction"].domain for c in classes]
@@ -233,12 +254,19 @@ def _elements(classes: tuple[type[ElementwiseLoss], ...]) -> type[_Fused]:
     body = {
         "value": _sum_of("value", classes, names, absent),
         **{f"slope_{n}": _sum_of(f"slope_{n}", classes, names, absent) for n in sorted(common)},
+        **{s: _sum_of(s, classes, names, absent) for s in sorted(curvatures)},
+        "residual": all(c.residual and _bounded(c) for c in classes),
         "domains": {n: _narrowest([c.operands[n] for c in classes]) for n in names},
         "weight_in_divisor": first.weight_in_divisor and alike,
         "_differs": frozenset(set.union(*slopes) - common),
         "_shared": ("reduction",),
     }
     return _class(classes, ElementwiseLoss, fields, body)
+
+
+def _bounded(cls: type[ElementwiseLoss]) -> bool:
+    """Return whether a loss has its majorizer whatever its options are."""
+    return cls._check_policy.__func__ is ElementwiseLoss._check_policy.__func__  # type: ignore[attr-defined]
 
 
 def _scores(classes: tuple[type[ScoreLoss], ...]) -> type[_Fused]:
@@ -270,7 +298,7 @@ def _class(
         },
         function=name,
     )
-    made._accepted = frozenset(made._signature(GRAD).parameters)
+    made._accepted = frozenset(made._signature(VALUE_GRAD_HESS).parameters)
     return made
 
 
@@ -345,6 +373,12 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
     """Evaluate parts by themselves, and add up what they give."""
     if mode == VALUE:
         return _total([factor * part(*args, **kwargs) for factor, part in terms])
+    policy = kwargs.get("curvature", EXACT)
+    if kwargs.get("floor") is not None or (policy not in (EXACT, FISHER) and mode == VALUE_GRAD_HESS):
+        raise ValueError(
+            "a sum of losses that are not computed in one pass has the curvatures 'exact' and 'fisher', "
+            f"without a floor, got {policy!r} and {kwargs.get('floor')}"
+        )
     kwargs = {**kwargs, "wrt": kwargs.get("wrt") or _default_wrt(terms)}
     up = kwargs.pop("grad_output", None)
     first, rest = terms[0], terms[1:]

@@ -259,3 +259,27 @@ def test_narrower_outputs_and_wide_arrays(rng):
     nl.huber_loss.value_grad_hess(x, t, reduction="sum", curvature="majorizer", floor=0.5, out=rooms)
     wanted = np.maximum(np.minimum(1, 1 / abs(x - t)), 0.5)
     np.testing.assert_allclose(rooms[1], wanted, rtol=1e-6)
+
+
+def test_sums(pair):
+    x, t = pair
+    both = 0.5 * nl.MSELoss(reduction="sum") + 2 * nl.HuberLoss(reduction="sum")
+    r = abs(x - t)
+    with np.errstate(divide="ignore"):
+        wanted = 1 + 2 * np.minimum(1, 1 / r)
+    np.testing.assert_allclose(both.value_grad_hess(x, t, curvature="majorizer")[2], wanted, rtol=1e-13)
+    got = both.value_grad_hess(x, t, curvature="majorizer", floor=2.0)[2]
+    np.testing.assert_allclose(got, np.maximum(wanted, 2), rtol=1e-13)
+    with pytest.raises(ValueError, match="where no factor is negative"):
+        (-both).value_grad_hess(x, t, curvature="majorizer")
+    apart = nl.MSELoss(reduction="sum") + nl.HuberLoss()
+    with pytest.raises(ValueError, match="not computed in one pass"):
+        apart.value_grad_hess(x, t, floor=1.0)
+
+
+def test_a_power_above_the_square_has_no_majorizer(pair):
+    x, t = pair
+    options = dict(reduction="sum", curvature="majorizer")
+    assert np.isfinite(nl.general_robust_loss.value_grad_hess(x, t, alpha=2.0, **options)[2]).all()
+    with pytest.raises(ValueError, match="general_robust_loss: there is no curvature 'majorizer' with alpha"):
+        nl.general_robust_loss.value_grad_hess(x, t, alpha=2.5, **options)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mpmath
 import numpy as np
 import pytest
+from exact_math import EXACT
 from numba import njit
 from scipy import special, stats
 
@@ -34,7 +35,20 @@ BOUNDS = {
     "log_sigmoid": (2.0, 2.0),
     "tanh": (2.6, 3.0),
     "sqrt": (0.5, 0.5),
+    "sinh": (2.5, 2.5),
+    "cosh": (1.6, 1.6),
+    "log1mexp": (2.5, 2.5),
+    "arcsin": (2.5, 2.5),
+    "arccos": (2.5, 2.5),
+    "arcsinh": (3.0, 3.0),
+    "arccosh": (3.0, 3.0),
+    "arctanh": (3.0, 3.0),
 }
+INVERSE = "arcsin", "arccos", "arcsinh", "arccosh", "arctanh"
+# In float32 against float64's, in float64 against mpmath; so those of two arguments, of which `logaddexp` may
+# be so many ulp of the largest of both and the result.
+NORMAL = {"erfc": (5.0, 5.0), "log_ndtr": (6.0, 6.0)}
+OF_TWO = {"logaddexp": (2.5, 2.5), "arctan2": (1.5, 1.5)}
 # Of the gamma functions, by dtype for x > 0; then for x < 0, in ulp of the largest of 1, f(x) and f(1 - x).
 GAMMA = {
     "lgamma": (3.0, 3.0, 6.0),
@@ -47,7 +61,10 @@ TRUTH = {
     "sigmoid": lambda x: np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x))),
     "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
     "log_sigmoid": lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
-    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh", "sqrt")},
+    "log1mexp": lambda x: np.where(x < 0.5, np.log(-np.expm1(-x)), np.log1p(-np.exp(-x))),
+    "erfc": special.erfc,
+    "log_ndtr": special.log_ndtr,
+    **{n: getattr(np, n) for n in ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sinh", "cosh", *INVERSE)},
 }
 
 
@@ -77,9 +94,9 @@ def binary(function):
 
 UNARY = {
     name: unary(getattr(math, name))
-    for name in (*BOUNDS, *GAMMA, "sin", "cos", "arctan", "erf", "sign", "square")
+    for name in (*BOUNDS, *GAMMA, *NORMAL, "sin", "cos", "tan", "arctan", "erf", "sign", "square", "floor")
 }
-BINARY = {name: binary(getattr(math, name)) for name in ("maximum", "minimum", "power", "xlogy")}
+BINARY = {name: binary(getattr(math, name)) for name in ("maximum", "minimum", "power", "xlogy", *OF_TWO)}
 
 
 def call(name, *args):
@@ -175,6 +192,58 @@ def test_float64_error(name, fused):
     assert error <= BOUNDS[name][1] * (1 if fused else UNFUSED), f"{name}({x[at]!r}): {error} ulp"
 
 
+def test_float32_error_of_the_normal_distribution(fused):
+    x = stratified(F32, 2000)
+    for name, (bound, _) in NORMAL.items():
+        error, at = worst_single(call(name, x), TRUTH[name](x.astype(F64)))
+        assert error <= bound * (1 if fused else UNFUSED), f"{name}({x[at]!r}): {error} ulp"
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_float64_error_of_the_normal_distribution(name, fused):
+    rng = np.random.default_rng(6)
+    x = np.concatenate([rng.uniform(-3, 3, 1000), rng.uniform(-40, 40, 1000)])
+    x = np.concatenate(
+        [x, 10 ** rng.uniform(-9, 1, 200), -(10 ** rng.uniform(-9, 9, 400)), [-1e150, 26.6, 38.5]]
+    )
+
+    with mpmath.workdps(60):
+        got = call(name, x)
+        errors = np.array([ulp(g, EXACT[name](mpmath.mpf(v))) for g, v in zip(got, x, strict=True)])
+    wrong = errors > NORMAL[name][1] * (1 if fused else UNFUSED)
+    assert not wrong.any(), (x[wrong], errors[wrong])
+
+
+def ulp(got, exact, *units):
+    """The error in units in the last place of the largest of the exact number and some others."""
+    if abs(exact) > 2**1023:
+        return 0.0 if abs(got) > 1e308 else INF
+    size = max(abs(float(exact)), *map(abs, map(float, units)), 0.0)
+    return float(abs(mpmath.mpf(float(got)) - exact)) / float(np.spacing(type(got)(size)))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", OF_TWO)
+def test_error_of_functions_of_two(name, dtype, fused):
+    rng = np.random.default_rng(7)
+    if name == "arctan2":  # of all sizes and quarters, and those of little slope
+        x = rng.choice([-1, 1], 1000) * 10 ** rng.uniform(-30, 30, 1000)
+        y = x * rng.choice([-1, 1], 1000) * 10 ** rng.uniform(-4, 4, 1000)
+    else:  # of all gaps, and those whose result is nearly 0
+        x = rng.normal(0, 1, 1000) * 10 ** rng.uniform(-3, 3, 1000)
+        y = x + rng.normal(0, 1, 1000) * 10 ** rng.uniform(-6, 2, 1000)
+        near = -rng.uniform(0, 3, 1000)
+        x, y = np.concatenate([x, near]), np.concatenate([y, np.log(-np.expm1(near))])
+    x, y = x.astype(dtype), y.astype(dtype)
+    beside = np.zeros((2, x.size)) if name == "arctan2" else (x, y)
+    with mpmath.workdps(60):
+        exact = [EXACT[name](mpmath.mpf(float(a)), mpmath.mpf(float(b))) for a, b in zip(x, y, strict=True)]
+        rows = zip(call(name, x, y), exact, *beside, strict=True)
+        errors = np.array([ulp(*row) for row in rows])
+    wrong = errors > OF_TWO[name][dtype is F64] * (1 if fused else UNFUSED)
+    assert not wrong.any(), (x[wrong], y[wrong], errors[wrong])
+
+
 def exact_gamma(name, x):
     if name == "lgamma":
         return mpmath.re(mpmath.loggamma(x))
@@ -208,7 +277,7 @@ def test_gamma_error(name, dtype, fused):
 @pytest.mark.exhaustive
 def test_every_float32(capsys):
     chunk = 1 << 22
-    names = [name for name in BOUNDS if name != "sqrt"]
+    names = [name for name in (*BOUNDS, *NORMAL) if name != "sqrt"]
 
     def visit(start):
         with np.errstate(all="ignore"):
@@ -227,7 +296,7 @@ def test_every_float32(capsys):
         print()
         for name, (error, x) in worst.items():
             print(f"{name:12} {error:.3f} ulp at {x!r}")
-    assert all(error <= BOUNDS[name][0] for name, (error, _) in worst.items())
+    assert all(error <= (BOUNDS | NORMAL)[name][0] for name, (error, _) in worst.items())
 
 
 SPECIAL = {
@@ -249,6 +318,18 @@ SPECIAL = {
     "log_sigmoid": [(INF, 0), (-INF, -INF), (800, 0), (-800, -800), (-1e30, -1e30)],
     "tanh": [(0, 0), (-0.0, -0.0), (INF, 1), (-INF, -1), (30, 1), (-30, -1)],
     "sqrt": [(0, 0), (-0.0, -0.0), (4, 2), (INF, INF), (-1, NAN), (-INF, NAN)],
+    "tan": [(0, 0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
+    "arcsin": [(0, 0), (-0.0, -0.0), (1, np.pi / 2), (-1, -np.pi / 2), (1.5, NAN), (-INF, NAN)],
+    "arccos": [(0, np.pi / 2), (1, 0), (-1, np.pi), (1.5, NAN), (-INF, NAN), (INF, NAN)],
+    "arcsinh": [(0, 0), (-0.0, -0.0), (INF, INF), (-INF, -INF)],
+    "arccosh": [(1, 0), (INF, INF), (0.5, NAN), (-1, NAN), (-1e30, NAN), (-INF, NAN)],
+    "arctanh": [(0, 0), (-0.0, -0.0), (1, INF), (-1, -INF), (1.5, NAN), (-INF, NAN), (1e30, NAN)],
+    "sinh": [(0, 0), (-0.0, -0.0), (INF, INF), (-INF, -INF), (800, INF), (-800, -INF), (1e30, INF)],
+    "cosh": [(0, 1), (-0.0, 1), (INF, INF), (-INF, INF), (-800, INF), (1e30, INF)],
+    "log1mexp": [(0, -INF), (-0.0, -INF), (INF, -0.0), (800, -0.0), (1e30, -0.0), (-1, NAN), (-INF, NAN)],
+    "erfc": [(0, 1), (-0.0, 1), (INF, 0), (-INF, 2), (30, 0), (-30, 2), (1e30, 0), (1e-310, 1), (-1e-45, 1)],
+    "log_ndtr": [(INF, -0.0), (-INF, -INF), (1e30, -0.0), (-(2.0**63), -(2.0**125))],
+    "floor": [(0, 0), (-0.0, -0.0), (-0.5, -1), (2.5, 2), (-3, -3), (INF, INF), (-INF, -INF), (1e30, 1e30)],
     "sin": [(0, 0), (-0.0, -0.0), (INF, NAN), (-INF, NAN)],
     "cos": [(0, 1), (-0.0, 1), (INF, NAN), (-INF, NAN)],
     "arctan": [(0, 0), (-0.0, -0.0), (INF, np.pi / 2), (-INF, -np.pi / 2)],
@@ -260,7 +341,7 @@ SPECIAL = {
     "sign": [(0, 0), (3, 1), (-3, -1), (INF, 1), (-INF, -1), (1e-310, F64(1)), (1e-45, 1)],
     "square": [(0, 0), (-0.0, 0), (-3, 9), (-INF, INF)],
 }
-ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan")
+ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan", "sinh", "tan", "arcsin", "arcsinh", "arctanh")
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -270,7 +351,7 @@ def test_special_values(name, dtype):
     pairs = [(a, b) for a, b in [*SPECIAL[name], (NAN, NAN)] if a == 0 or dtype(a) != 0]
     x, expected = (np.array(column, dtype) for column in zip(*pairs, strict=True))
     assert same(call(name, x), expected)
-    assert name not in GAMMA or same(getattr(math, name)(x), expected)
+    assert name not in (*GAMMA, *NORMAL, "log1mexp") or same(getattr(math, name)(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -327,6 +408,16 @@ def test_extremes_propagate_nan(dtype):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("name", OF_TWO)
+def test_special_values_of_two(name, dtype):
+    """As NumPy's at zeros, infinities and NaN: in value and sign, elsewhere to a few digits."""
+    x, y = grid(dtype)
+    got, expected = call(name, x, y), getattr(np, name)(x, y)
+    np.testing.assert_allclose(got, expected, rtol=4 * np.finfo(dtype).eps)
+    assert same(np.sign(got), np.sign(expected))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
 def test_xlogy(dtype):
     x, y = grid(dtype)
     expected = np.where((x == 0) & ~np.isnan(y), 0, x.astype(F64) * np.log(y.astype(F64)))
@@ -364,8 +455,9 @@ def test_integers_and_booleans():
     assert math.where(True, F32(1), F32(2)) == 1 and math.isnan(F32(NAN))
 
 
-VECTORISED = [*BOUNDS, *GAMMA, "sign", "square", "maximum", "minimum", "power", "xlogy"]
-LIBM = r"@(?:\w*(?:exp|log|tanh|pow|sqrt|gamma|floor)\w*f?)\("
+VECTORISED = [*BOUNDS, *GAMMA, *NORMAL, *OF_TWO, "sign", "square", "maximum", "minimum", "power", "xlogy"]
+VECTORISED += ["floor"]
+LIBM = r"@(?:\w*(?:exp|log|sinh|cosh|tan|pow|sqrt|gamma|floor|erf|copysign)\w*f?)\("
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -401,12 +493,21 @@ def squared_digamma(input, target):
     return (nl.math.digamma(input) - target) ** 2
 
 
-LOSSES = NegativeBinomial.function, squared_digamma
+@nl.elementwise_loss
+def in_the_tails(input, target):
+    """Of most functions whose kernels call no libm."""
+    a = nl.math.log_ndtr(input) + nl.math.erfc(target - input) + nl.math.log1mexp(abs(input) + 0.1)
+    b = nl.math.logaddexp(input, target) + nl.math.arctan2(input, target * target + 0.1)
+    c = nl.math.arcsinh(input) + nl.math.arctanh(0.9 * nl.math.tanh(target)) + nl.math.floor(target)
+    return a + b * c + nl.math.sinh(0.1 * input) * nl.math.cosh(0.1 * target) + nl.math.stop_gradient(2.0)
+
+
+LOSSES = NegativeBinomial.function, squared_digamma, in_the_tails
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
-def test_losses_of_gamma_functions_pass_the_general_check(loss):
+def test_losses_of_these_functions_pass_the_general_check(loss):
     nl.testing.check_loss(loss, roundings=100)  # what the slopes of the parts cancel to
 
 
@@ -430,8 +531,7 @@ from numbaloss.bench import widths
 {definition}
 
 def calls():
-    x = np.ones(8)
-    loss = NegativeBinomial.function
+    x, loss = np.ones(8), {name}
     yield "", lambda: loss.value_and_grad(x.astype(np.float32), x.astype(np.float32))
     yield "", lambda: loss.value_grad_hess(x, x)
 
@@ -441,7 +541,12 @@ print([v.complaint for v in found if v.widest])
 
 
 @pytest.mark.sweep
-def test_a_loss_of_lgamma_works_in_full_vectors(python, tmp_path):
+@pytest.mark.parametrize(
+    ("definition", "name"),
+    [(NegativeBinomial, "NegativeBinomial.function"), (in_the_tails.Class.value, "in_the_tails")],
+    ids=("lgamma", "tails"),
+)
+def test_losses_of_these_functions_work_in_full_vectors(definition, name, python, tmp_path):
     """What the disk holds has no assembly, so that nothing may be there."""
-    script = READ.format(definition=inspect.getsource(NegativeBinomial))
+    script = READ.format(definition=inspect.getsource(definition), name=name)
     assert python(script, NUMBA_CACHE_DIR=str(tmp_path)) == ["['', '']"]

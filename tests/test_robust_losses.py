@@ -1,6 +1,7 @@
 """Robust, one-sided, relative and margin losses: value, slope, curvature against mpmath and their homes."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -190,14 +191,21 @@ def test_what_quantiles_refuse():
 # ---- domains ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, argument, bound", [
-    ("gamma_nll_loss", "target", 0), ("tweedie_nll_loss", "target", 0), ("msle_loss", "input", -1),
-    ("msle_loss", "target", -1),
-])  # fmt: skip
-def test_elements_out_of_the_domain(name, argument, bound):
+DOMAINS = [
+    ("gamma_nll_loss", "target", -0.25, ">= 0"),
+    ("tweedie_nll_loss", "target", -0.25, ">= 0"),
+    ("msle_loss", "input", -1.25, ">= -1"),
+    ("msle_loss", "target", -1.25, ">= -1"),
+    ("sigmoid_focal_loss", "target", 1.25, "in [0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "wanted"), DOMAINS)
+def test_elements_out_of_the_domain(name, argument, value, wanted):
     arrays = {"input": np.ones(3), "target": np.ones(3)}
-    arrays[argument][1] = bound - 0.25
-    with pytest.raises(ValueError, match=rf"^{name}: {argument} must be >= {bound}, got {argument}\[1\] = "):
+    arrays[argument][1] = value
+    message = re.escape(f"{name}: {argument} must be {wanted}, got {argument}[1] = {value:g}")
+    with pytest.raises(ValueError, match=f"^{message}"):
         nl.registry[name](**arrays)
 
 

@@ -381,7 +381,8 @@ def block(scalars: Scalars, request: Request, dtype: np.dtype) -> int:
         try:
             _blocks[key] = compile_block(scalars, request, dtype)
         except NumbaError as error:
-            functions = scalars.value, *(f for *_, f in (*scalars.slopes, *scalars.curvatures))
+            stated = (f for _, f in scalars.slopes), (f for *_, f in scalars.curvatures)
+            functions = scalars.value, *stated[0], *stated[1]
             raise at_users_line(scalars.name, functions, error) from error
     return _blocks[key].address
 

@@ -2,9 +2,10 @@
 
 Most are libdevice's, whose float32 ``exp`` is one instruction and a few for its range. Its ``log1p``
 branches, so ``softplus`` takes the CPU's polynomial. By NVIDIA's tables the float32 functions err by at most
-1 ulp (``exp``, ``expm1``, ``log``, ``log1p``), 2 (``tanh``, ``sin``, ``cos``, ``arctan``, ``erf``) or 4
-(``power``); ``sigmoid`` is within 3, ``softplus`` within 2. ``lgamma`` and its derivatives are
-the CPU's. ``sin`` and ``cos`` of huge numbers use local memory.
+1 ulp (``exp``, ``expm1``, ``log``, ``log1p``), 2 (``tanh``, ``sin``, ``cos``, ``arctan``, ``erf``, ``cosh``,
+``arcsin``, ``arccos``), 3 (``sinh``, ``arctan2``, ``arcsinh``, ``arctanh``) or 4 (``power``, ``tan``,
+``arccosh``); ``sigmoid`` is within 3, ``softplus`` within 2. ``lgamma``, ``erfc``, ``log_ndtr``, their
+derivatives and ``log1mexp`` are the CPU's. ``sin``, ``cos`` and ``tan`` of huge numbers use local memory.
 """
 
 from types import SimpleNamespace
@@ -15,11 +16,12 @@ import numpy as np
 from .. import math as nm
 from .target import device, libdevice, overload, polynomial, reciprocal, select, types
 
-UNARY = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sin", "cos", "arctan", "erf")
-INSIDE = ("pow", "floor")  # not public by these names
+NAMES = ("exp", "expm1", "log", "log1p", "tanh", "sqrt", "sin", "cos", "tan", "erf", "sinh", "cosh", "floor")
+INVERSES = ("sin", "cos", "tan", "sinh", "cosh", "tanh", "tan2")
+LIBRARY_NAMES = {n: n for n in NAMES} | {f"arc{n}": f"a{n}" for n in INVERSES} | {"power": "pow"}
 LIBDEVICE = {
-    types.float32: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n) + "f") for n in (*UNARY, *INSIDE)},
-    types.float64: {n: getattr(libdevice, {"arctan": "atan"}.get(n, n)) for n in (*UNARY, *INSIDE)},
+    types.float32: {n: getattr(libdevice, f"{at}f") for n, at in LIBRARY_NAMES.items()},
+    types.float64: {n: getattr(libdevice, at) for n, at in LIBRARY_NAMES.items()},
 }
 
 
@@ -27,7 +29,7 @@ def implement(T: Any, library: Any) -> dict[str, Any]:
     """The functions that libdevice does not have, of one type, by public name."""
     ZERO, ONE = T(0), T(1)
     UNIT = tuple(map(T, nm.SINGLE.log1p_unit))
-    exp, log, log1p = library.exp, library.log, library.log1p
+    exp, expm1, log, log1p = library.exp, library.expm1, library.log, library.log1p
 
     @device
     def log1p_exp_minus_abs(x):
@@ -58,6 +60,10 @@ def implement(T: Any, library: Any) -> dict[str, Any]:
         return select(x == ZERO, select(y == y, ZERO, y), x * log(y))
 
     @device
+    def logaddexp(x, y):
+        return select(x > y, x, y) + rest(select(x == y, ZERO, x - y))
+
+    @device
     def maximum(x, y):
         return select(x != x, x, select(x > y, x, y))
 
@@ -77,14 +83,19 @@ def implement(T: Any, library: Any) -> dict[str, Any]:
     def isnan(x):
         return x != x
 
-    own = (sigmoid, softplus, log_sigmoid, xlogy, maximum, minimum, sign, square, isnan)
+    @device
+    def stop_gradient(x):
+        return x
+
+    own = (sigmoid, softplus, log_sigmoid, xlogy, logaddexp, maximum, minimum, sign, square, isnan)
     format = nm.SINGLE if np.float32 == T else nm.DOUBLE
+    normal = nm.normal_functions(format, device, exp, expm1, log, log1p, select, polynomial)
     gamma = nm.gamma_functions(format, device, log, library.floor, select, polynomial)
-    return {f.py_func.__name__: f for f in own} | gamma
+    return {f.py_func.__name__: f for f in (*own, stop_gradient)} | normal | gamma
 
 
 CUDA = {
-    kind: {**table, "power": table["pow"], **implement(T, SimpleNamespace(**table))}
+    kind: {**table, **implement(T, SimpleNamespace(**table))}
     for (kind, table), T in zip(LIBDEVICE.items(), (np.float32, np.float64), strict=True)
 }
 
@@ -110,7 +121,7 @@ def register(function: Any) -> None:
     overload(function)(unary if function.__code__.co_argcount == 1 else binary)
 
 
-for _name in CUDA[types.float32].keys() - set(INSIDE):
+for _name in CUDA[types.float32]:
     register(getattr(nm, _name))
 
 

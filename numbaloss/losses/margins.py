@@ -1,6 +1,6 @@
 """Losses of one score for two classes: of margins, and focal."""
 
-from ..arguments import between, non_negative, reduction, signs, soft_labels
+from ..arguments import between, non_negative, probabilities, reduction, signs
 from ..families.elementwise import ElementwiseLoss
 from ..kernels import math
 
@@ -104,7 +104,8 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
     Raises
     ------
     ValueError
-        If the shapes differ, ``alpha`` is not in [-1, 1], or ``gamma`` is negative.
+        If the shapes differ, a target is outside [0, 1] or NaN, ``alpha`` is not in [-1, 1], or ``gamma`` is
+        negative.
 
     References
     ----------
@@ -114,15 +115,15 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
     Examples
     --------
     >>> import numpy as np, numbaloss as nl
-    >>> nl.sigmoid_focal_loss(np.array([0.0, 4.0]), np.ones(2), reduction="none").round(8)
-    array([4.332170e-02, 1.470000e-06])
+    >>> nl.sigmoid_focal_loss(np.array([0.0, 2.0]), np.ones(2), reduction="none").round(4)
+    array([0.0433, 0.0005])
     """
 
     alpha: float = between(0.25, -1.0, 1.0)
     gamma: float = non_negative(2.0)
     reduction: str = reduction()
     link = "logit"
-    domains = {"target": soft_labels()}
+    domains = {"target": probabilities()}
 
     def value(input, target, alpha, gamma):
         bce = target * math.softplus(-input) + (1 - target) * math.softplus(input)

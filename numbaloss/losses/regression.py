@@ -181,9 +181,10 @@ class HuberLoss(ElementwiseLoss, function="huber_loss"):
     residual = True
 
     def value(input, target, delta):
-        r = abs(input - target)
+        d = input - target
+        r = abs(d)
         if r <= delta:
-            return 0.5 * r * r
+            return 0.5 * d * d  # of r * r a tie has no curvature
         return delta * (r - 0.5 * delta)
 
 

@@ -163,3 +163,30 @@ def test_a_stream_of_the_callers():
         value, gradient = nl.mse_loss.value_and_grad(doubled, x)
         total = gradient.sum()
         assert float(value) == 1 and abs(float(total) - 2) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "name", ["mse_loss", "gaussian_nll_loss", "cross_entropy", "triplet_margin_loss", "ctc_loss"]
+)
+def test_tensors_with_autograd(name):
+    """numbaloss.torch on a device gives what it gives on the CPU, and stays on the device."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    from numbaloss import torch as nt
+
+    loss, function = registry[name], getattr(nt, name)
+    shape = (20, 3, 8) if name == "ctc_loss" else SHAPE
+    arrays = testing.samples(loss, np.random.default_rng(1), shape, "float32")
+    default = loss.Class._default_wrt()
+    wrt = (default,) if isinstance(default, str) else default
+    for reduction in ("mean", "none"):
+        results = []
+        for device in ("cpu", "cuda"):
+            call = {n: torch.tensor(a, device=device, requires_grad=n in wrt) for n, a in arrays.items()}
+            value = function(**call, reduction=reduction)
+            assert value.device.type == device
+            (3 * value.sum()).backward()
+            results.append([value.detach().cpu(), *(call[n].grad.cpu() for n in wrt)])
+        for wanted, got in zip(*results, strict=True):
+            close(got, wanted, "float32")

@@ -110,6 +110,7 @@ def _approximately(f, relative):
 
 _ex2 = _approximately(np.exp2, 2.0**-22)
 rcp = _approximately(np.reciprocal, 2.0**-24)
+rsqrt = _approximately(lambda x: 1 / np.sqrt(x), 2.0**-22.9)
 
 
 def ex2(x, ftz):
@@ -121,11 +122,18 @@ def _upper(x):
     return (x.view(U64) & U64(0xFFFFFFFF00000000)).view(F64)
 
 
-def rcp_ftz64(x):
-    y = _upper(x)
-    y = np.where(np.abs(y) < 2.0**-1022, np.copysign(0.0, y), y)
-    r = 1 / y * (1 + noise(y.view(U64), 2.0**-20))
-    return _upper(np.where(np.abs(r) < 2.0**-1022, np.copysign(0.0, r), r))
+def _gross(f):
+    def approximation(x):
+        y = _upper(x)
+        y = np.where(np.abs(y) < 2.0**-1022, np.copysign(0.0, y), y)
+        r = f(y) * (1 + noise(y.view(U64), 2.0**-20))
+        return _upper(np.where(np.abs(r) < 2.0**-1022, np.copysign(0.0, r), r))
+
+    return approximation
+
+
+rcp_ftz64 = _gross(lambda x: 1 / x)
+rsqrt_ftz64 = _gross(lambda x: 1 / np.sqrt(x))
 
 
 def div_full(a, b):
@@ -133,6 +141,14 @@ def div_full(a, b):
     bits = a.view(U32).astype(U64) * U64(0x100000001) ^ b.view(U32) * U64(0x9E3779B97F4A7C15)
     r = a.astype(F64) / b
     return np.where(b == 1, a, (r * (1 + noise(bits, 2.0**-23))).astype(F32))
+
+
+def div_approx_ftz(a, b):
+    """Two ulp off at most, without subnormals; by divisors above 2**126 zero, or NaN of infinity."""
+    a, b = flush(a), flush(b)
+    large = np.abs(b) > F32(2.0**126)
+    lost = np.where(np.isinf(a) & large, F32(np.nan), F32(0)).astype(F32)
+    return np.where(large, lost, flush(div_full(a, np.where(large, F32(2), b))))
 
 
 # ---- conversion ---------------------------------------------------------------------------------------

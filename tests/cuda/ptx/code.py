@@ -302,6 +302,9 @@ class Coder:
         elif kinds[:-1] == ["full"] and T == F4:
             d, a, b = i.args
             self.result(d, f"S.div_full({self.whole(a, T)}, {self.whole(b, T)})", T, i)
+        elif kinds == ["approx", "ftz", "f32"]:
+            d, a, b = i.args
+            self.result(d, f"S.div_approx_ftz({self.whole(a, T)}, {self.whole(b, T)})", T, i)
         else:
             raise Unknown(i.op)
 
@@ -435,6 +438,12 @@ class Coder:
             self.call(i, "S.rcp_ftz64({})", F8)
         else:
             self.approximate(i, kinds, "rcp")
+
+    def op_rsqrt(self, i: Ins, kinds: list[str]) -> None:
+        if kinds == ["approx", "ftz", "f64"]:
+            self.call(i, "S.rsqrt_ftz64({})", F8)
+        else:
+            self.approximate(i, kinds, "rsqrt")
 
     def op_sqrt(self, i: Ins, kinds: list[str]) -> None:
         if kinds[0] != "rn":
