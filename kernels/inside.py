@@ -76,3 +76,13 @@ def of_vectors(
     return _module("cpu.inside_vectors").compile_whole(
         functions, vectors, names, defaults, domains, distance, named, axes
     )
+
+
+def descents(scalars: Scalars, options: tuple[Any, ...], policy: str, floor: float | None) -> Any:
+    """Return the compiled derivatives of minus a loss of elements: see `cpu.descent.compile_descents`."""
+    return _module("cpu.descent").compile_descents(scalars, options, policy, floor)
+
+
+def row_descent(functions: ScoreFunctions, options: tuple[Any, ...], *more: Any) -> Any:
+    """Return the same of a row of class scores: see `cpu.descent.compile_row_descent`."""
+    return _module("cpu.descent").compile_row_descent(functions, options, *more)

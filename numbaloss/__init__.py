@@ -48,6 +48,7 @@ __all__ = [
     "SumLoss",
     "VectorLoss",
     "arguments",
+    "boosting",
     "derive",
     "elementwise_loss",
     "free_memory",
@@ -76,6 +77,6 @@ del (
 
 
 def __getattr__(name: str) -> object:
-    if name in ("optimize", "testing"):  # when they are asked for: importing the library stays quick
+    if name in ("boosting", "optimize", "testing"):  # when they are asked for: importing stays quick
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

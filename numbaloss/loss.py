@@ -254,8 +254,12 @@ class Loss(Modes):
         The arrays by name, in order.
     function : LossFunction
         The same loss as a function.
+    link : str
+        How a model's raw scores become predictions: ``'identity'``, ``'log'`` (a score is the logarithm of a
+        prediction), ``'logit'``, ``'softmax'``.
     """
 
+    link: ClassVar[Any] = "identity"
     fields: ClassVar[dict[str, Option]] = {}
     operands: ClassVar[dict[str, Operand]] = {}
     function: ClassVar[Any] = ClassFunction()
@@ -315,6 +319,7 @@ class Loss(Modes):
         given.update(kwargs)
         checked = {n: self.fields[n].check(name, n, value) for n, value in given.items()}
         self._set({n: checked.get(n, self.fields[n].default) for n in names})
+        self.__dict__["_named"] = frozenset(given)  # options that are not there by default
 
     def _set(self, options: dict[str, Any]) -> None:
         """Take checked options."""
@@ -331,6 +336,7 @@ class Loss(Modes):
         if "_options" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: {name} is an option; call super().__init__() first")
         self._set({**self._options, name: field.check(type(self).__name__, name, value)})
+        self.__dict__["_named"] = self._named | {name}
 
     def __getattr__(self, name: str) -> Any:
         options = self.__dict__.get("_options", {})

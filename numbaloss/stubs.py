@@ -20,7 +20,7 @@ from typing import Any
 
 from numpy.random import Generator
 
-from . import arguments as arguments, optimize as optimize, testing as testing
+from . import arguments as arguments, boosting as boosting, optimize as optimize, testing as testing
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
 from .families.vectors import VectorLoss as VectorLoss

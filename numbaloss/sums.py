@@ -69,6 +69,12 @@ class SumLoss(Loss):
         """Each part with its factor."""
         return self._terms()
 
+    @property
+    def link(self) -> str:
+        """That of the parts, if they have one."""
+        found = {part.link for _, part in self.terms}
+        return found.pop() if len(found) == 1 else "identity"
+
     def __repr__(self) -> str:
         text = ""
         for factor, part in self.terms:

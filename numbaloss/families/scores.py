@@ -141,6 +141,7 @@ class ScoreLoss(ClassLoss):
     reduction: str = reduction()
     label_smoothing: float = between(0.0, 0.0, 1.0)
 
+    link = "softmax"
     value: ClassVar[Callable[..., Any]]
     _stated = ("value",)
     operands = {"input": scores(), "target": class_indices()}

@@ -48,6 +48,7 @@ class GammaNLLLoss(ElementwiseLoss, function="gamma_nll_loss"):
     """
 
     reduction: str = reduction()
+    link = "log"
     domains = {"target": non_negative_amounts()}
 
     def value(input, target):
@@ -98,6 +99,7 @@ class TweedieNLLLoss(ElementwiseLoss, function="tweedie_nll_loss"):
 
     power: float = within(1.5, Interval(1.0, 2.0, open_low=True, open_high=True), (1.1, 1.9))
     reduction: str = reduction()
+    link = "log"
     domains = {"target": non_negative_amounts()}
 
     def value(input, target, power):

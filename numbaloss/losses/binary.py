@@ -104,6 +104,7 @@ class BCEWithLogitsLoss(ElementwiseLoss, function="binary_cross_entropy_with_log
     weight: object = weights()
     reduction: str = reduction()
     pos_weight: object = weights()
+    link = "logit"
     domains = {"target": soft_labels(), "pos_weight": positive_weights()}
 
     def value(input, target, pos_weight):
@@ -206,6 +207,7 @@ class SoftMarginLoss(ElementwiseLoss, function="soft_margin_loss"):
     """
 
     reduction: str = reduction()
+    link = "logit"
     domains = {"target": signs()}
 
     def value(input, target):

@@ -122,6 +122,7 @@ class SigmoidFocalLoss(ElementwiseLoss, function="sigmoid_focal_loss"):
     alpha: float = between(0.25, -1.0, 1.0)
     gamma: float = non_negative(2.0)
     reduction: str = reduction()
+    link = "logit"
     domains = {"target": probabilities()}
 
     def value(input, target, alpha, gamma):

@@ -226,6 +226,7 @@ class PoissonNLLLoss(ElementwiseLoss, function="poisson_nll_loss"):
     eps: float = non_negative(1e-8)
     reduction: str = reduction()
     domains = {"input": rates(), "target": counts()}
+    link = property(lambda self: "log" if self.log_input else "identity")
 
     def value(input, target, log_input, full, eps):
         if log_input:
