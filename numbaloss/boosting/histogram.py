@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-from sklearn._loss.link import IdentityLink, LogitLink, LogLink, MultinomialLogit  # type: ignore
-from sklearn._loss.loss import BaseLoss  # type: ignore
+from sklearn._loss.link import IdentityLink, LogitLink, LogLink, MultinomialLogit
+from sklearn._loss.loss import BaseLoss
 
 from .objective import Objective, weighing
 
