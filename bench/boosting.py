@@ -182,9 +182,9 @@ def main() -> None:
             "",
             f"## {len(CASES)} losses by what stands for the curvature",
             "",
-            f"The loss of held-out rows over that of the best constant: {FOLDS} folds, {ROUNDS} trees of depth "
-            f"{PARAMETERS['max_depth']}, `eta` {PARAMETERS['eta']}, a floor of {FLOOR:g}; less is better, the best "
-            "of a row is starred. Diabetes (targets over 100, or counts), breast cancer, digits.",
+            f"The loss of held-out rows over that of the best constant: {FOLDS} folds, {ROUNDS} trees of depth",
+            f"{PARAMETERS['max_depth']}, `eta` {PARAMETERS['eta']}, a floor of {FLOOR:g}; less is better.",
+            "A row's best is starred. Diabetes (targets over 100, or counts), breast cancer, digits.",
             "",
             markdown(["loss", *POLICIES], policies()),
             "",

@@ -203,3 +203,11 @@ def test_what_is_remembered_of_a_call_holds_no_array(name, more):
     del given, more, outs, value, gradients, arrays
     gc.collect()
     assert not any(a() is not None for a in left)
+
+
+def test_class_weights_that_do_not_fit_a_batch_without_rows():
+    x, y = np.zeros((4, 3)), np.array([0, 1, 2, 0])
+    for _ in range(2):
+        nl.cross_entropy(x, y, weight=np.ones(3))
+    with pytest.raises(ValueError, match="weight must have shape"):
+        nl.cross_entropy(x[:0], y[:0], weight=np.ones(0))

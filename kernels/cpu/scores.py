@@ -238,8 +238,6 @@ def weigh(context, counted):
     classes, size, own, array = c[CLASSES_], r[ITEM], r[OWN_CODE], at_address(c[OBJECTS], 0)[CLASS_WEIGHT]
     code, weights, total = r[CODES + CLASS_WEIGHT], 0, float(classes)
     if code != ABSENT:
-        if rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes:
-            return UNFIT
         weights = data_of(array)
         if code != own or (at_address(strides_of(array), 0)[0] != size and classes != 1):
             if r[GATHER] == 0:
@@ -481,6 +479,8 @@ def drive(recipe, numbers, arrays, task, fork):
         array = item(arrays, k)
         store(objects + 8 * k, array)
         plain = plain & flags_of(array)
+        if k == CLASS_WEIGHT and (rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes):
+            return 0.0, UNFIT
         if not plain or k == CLASS_WEIGHT:
             continue
         labels = k == TARGET and not r[PROBABILITIES]

@@ -34,6 +34,7 @@ import numbaloss as nl
 from numbaloss import reference, testing
 from numbaloss.bench.cases import casted, family_of
 from numbaloss.families.elementwise import ElementwiseLoss
+from numbaloss.families.scores import ScoreLoss
 from numbaloss.families.vectors import VectorLoss
 from numbaloss.kernels.layout import class_axis
 from numbaloss.kernels.spec import common_dtype
@@ -141,7 +142,12 @@ def draw(form: random.Random, k: random.Random, losses: list[str] | None = None,
         if k.random() < 0.5:
             given[name] = k.choice(LAYOUTS)(given[name])
     if call.mode != "value" and k.random() < 0.4:
-        call.arguments["out"] = out_for(call, k)
+        call.arguments["out"] = out = out_for(call, k)
+        new = [
+            o for o in (out if isinstance(out, tuple) else (out,)) if not any(o is v for v in given.values())
+        ]
+        if len(new) == (len(out) if isinstance(out, tuple) else 1) and k.random() < 0.2:
+            given["accumulate"] = True  # zeros are added to
     for _ in range(k.randint(0, spoils)):
         k.choice(SPOILS)(call, k, rng)
     return call
@@ -184,6 +190,11 @@ def gradients(call: Call, terms: tuple[int, ...], form: random.Random, rng: Any,
     elif form.random() < 0.4:  # few of all subsets: each is compiled
         some = form.choice([[form.choice(names)], names])
         given["wrt"] = some[0] if len(some) == 1 and form.random() < 0.5 else tuple(some)
+    if call.mode == "value_grad_hess" and issubclass(cls, ElementwiseLoss | ScoreLoss):
+        if form.random() < 0.3:
+            given["curvature"] = form.choice(["absolute", "gradient"])
+        if form.random() < 0.2:
+            given["floor"] = form.choice([0, 0.25, np.float32(2)])
     if form.random() < 0.3:
         each = given.get("reduction") == "none" and form.random() < 0.7
         given["grad_output"] = (
@@ -197,6 +208,16 @@ def wrt_of(call: Call) -> tuple[str, ...]:
     return (wrt,) if isinstance(wrt, str) else tuple(wrt) if isinstance(wrt, list | tuple) else ()
 
 
+def own(array: np.ndarray) -> np.dtype:
+    return array.dtype.newbyteorder("=")
+
+
+def narrower(dtype: np.dtype) -> list[np.dtype]:
+    """The dtypes that a gradient may have."""
+    floats = [np.dtype(d) for d in (np.float64, np.float32, np.float16)]
+    return [dtype.newbyteorder("="), *(d for d in floats if d.itemsize < dtype.itemsize)]
+
+
 def out_for(call: Call, k: random.Random) -> Any:
     """Arrays for the gradients: new ones in some layout, or the arguments themselves."""
 
@@ -208,13 +229,13 @@ def out_for(call: Call, k: random.Random) -> Any:
         if writable and k.random() < 0.5:
             return like
         return k.choice([plain, fortran, every_second, at_the_end])(
-            np.zeros(like.shape, like.dtype.newbyteorder("="))
+            np.zeros(like.shape, k.choice(narrower(like.dtype)) if k.random() < 0.3 else own(like))
         )
 
     made = tuple(one(n) for n in wrt_of(call))
     if call.mode == "value_grad_hess":
         like = call.arguments[wrt_of(call)[0]]
-        return (*made, np.zeros(like.shape, like.dtype.newbyteorder("=")))
+        return (*made, np.zeros(like.shape, own(like)))
     wrt = call.arguments.get("wrt", call.loss.Class._default_wrt())
     return made[0] if isinstance(wrt, str) else made
 
@@ -445,8 +466,11 @@ SPOILS: list[Callable[..., None]] = [
 # ---- what is right ----------------------------------------------------------------------------------------
 
 
+OF_GRADIENTS = "wrt", "out", "accumulate", "grad_output", "curvature", "floor"
+
+
 def reference_of(call: Call) -> Callable[..., Any]:
-    given = {n: v for n, v in call.arguments.items() if n not in ("wrt", "out", "grad_output")}
+    given = {n: v for n, v in call.arguments.items() if n not in OF_GRADIENTS}
     function = getattr(reference, call.loss.__name__)
     return lambda **instead: function(**{**given, **instead})
 
@@ -473,7 +497,7 @@ def canonical(call: Call) -> Call:
                 value = np.array(value, np.float64)
             else:
                 value = np.array(value)
-        if name != "out":
+        if name not in ("out", "accumulate"):
             arguments[name] = value
     return Call(call.loss, "value_and_grad" if call.mode == "grad" else call.mode, False, arguments)
 
