@@ -182,7 +182,7 @@ def main() -> None:
             "",
             f"## {len(CASES)} losses by what stands for the curvature",
             "",
-            "The loss of held-out rows over that of the best constant: less is better, and stars are the best.",
+            "The loss of held-out rows over that of the best constant; a star is at the best of a row.",
             f"{FOLDS} folds, {ROUNDS} trees of depth {PARAMETERS['max_depth']}, `eta` {PARAMETERS['eta']},",
             f"a floor of {FLOOR:g}. Diabetes (targets over 100, or counts), breast cancer, digits.",
             "",
