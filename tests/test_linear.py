@@ -578,7 +578,7 @@ ERRORS = [
     ({"grad_output": np.ones(4)}, ValueError, "grad_output must be a number"),
     ({"out": np.zeros((4, 5))}, TypeError, "out must be a tuple of 2 arrays"),
     ({"out": (np.zeros((4, 6)), W.copy())}, ValueError, r"out for input must have shape \(4, 5\)"),
-    ({"out": (X.copy(), W.astype("f4"))}, TypeError, "out for linear_weight must be float64"),
+    ({"out": (X.copy(), W.astype("i4"))}, TypeError, "out for linear_weight must be float64"),
     ({"out": (W[:4], W.copy())}, ValueError, "out for input overlaps linear_weight"),
     ({"out": (X[::-1], W.copy())}, ValueError, "out for input overlaps input"),
 ]
