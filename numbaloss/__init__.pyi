@@ -6,6 +6,7 @@ from typing import Any
 from numpy.random import Generator
 
 from . import arguments as arguments, boosting as boosting, optimize as optimize, testing as testing
+from .derive import derive as derive
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
 from .families.vectors import VectorLoss as VectorLoss
