@@ -886,3 +886,42 @@ def test_workers_of_xgboost_find_the_model_of_all_rows(cut):
     for raw, metric in found:
         np.testing.assert_allclose(raw, alone[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(metric, alone[1], rtol=1e-5)
+
+
+DASK = """
+import numpy as np, xgboost as xgb, dask.array as da, numbaloss as nl
+from distributed import Client, LocalCluster
+from xgboost import dask as dxgb
+
+@nl.elementwise_loss
+def cost(prediction, target, low=5.0):
+    d = prediction - target
+    return d * d if d > 0 else low * d * d
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 4))
+    y = X[:, 0] + rng.normal(size=600)
+    params = {"max_depth": 2, "tree_method": "hist"}
+    objective = nl.boosting.xgboost(cost)
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            data = dxgb.DaskDMatrix(client, da.from_array(X, chunks=(250, 4)), da.from_array(y, chunks=250))
+            more = dict(num_boost_round=3, obj=objective, custom_metric=objective.metric)
+            found = dxgb.train(client, params, data, evals=[(data, "train")], **more)
+    alone = xgb.train(params, xgb.DMatrix(X, label=y), 3, obj=objective)
+    ours, theirs = (t.predict(xgb.DMatrix(X)) for t in (found["booster"], alone))
+    print(np.abs(ours - theirs).max())
+    print(found["history"]["train"]["cost"][-1], objective.metric(y, theirs))
+"""
+
+
+@pytest.mark.sweep
+def test_dask_s_workers_grow_the_trees_of_one(python):
+    """A loss of `__main__` reaches the workers; the metric is of all rows."""
+    for module in ("xgboost", "distributed", "pyarrow"):
+        pytest.importorskip(module)
+    *_, apart, metrics = python(DASK, PYTHONWARNINGS="ignore")
+    assert float(apart) < 1e-5
+    ours, theirs = map(float, metrics.split())
+    assert abs(ours - theirs) < 1e-5 * theirs
