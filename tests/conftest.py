@@ -25,7 +25,7 @@ KEPT = [n for n in ELEMENTWISE if n not in ALIKE and not apart(registry[n])]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each test")
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each module")
 
 
 @pytest.hookimpl(trylast=True)  # once markers have selected
@@ -34,9 +34,9 @@ def pytest_collection_modifyitems(config, items):
     if every > 1:
         kept, left = [], []
         for item in items:
-            name = item.nodeid.partition("[")[0]
-            (left if seen[name] % every else kept).append(item)
-            seen[name] += 1
+            module = item.nodeid.partition("::")[0]
+            (left if seen[module] % every else kept).append(item)
+            seen[module] += 1
         config.hook.pytest_deselected(items=left)
         items[:] = kept
 
