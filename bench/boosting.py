@@ -196,8 +196,8 @@ def main() -> None:
             "",
             f"## A round of {options.rows:,} rows of 20 features",
             "",
-            "Medians; our objective and the usual one in NumPy in turn, 2 threads. The getters are XGBoost's, of",
-            "targets and weights: it copies them in each round, for any objective.",
+            "Medians; our objective and the usual one in NumPy in turn, 2 threads. The getters, of targets",
+            "and weights, are XGBoost's: it copies them in each round, for any objective.",
             "",
             markdown(
                 [

@@ -228,7 +228,9 @@ def expectile_loss(input, target, expectile=0.5):
 @elementwise
 def pseudo_huber_loss(input, target, delta=1.0):
     """``delta**2 (sqrt(1 + (r / delta)**2) - 1)``."""
-    return delta**2 * (np.sqrt(1 + ((input - target) / delta) ** 2) - 1)
+    z = ((input - target) / delta) ** 2
+    root = np.sqrt(1 + z)
+    return delta**2 * np.where(z < 1, z / (1 + root), root - 1)
 
 
 @elementwise
@@ -253,7 +255,8 @@ def arctan_loss(input, target, c=1.0):
 def geman_mcclure_loss(input, target, c=1.0):
     """``c**2 / 2 r**2 / (c**2 + r**2)``."""
     squares = (input - target) ** 2
-    return c**2 / 2 * squares / (c**2 + squares)
+    with np.errstate(divide="ignore"):
+        return c**2 / 2 / (1 + c**2 / squares)
 
 
 @elementwise
@@ -278,7 +281,7 @@ def fair_loss(input, target, c=1.0):
 @elementwise
 def general_robust_loss(input, target, alpha=1.0, c=1.0):
     """Barron's loss, each of its limits by itself."""
-    z = ((input - target) / c) ** 2
+    z, alpha = ((input - target) / c) ** 2, float(alpha)
     if alpha == 2:
         return z / 2
     if alpha == 0:

@@ -591,7 +591,7 @@ def compare(call: Call, plain_call: Call, found: tuple[Any, ...]) -> str | None:
     return None
 
 
-UNPROMOTED = "out", "wrt", "grad_output", "normalizer", "targets"
+UNPROMOTED = "out", "wrt", "grad_output", "normalizer", "floor", "targets"
 
 
 def result_dtype(call: Call) -> np.dtype:
