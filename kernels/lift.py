@@ -233,13 +233,28 @@ def scales_with_masses(p: Scores | Linear) -> bool:
 # ---- what stands for the curvature --------------------------------------------------------------------
 
 
-def lift_curvature(scalars: Scalars, policy: str, variable: int, jets: Any) -> Any:
-    """Compile what stands for an element's second derivative by an operand.
+def lift_curvature(derived: Any, scalars: Scalars, policy: str, variable: int, jets: Any) -> Any:
+    """Compile what stands for an element's second derivative by an operand, in that one's place.
 
-    Returns
-    -------
-    function ``(x, t, u, options, slope, curvature)``, or None where that is the second derivative itself
+    Parameters
+    ----------
+    derived : function
+        ``(x, t, u, options) -> value, slope, second derivative``; what is returned is such a function too.
     """
+    if policy == EXACT:
+        return derived
+    stands = _element_curvature(scalars, policy, variable, jets)
+
+    @jets.jit
+    def with_curvature(x, t, u, o):
+        value, slope, curvature = derived(x, t, u, o)
+        return value, slope, stands(x, t, u, o, slope, curvature)
+
+    return with_curvature
+
+
+def _element_curvature(scalars: Scalars, policy: str, variable: int, jets: Any) -> Any:
+    """``(x, t, u, options, slope, curvature)``: what a policy other than `EXACT` gives."""
     stated = [f for p, k, f in scalars.curvatures if (p, k) == (policy, variable)]
     if stated:
         definition, constant = jets.jit(frozen(stated[0])), jets.seed(scalars.arity, None, scalars.absent)
@@ -265,7 +280,7 @@ def lift_curvature(scalars: Scalars, policy: str, variable: int, jets: Any) -> A
     def gradient(x, t, u, o, slope, curvature):
         return abs(slope)
 
-    return {EXACT: None, MAJORIZER: quotient, ABSOLUTE: absolute, GRADIENT: gradient}[policy]
+    return {MAJORIZER: quotient, ABSOLUTE: absolute, GRADIENT: gradient}[policy]
 
 
 def lift_score_curvature(policy: str, floored: bool, jets: Any) -> Any:

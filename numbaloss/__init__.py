@@ -16,19 +16,6 @@ from .families.vectors import VectorLoss
 from .kernels import math
 from .kernels.devices import free_memory, synchronize
 from .loss import Loss, LossFunction, registry
-from .losses import (
-    amounts,
-    binary,
-    embedding,
-    linear,
-    margins,
-    multiclass,
-    multilabel,
-    quantiles,
-    regression,
-    robust,
-    sequence,
-)  # the definitions fill the registry
 from .losses.custom import elementwise_loss, score_loss, vector_loss
 from .losses.linear import LinearCrossEntropyOptions
 from .sums import SumLoss
@@ -61,19 +48,6 @@ __all__ = [
     "vector_loss",
 ]
 __all__ += _losses
-del (
-    amounts,
-    binary,
-    embedding,
-    linear,
-    margins,
-    multiclass,
-    multilabel,
-    quantiles,
-    regression,
-    robust,
-    sequence,
-)
 
 
 def __getattr__(name: str) -> object:

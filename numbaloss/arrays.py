@@ -47,9 +47,9 @@ ON_CPU = 1  # of DLPack's devices
 
 def is_foreign(value: Any) -> bool:
     """Return whether a value is an array of another library, which DLPack takes."""
-    return hasattr(value, "__dlpack__") and not (
-        isinstance(value, np.ndarray) or is_described(value) or is_device_array(value)
-    )
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        return False
+    return not (is_described(value) or is_device_array(value))
 
 
 def taken(loss: str, name: str, value: Any) -> np.ndarray:

@@ -38,10 +38,10 @@ except ImportError:  # an older JAX
     buffer_callback = None
 
 from .kernels import devices
-from .kernels.layout import class_rows
-from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, Margins, Vectors
+from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD
 from .loss import LossFunction, registry
 from .optimize import operands_of, parts_of
+from .terms import shape_of_terms
 
 __all__ = ["function", *registry]
 
@@ -198,26 +198,18 @@ def _result(
     stand_ins = {
         n: np.broadcast_to(np.zeros((), a.dtype), a.shape) for n, a in zip(names, arrays, strict=True)
     }
-    forms = set()
+    forms, shapes = set(), {n: a.shape for n, a in stand_ins.items()}
     for definition, options in parts:
         held = {n: v for n, v in options.items() if v is not None}
         call = {**held, **stand_ins, **more}
         settings = definition._settings(VALUE_AND_GRAD if "wrt" in more else VALUE, call)
         problem = definition._problem(settings, call, devices.cpu())
-        forms.add((_rows(problem) if settings.reduction == "none" else (), problem.dtype))
+        shape = shape_of_terms(definition, shapes) if settings.reduction == "none" else ()
+        forms.add((shape, problem.dtype))
     if len({shape for shape, _ in forms}) > 1:
         raise ValueError(f"a sum's losses must have terms of one shape, got {sorted(s for s, _ in forms)}")
     dtypes = [d for _, d in forms]
     return jax.ShapeDtypeStruct(next(iter(forms))[0], max(dtypes, key=lambda d: d.itemsize))
-
-
-def _rows(problem: Any) -> tuple[int, ...]:
-    """Return the shape of a problem's terms."""
-    if hasattr(problem, "shape"):
-        return problem.shape
-    if isinstance(problem, Vectors):
-        return problem.vectors[0].shape[:-1]
-    return problem.input.shape[:-1] if isinstance(problem, Margins) else class_rows(problem.input.shape)
 
 
 # ---- in the program -------------------------------------------------------------------------------------

@@ -22,13 +22,13 @@ from .kernels.spec import EXACT, GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRA
 registry: dict[str, "LossFunction"] = {}
 
 COMMON = ("sample_weight", "normalizer")
-GRADIENT = {
+OF_GRADIENT = {
     "wrt": ("str | tuple[str, ...] | None", None),
     "out": ("Any", None),
     "accumulate": ("bool", False),
     "grad_output": ("float | Array | None", None),
 }
-CURVATURE = {"curvature": ("str", EXACT), "floor": ("float | None", None)}
+OF_CURVATURE = {"curvature": ("str", EXACT), "floor": ("float | None", None)}
 
 COMMON_DOC = """
 sample_weight : array, optional
@@ -172,7 +172,7 @@ class LossFunction(Modes):
         names = (*positional[:count], *keywords)
         for k in keywords:
             if k not in parameters:
-                of = "gradient" if k in GRADIENT else "curvature" if k in CURVATURE else ""
+                of = "gradient" if k in OF_GRADIENT else "curvature" if k in OF_CURVATURE else ""
                 hint = f" (it is for the {of})" if of else ""
                 raise TypeError(f"{name}() got an unexpected keyword argument {k!r}{hint}")
             if k in positional[:count]:
@@ -465,9 +465,9 @@ class Loss(Modes):
             "normalizer": ("float | None", None),
         }
         if mode != VALUE:
-            extra |= GRADIENT
+            extra |= OF_GRADIENT
         if mode == VALUE_GRAD_HESS:
-            extra |= CURVATURE
+            extra |= OF_CURVATURE
         parameters += [P(n, P.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in extra.items()]
         return inspect.Signature(parameters)
 

@@ -503,6 +503,10 @@ class Module(torch.nn.Module):
     def __init__(self, criterion: Loss) -> None:
         if not isinstance(criterion, Loss):
             raise TypeError(f"Module: criterion must be an instance of a loss's class, got {criterion!r}")
+        if getattr(type(criterion), "function", None) is None:
+            raise TypeError(
+                f"Module: {criterion!r} is not computed in one pass; add up the values of its parts' modules"
+            )
         if criterion._held:
             raise TypeError(f"Module: {type(criterion).__name__} has parameters; use that of numbaloss.torch")
         self._start(type(criterion).function, criterion._options)

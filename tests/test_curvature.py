@@ -230,6 +230,8 @@ def test_class_scores_that_have_none():
             ValueError, match="there is no curvature 'gershgorin': it is known of losses that are"
         ):
             loss.value_grad_hess(x, y, curvature="gershgorin", **options)
+    with pytest.raises(ValueError, match="cross_entropy: there is no curvature 'fisher' with class weights"):
+        nl.cross_entropy.value_grad_hess(x, y, curvature="fisher", weight=np.ones(3))
     with pytest.raises(ValueError, match="cosine_embedding_loss: "):
         nl.cosine_embedding_loss.value_grad_hess(x, x, np.ones(2), floor=1.0)
     with pytest.raises(ValueError, match="nll_loss: curvature must be 'exact', without a floor"):

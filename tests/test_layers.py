@@ -52,7 +52,7 @@ def allowed(module, other):
         return len(there) == 1 or there[1] in KNOWN
     if here[1:2] == ["families"] and len(there) > 1:
         return there[1] not in ("families", "losses")
-    if here[1:2] == ["losses"]:
+    if here[1:2] == ["losses"] and len(here) > 2:
         return there[1:2] != ["losses"]
     if len(here) > 1 and here[1] in ("loss", "arguments", "arrays", "call"):
         return there[1:2] not in (["families"], ["losses"])

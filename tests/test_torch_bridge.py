@@ -673,6 +673,7 @@ def test_errors_name_the_loss_and_the_argument():
         ),
         (TypeError, "function: loss must be", lambda: nt.function(F.mse_loss)),
         (TypeError, "Module: criterion must be", lambda: nt.Module(nl.mse_loss)),
+        (TypeError, "not computed in one pass", lambda: nt.Module(nl.MSELoss() + nl.L1Loss("sum"))),
         (TypeError, "use that of numbaloss.torch", lambda: nt.Module(nl.LinearCrossEntropyLoss(2, 3))),
         (TypeError, "unexpected keyword argument 'beta'", lambda: nt.HuberLoss(beta=1.0)),
         (TypeError, "unexpected keyword argument 'p'", lambda: nt.LinearCrossEntropyLoss(2, 3, p=1)),

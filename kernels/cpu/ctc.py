@@ -696,12 +696,9 @@ def scope_of(dtype: np.dtype, code: int, to: int | None = None) -> tuple[dict[st
 
 
 @cache
-def forward_address(dtype: np.dtype, code: int, to: int | None) -> int:
-    """The address of `forward` for arithmetic in a dtype and a code of storage.
-
-    With a code of a gradient, whatever it is, it stores shares for `backward`.
-    """
-    scope, name = scope_of(dtype, code, None if to is None else code)
+def forward_address(dtype: np.dtype, code: int, grad: bool) -> int:
+    """The address of `forward` for arithmetic in a dtype and a code of storage, with shares or without."""
+    scope, name = scope_of(dtype, code, code if grad else None)
     return compile_function(forward, scope, name, name, types.float64(*[types.int64] * 3))
 
 
@@ -774,7 +771,7 @@ def pack(p: Sequences, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch
         *(code, *kinds, ABSENT if to is None else to, *floats),
         *(p.blank, p.zero_infinity, mean, mean and w.divisor is None, dtype.itemsize),
         *(numba.config.NUMBA_NUM_THREADS, anywhere),
-        forward_address(dtype, code, to),
+        forward_address(dtype, code, grad is not None),
         0 if to is None else backward_address(dtype, code, to, anywhere),
         reader(copied, weighted),
         strided.gatherer(SINGLE) if HALVES.keys() & set(floats[:2]) else 0,
@@ -878,8 +875,8 @@ def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
         compile_drive(drive),
         task_address(),
         reader(False, False),
-        forward_address(dtype, code, None),
-        forward_address(dtype, code, code),
+        forward_address(dtype, code, False),
+        forward_address(dtype, code, True),
         backward_address(dtype, code, code, False),
     )
 

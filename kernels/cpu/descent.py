@@ -13,7 +13,7 @@ from numba import njit
 from ..lift import lift_curvature, lift_scores
 from ..math import select
 from ..spec import Scalars, ScoreFunctions
-from .elementwise import checker, lift, with_curvature
+from .elementwise import checker, lift
 from .target import derivatives
 
 PLAIN: dict[str, Any] = dict(nogil=True, error_model="numpy")
@@ -26,7 +26,7 @@ def compile_descents(scalars: Scalars, options: tuple[Any, ...], policy: str, fl
     `x`, `t` and `w` have one axis; `w` may be None. A weight of zero gives exactly zero.
     """
     jets = derivatives()
-    derived = with_curvature(lift(scalars, 0), lift_curvature(scalars, policy, 0, jets))
+    derived = lift_curvature(lift(scalars, 0), scalars, policy, 0, jets)
     values, floored, least = jets.options(options), floor is not None, float(floor or 0.0)
     holds = checker(scalars.domains, np.float64)
     outside = f"{scalars.name}: an element is out of its domain"

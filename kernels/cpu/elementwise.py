@@ -303,19 +303,6 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     return stated
 
 
-def with_curvature(derived: Any, stands: Any) -> Any:
-    """A function of value, slope and curvature with another one in the last's place; the same without any."""
-    if stands is None:
-        return derived
-
-    @njit(**SCALAR)
-    def both(x, t, u, o):
-        v, slope, curvature = derived(x, t, u, o)
-        return v, slope, stands(x, t, u, o, slope, curvature)
-
-    return both
-
-
 def identity_of(scalars: Scalars) -> object:
     """Return all that a loss's kernels depend on."""
     return (
@@ -336,7 +323,7 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
     dtype_ = types.float32 if dtype == np.float32 else types.float64
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
     if request.curvature:
-        slopes[0] = with_curvature(slopes[0], lift_curvature(scalars, request.policy, request.wrt[0], jets))
+        slopes[0] = lift_curvature(slopes[0], scalars, request.policy, request.wrt[0], jets)
     slopes += [None] * (3 - len(slopes))
     inner = njit(pipeline_class=DistinctArrays, forceinline=True, **LOOP)
     lanes = dict(T=T, Z=np.int32 if dtype == np.float32 else np.int64, LANES=WIDTH // dtype.itemsize)
@@ -412,9 +399,9 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
         terms=TERMS in outputs,
         wrt=wrt,
         curvature=CURVATURE in outputs,
-        policy=p.curvature,
-        floored=p.floor is not None,
     )
+    if request.curvature:
+        request = request._replace(policy=p.curvature, floored=p.floor is not None)
     written = list(outputs.values())
     before = None
     if any(over):
@@ -441,7 +428,7 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
     recipe += [arithmetic.itemsize, 0, 0, order_axes_address(), lay_address()]
     recipe += [4 * numba.config.NUMBA_NUM_THREADS, *codes]
     numbers = [1.0 if weighting.divisor is None else weighting.divisor, weighting.factor, *p.numbers]
-    numbers += [] if p.floor is None else [p.floor]
+    numbers += [p.floor] if request.floored else []
     slots = {n: next(k for k, a in enumerate(arrays) if a is outputs[n]) for n in made}
     like = {CURVATURE: wrt[0] if wrt else 0, TERMS: 0}
     new = tuple(New(slots[n], like[n] if n in like else p.names.index(n)) for n in made)

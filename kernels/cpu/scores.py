@@ -32,7 +32,7 @@ from ..errors import at_users_line
 from ..freeze import fingerprint
 from ..layout import class_axis, class_rows
 from ..spec import CODES as FLOAT_CODES
-from ..spec import FLOAT32, FLOAT64, ScoreFunctions, ScoreRequest, Scores, bad_index
+from ..spec import EXACT, FLOAT32, FLOAT64, ScoreFunctions, ScoreRequest, Scores, bad_index
 from . import launch as launches
 from .arrange import (
     ADDRESS,
@@ -612,8 +612,8 @@ def request_of(p: Scores, outputs: dict[str, Any]) -> ScoreRequest:
         target_grad="target" in outputs or DISTANCES in outputs,
         by_weight=DISTANCES in outputs,
         curvature=CURVED in outputs,
-        policy=p.curvature,
-        floored=p.floor is not None,
+        policy=p.curvature if CURVED in outputs else EXACT,
+        floored=CURVED in outputs and p.floor is not None,
         softcap=p.softcap is not None,
         lse_square=p.lse_square_scale != 0,
     )
@@ -712,7 +712,7 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
     recipe += [p.ignore_index, own.itemsize, FLOAT_CODES[own.name], 4 * numba.config.NUMBA_NUM_THREADS]
     numbers = [1.0 if w.divisor is None else w.divisor, w.factor, p.label_smoothing]
     numbers += [1.0 if p.softcap is None else p.softcap, p.lse_square_scale, *p.numbers]
-    numbers += [] if p.floor is None else [p.floor]
+    numbers += [p.floor] if request.floored else []
     like = {"target": TARGET, DISTANCES: TARGET}
     new = tuple(New(SLOTS[n], like.get(n, INPUT), class_rows if n == TERMS else None) for n in made)
     return Launch(

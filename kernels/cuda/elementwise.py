@@ -50,6 +50,7 @@ from .target import (
     derivatives,
     device,
     each,
+    floor_of,
     intrinsic,
     options,
     record,
@@ -64,7 +65,7 @@ at0: Any = None  # the same with its derivatives by the first operand to differe
 at1: Any = None  # the second
 at2: Any = None  # and the third, where there are so many
 CURVED: Any = False  # the second derivative is asked for
-FLOORED: Any = False  # and is at least a number
+last_if_floored: Any = None  # gives the number that it is not below, or None
 outside: Any = None  # the operand that is out of its domain
 unpack: Any = None  # gives the options as the definition takes them
 
@@ -107,14 +108,6 @@ def element(x, t, u, w, c, scale, o, floor):
     return v, d0, d1, d2, h, bad
 
 
-def floor_of(numbers):
-    """The number that the curvature is not below, or None."""
-    if FLOORED:
-        return numbers[-1]
-    else:
-        return None
-
-
 def report(bad, lane, at, faults):
     if bad >= 0:
         record(faults, at[lane // WIDTH] + lane % WIDTH, bad)
@@ -128,7 +121,7 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, n, factor, divisor, numbers, parti
     floor. A gradient may lie over its operand: a thread reads what it needs before it writes.
     """
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    o, floor = unpack(numbers, scale), floor_of(numbers)
+    o, floor = unpack(numbers, scale), last_if_floored(numbers)
     hi = lo = T(0)
     vectors = n // WIDTH
     first = cuda.blockIdx.x * (THREADS * REPEAT) + cuda.threadIdx.x
@@ -216,19 +209,6 @@ def lift(scalars: Scalars, variable: int | None) -> Any:
     return stated
 
 
-def with_curvature(derived: Any, stands: Any) -> Any:
-    """A function of value, slope and curvature with another one in the last's place; the same without any."""
-    if stands is None:
-        return derived
-
-    @device
-    def both(x, t, u, o):
-        v, slope, curvature = derived(x, t, u, o)
-        return v, slope, stands(x, t, u, o, slope, curvature)
-
-    return both
-
-
 def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) -> Any:
     """The kernel of one loss, for one request and storage, in plain Python.
 
@@ -250,8 +230,7 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
     )
     slopes: list[Any] = [lift(scalars, k) for k in request.wrt]
     if request.curvature:
-        stands = lift_curvature(scalars, request.policy, request.wrt[0], derivatives())
-        slopes[0] = with_curvature(slopes[0], stands)
+        slopes[0] = lift_curvature(slopes[0], scalars, request.policy, request.wrt[0], derivatives())
     scope = dict(
         **tiles(array),
         value=lift(scalars, None),
@@ -259,7 +238,7 @@ def kernel(scalars: Scalars, request: Request, code: int, vectors: bool = True) 
         at1=None,
         at2=None,
         CURVED=request.curvature,
-        FLOORED=request.floored,
+        last_if_floored=floor_of(request.floored),
         outside=finder(scalars.domains, array.T),
         unpack=options(scalars.options),
     )
@@ -405,9 +384,9 @@ def run(p: Elements, outputs: dict[str, DeviceArray]) -> Any:
         terms=terms is not None,
         wrt=tuple(p.names.index(n) for n in outputs if n != "curvature"),
         curvature="curvature" in outputs,
-        policy=p.curvature,
-        floored=p.floor is not None,
     )
+    if request.curvature:
+        request = request._replace(policy=p.curvature, floored=p.floor is not None)
     partials = None
     if math.prod(p.shape):
         gradients_by = over(divisor, scaled_by, arithmetic) if outputs else None
@@ -470,7 +449,7 @@ def _run_request(
     if any(p.scalars.domains):
         shapes = {n: a.shape for n, a in zip(p.names, p.operands, strict=True)}
         slot = queue.slot(*_fault(p.scalars, shapes, p.shape, axes))
-    numbers = p.numbers if p.floor is None else (*p.numbers, p.floor)
+    numbers = (*p.numbers, p.floor) if request.floored and p.floor is not None else p.numbers
     launch(p.scalars, request, contiguous, written, factor, divisor, numbers, partials, slot)
     for o, w in zip(ordered, written, strict=True):
         if o is not w:

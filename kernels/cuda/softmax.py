@@ -72,6 +72,7 @@ from .target import (
     cuda,
     derivatives,
     each,
+    floor_of,
     select,
     shared,
     storage,
@@ -101,7 +102,7 @@ SLICED: Any = True  # threads share columns
 loss: Any = None  # the definition and its derivatives, of `lift_scores`
 unpack: Any = None  # gives its options as it takes them
 stands: Any = None  # gives what stands for the curvature, if not that itself
-FLOORED: Any = False  # it is at least a number
+last_if_floored: Any = None  # gives the number that it is not below, or None
 join: Any = None  # joins the states of the threads that share a row
 
 HALF = 64  # registers a thread, with which half of a multiprocessor's threads are at work
@@ -142,7 +143,7 @@ def one_pass(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
+    settings = keep, spread, cap, square, unpack(options, factor), last_if_floored(options)
     outputs = g, gq, h
     hi = lo = T(0)
     team, height, of_block, lane = row_team(deal)
@@ -193,7 +194,7 @@ def stream(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
+    settings = keep, spread, cap, square, unpack(options, factor), last_if_floored(options)
     outputs = g, gq, h
     hi = lo = T(0)
     team, lane = cuda.blockDim.x, cuda.threadIdx.x
@@ -233,7 +234,7 @@ def part(
     x, q, labels, weight, row_weights, upstream, terms, g, gq, h, batch, classes, inner, deal, ignore, keep,
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
-    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
+    settings = keep, spread, cap, square, unpack(options, factor), last_if_floored(options)
     i = cuda.blockIdx.x // deal
     live, _, label, _, _, _ = row_state(
         labels, weight, row_weights, upstream, i, batch, classes, ignore, factor, OWN_ONLY, False, faults
@@ -262,7 +263,7 @@ def rest(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
+    settings = keep, spread, cap, square, unpack(options, factor), last_if_floored(options)
     outputs = g, gq, h
     i = cuda.blockIdx.x // deal
     leads = cuda.blockIdx.x == i * deal and cuda.threadIdx.x == 0
@@ -309,7 +310,7 @@ def columns(
     spread, cap, square, options, factor, divisor, partials, faults, scratch,
 ):  # fmt: skip
     scale = factor if divisor is None else quotient(factor, divisor[0])
-    settings = keep, spread, cap, square, unpack(options, factor), floor_of(options)
+    settings = keep, spread, cap, square, unpack(options, factor), last_if_floored(options)
     outputs = g, gq, h
     hi = lo = T(0)
     n = batch * inner
@@ -385,14 +386,6 @@ def columns(
 
 
 # ---- scores -------------------------------------------------------------------------------------------
-
-
-def floor_of(options):
-    """The number that the curvature is not below, or None."""
-    if FLOORED:
-        return options[-1]
-    else:
-        return None
 
 
 def load_score(x, i, cap):
@@ -686,22 +679,9 @@ def slopes(x, w, q, is_own, settings, row):
     """The gradients by a score and by a probability, and the curvature."""
     keep, spread, cap, _, _, _ = settings
     (
-        up,
-        m,
-        r,
-        k,
-        own_slope,
-        own_curvature,
-        total,
-        inverse,
-        log_total,
-        all_mass,
-        of_p,
-        of_both,
-        of_t,
-        most,
+        up, m, r, k, own_slope, own_curvature, total, inverse, log_total, all_mass, of_p, of_both, of_t, most,
         _,
-    ) = row
+    ) = row  # fmt: skip
     dq = c = T(0)
     e = exp(x - m)
     d = r * e
@@ -867,7 +847,7 @@ def kernels(
         loss=lift_scores(functions, derivatives(), r.curvature, r.lse_square),
         unpack=unpack_options(functions.options),
         stands=lift_score_curvature(r.policy, r.floored, derivatives()) if r.curvature else None,
-        FLOORED=r.floored,
+        last_if_floored=floor_of(r.floored),
         join=join_team if variant == TEAM else join_slices if variant == COLUMNS else join_block,
     )
     definition = fingerprint(functions.value), functions.statistics, functions.options

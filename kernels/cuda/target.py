@@ -201,6 +201,11 @@ def derivatives(mixed: bool = False) -> SimpleNamespace:
     )
 
 
+def floor_of(floored: bool) -> Any:
+    """A device function: the last of some numbers, which the curvature is not below; or None."""
+    return device(lambda numbers: numbers[-1]) if floored else device(lambda numbers: None)
+
+
 def options(values: tuple[bool | None, ...]) -> Any:
     """An intrinsic: a tuple of numbers of the arithmetic type as a definition's options.
 

@@ -28,11 +28,10 @@ from ..kernels.spec import (
     Scalars,
     Weighting,
 )
-from ..loss import CURVATURE, Binding, Loss, plain_function
-from ..loss import GRADIENT as OF_GRADIENT
+from ..loss import OF_CURVATURE, OF_GRADIENT, Binding, Loss, plain_function
 
-# Settings of the gradient's call, beside `wrt`.
-HOW = ("accumulate", "curvature", "floor")
+# Settings of a gradient's call, beside `wrt`.
+HOW = ("accumulate", *OF_CURVATURE)
 
 
 class ElementSettings(Settings):
@@ -339,7 +338,7 @@ class ElementwiseLoss(Loss):
         The value is there where the divisor is a sum of weights too: then d(sum w l / sum w) is
         (l - value) / sum w.
         """
-        valued = {n: v for n, v in call.items() if n not in (*OF_GRADIENT, *CURVATURE)}
+        valued = {n: v for n, v in call.items() if n not in (*OF_GRADIENT, *OF_CURVATURE)}
         # Terms and value of the arithmetic's dtype, which may be the weight's alone.
         first = cls._arrays[0]
         valued[first] = as_array(problem.name, first, call[first]).astype(problem.arithmetic, copy=False)

@@ -16,6 +16,7 @@ from ..kernels.lift import is_linear
 from ..kernels.spec import (
     ABSOLUTE,
     EXACT,
+    FISHER,
     GRADIENT,
     MANY,
     ONE,
@@ -208,6 +209,11 @@ class ScoreLoss(ClassLoss):
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Scores:
         problem = cls._record(settings.options, cls._check(settings, call))
+        if settings.policy == FISHER and problem.weight is not None:
+            raise ValueError(
+                f"{cls.function.__name__}: there is no curvature {FISHER!r} with class weights, as it would "
+                "have to weigh each class that the model may draw"
+            )
         return problem._replace(curvature=settings.policy, floor=settings.floor)
 
     @classmethod
