@@ -95,7 +95,7 @@ def _cos(x):
 
 def _arctan(x):
     d = 1 / (1 + x * x)
-    return nm.arctan(x), d, -2 * x * d * d
+    return nm.arctan(x), d, -2 * nm.where(d == 0, d, x * d) * d  # at infinity too
 
 
 def _tan(x):
@@ -132,7 +132,7 @@ def _arctanh(x):
 
 def _erf(x):
     d = 1.1283791670955126 * nm.exp(-x * x)
-    return nm.erf(x), d, -2 * x * d
+    return nm.erf(x), d, -2 * nm.where(d == 0, d, x * d)
 
 
 def _erfc(x):
@@ -191,6 +191,10 @@ UNARY = {
     _digamma: (nm.digamma,),
     _square: (nm.square, np.square),
 }
+
+# Slope and second derivative are one number: it multiplies a sum, so that an infinite one is not multiplied
+# by the 0 that bends a straight line.
+EXPONENTIAL = (_exp, _expm1)
 
 # Their slopes may be infinite where inner ones are 0.
 STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp, _arcsin, _arccos, _arccosh, _arctanh)
@@ -586,10 +590,14 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
             y, d1, d2 = at(const(V(a)))
             return jet(V(y), along_slope(V(d1), D(a)), along(V(d2), D(a) * D(a)) + along(V(d1), H(a)))
 
+        def of_exponential(a):
+            y, d, _ = at(const(V(a)))
+            return jet(V(y), V(d) * D(a), V(d) * (D(a) * D(a) + H(a)))
+
         def of_const(a):
             return const(function(V(a)))
 
-        rule = of_steep if derivatives in STEEP else of_jet
+        rule = of_steep if derivatives in STEEP else of_exponential if derivatives in EXPONENTIAL else of_jet
         teach(spellings, lambda a: {"j": rule, "c": of_const}.get(kind_of(a)))
 
     for derivatives, spellings in UNARY.items():

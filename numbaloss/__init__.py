@@ -37,6 +37,7 @@ __all__ = [
     "arguments",
     "boosting",
     "derive",
+    "distributed",
     "elementwise_loss",
     "free_memory",
     "math",
@@ -51,6 +52,11 @@ __all__ += _losses
 
 
 def __getattr__(name: str) -> object:
-    if name in ("boosting", "optimize", "testing"):  # when they are asked for: importing stays quick
+    if name in (
+        "boosting",
+        "distributed",
+        "optimize",
+        "testing",
+    ):  # when they are asked for: importing stays quick
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import arguments
+from . import arguments, shared
 from .arguments import Option
 from .arrays import (
     as_array,
@@ -27,10 +27,10 @@ from .kernels import devices, inside
 from .kernels.layout import share_memory
 from .kernels.spec import (
     CURVATURES,
+    DOUBLE,
     EXACT,
     GRAD,
     MISSING,
-    VALUE,
     VALUE_GRAD_HESS,
     ScoreOption,
     Weighting,
@@ -38,9 +38,10 @@ from .kernels.spec import (
     common_dtype,
     is_described,
 )
-from .loss import Binding, Loss
+from .loss import COUNT, OF_DERIVATIVES, PARTIAL, Binding, Loss
 from .quick import Prepared, is_said, never, prepare, signature, with_outputs
 
+MEAN = shared.MEAN
 ADDS: arguments.Option = arguments.flag(False)
 POLICY: arguments.Option = arguments.choice(EXACT, CURVATURES)
 FLOOR: arguments.Option = arguments.non_negative(0.0)
@@ -75,7 +76,7 @@ class Settings:
             if not f.array
         }
         cls._check_options(self.options)
-        self.wrt, self.single = ((), True) if mode == VALUE else resolve_wrt(cls, call.get("wrt"))
+        self.wrt, self.single = resolve_wrt(cls, call.get("wrt")) if mode in OF_DERIVATIVES else ((), True)
         self.reduction: str = self.options["reduction"]
         self.adds: bool = ADDS.check(name, "accumulate", call.get("accumulate", False))
         self.policy: str = POLICY.check(name, "curvature", call.get("curvature", EXACT))
@@ -105,6 +106,8 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         if result is not MISSING:
             return result
     call = call_arguments(binding, args, kwargs)
+    if call.get("comm") is not None:
+        return shared.evaluate(cls, mode, call)
     if any(is_foreign(v) for n, v in call.items() for v in (v if n == "out" and type(v) is tuple else (v,))):
         return evaluate_foreign(cls, mode, binding, call, len(args), kwargs)
     numbers = {} if on_device or prepared is not None else numbers_of(cls, call)
@@ -113,6 +116,8 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         return evaluate(
             cls, mode, binding, tuple(every[: len(args)]), dict(zip(kwargs, every[len(args) :], strict=True))
         )
+    if mode in (COUNT, PARTIAL):
+        return (count if mode == COUNT else partial)(cls, call)
     backend = devices.of(call.values())
     keeps = key is not None and prepared is None and on_device == (backend is not devices.cpu())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
@@ -150,11 +155,40 @@ def evaluate_foreign(
     take = library_of(first)
 
     def give(found: Any) -> Any:
+        if type(found) is float:  # a count
+            return found
         if isinstance(found, tuple):
             return tuple(map(give, found))
         return originals[id(found)][1] if id(found) in originals else take(np.asarray(found))
 
     return give(result)
+
+
+def count(cls: Any, call: dict[str, Any]) -> float:
+    """Return what a mean divides by."""
+    call = {n: v for n, v in call.items() if v is not None}
+    if call.get("reduction") in ("none", "sum"):
+        del call["reduction"]
+    backend = devices.of(call.values())
+    with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
+        missing = [n for n in cls._required if n not in described]
+        shapes = cls._shapes_of_scores(described) if missing else {}
+        for n in missing:
+            one = backend.empty((1,) * len(shapes[n]), DOUBLE)
+            described[n] = np.broadcast_to(one, shapes[n])
+        return cls._evaluation(COUNT, described, backend).part.divisor()
+
+
+def partial(cls: Any, call: dict[str, Any]) -> tuple[float, float]:
+    """Return the sum of the terms, and what a mean divides by."""
+    if call.get("reduction") in ("none", "sum"):
+        call = {n: v for n, v in call.items() if n != "reduction"}
+    backend = devices.of(call.values())
+    with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:
+        evaluation = cls._evaluation(PARTIAL, described, backend)
+        divisor = evaluation.part.divisor()
+        evaluation.part.share(1.0)
+        return backend.as_float(evaluation.result()), divisor
 
 
 def compute(cls: Any, mode: str, call: dict[str, Any], backend: Any) -> Any:
@@ -179,6 +213,22 @@ class Evaluation:
                 cls._check_policy(settings)
         self.outputs = make_outputs(cls, settings, call, backend)
 
+    @property
+    def part(self) -> "Evaluation":
+        """Itself: others are made of one."""
+        return self
+
+    def divisor(self) -> float:
+        """Return what a mean divides by."""
+        return float(self.backend.as_float(self.backend.divisor(self.problem)))
+
+    def share(self, divisor: float) -> None:
+        """Take the call for a part of one: gradients are divided, and the value is a sum, in float64."""
+        w = self.problem.weighting
+        factor, left = self.backend.over(w.factor, divisor)
+        weighting = w._replace(factor=factor, divisor=left)
+        self.problem = self.problem._replace(weighting=weighting, dtype=DOUBLE)
+
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
         outputs, settings, backend = self.outputs, self.settings, self.backend
@@ -190,7 +240,7 @@ class Evaluation:
         if settings.adds:
             for n, o in written.items():
                 backend.add(o, into[n])
-        if self.mode == VALUE:
+        if self.mode not in OF_DERIVATIVES:
             return value
         gradients = tuple(outputs[n] for n in settings.wrt)
         if self.mode == VALUE_GRAD_HESS:

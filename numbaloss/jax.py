@@ -98,7 +98,7 @@ def function(loss: Any) -> Callable[..., Any]:
     of_arrays.__name__ = of_arrays.__qualname__ = name
     if isinstance(loss, LossFunction):
         of_arrays.__doc__ = loss.__doc__
-        of_arrays.__signature__ = loss.__signature__  # type: ignore[attr-defined]
+        of_arrays.__signature__ = loss.without_ranks  # type: ignore[attr-defined]
     return of_arrays
 
 
@@ -122,6 +122,8 @@ def _bind(name: str, order: tuple[str, ...], args: tuple[Any, ...], kwargs: dict
     for n in ("wrt", "out", "grad_output"):
         if n in kwargs:
             raise TypeError(f"{name}: {n} is no argument here: use jax.grad or jax.value_and_grad")
+    if "comm" in kwargs:
+        raise TypeError(f"{name}: comm is no argument here: JAX shares out arrays by itself")
     return {n: v for n, v in {**given, **kwargs}.items() if v is not None}
 
 

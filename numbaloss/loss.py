@@ -21,7 +21,12 @@ from .kernels.spec import EXACT, GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRA
 # Every built-in loss by its function's name, in order of definition.
 registry: dict[str, "LossFunction"] = {}
 
-COMMON = ("sample_weight", "normalizer")
+# Ways to call a loss that are no kernel's: what a mean divides by; the sum of a part, and that number.
+COUNT, PARTIAL = "count", "partial"
+OF_DERIVATIVES = VALUE_AND_GRAD, GRAD, VALUE_GRAD_HESS
+
+OF_RANKS = ("comm", "classes")
+COMMON = ("sample_weight", "normalizer", *OF_RANKS)
 OF_GRADIENT = {
     "wrt": ("str | tuple[str, ...] | None", None),
     "out": ("Any", None),
@@ -38,6 +43,16 @@ sample_weight : array, optional
 normalizer : float, optional
     What ``'mean'`` divides by in place of its own count: the size of the whole batch, when gradients are
     accumulated over micro-batches.
+comm : object, optional
+    Ranks that have a part of the rows each, see ``numbaloss.distributed``: the value and what a mean divides
+    by are then those of all rows. Each rank has to make the call, if with no rows.
+"""
+
+CLASSES_DOC = """
+classes : tuple of int, optional
+    ``(first, total)``: the input has the classes from the first on, of so many that the ranks of `comm` have
+    together. Class indices and `weight` are of all classes, the same on every rank, as the value is; the
+    gradient is of the own scores.
 """
 
 GRADIENT_DOC = """
@@ -99,6 +114,16 @@ class Modes:
         """Value, gradient and the diagonal of the Hessian, in one pass."""
         return self._run(VALUE_GRAD_HESS, args, kwargs)
 
+    def count(self, *args: Any, **kwargs: Any) -> float:
+        """What ``'mean'`` divides by, in float64: of the target, weights and options, without scores.
+
+        It takes the loss's arguments, but what a model makes need not be given: its shape is taken to be that
+        of the others, so give ``input`` by name beside a target that broadcasts. All reductions count as the
+        mean does, but ``'batchmean'``. Class indices are compared with the number of classes where class
+        weights tell it.
+        """
+        return self._run(COUNT, args, kwargs)
+
     _run: Callable[[str, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -121,6 +146,12 @@ class LossFunction(Modes):
 
     def __repr__(self) -> str:
         return f"<loss function {self.__name__}{self.__signature__}>"
+
+    @property
+    def without_ranks(self) -> inspect.Signature:
+        """The signature without what is of ranks, for libraries that share out arrays by themselves."""
+        parameters = self.__signature__.parameters
+        return self.__signature__.replace(parameters=[p for n, p in parameters.items() if n not in OF_RANKS])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if int(protocol) < 4 and getattr(sys.modules.get(self.__module__), self.__name__, None) is self:
@@ -273,6 +304,8 @@ class Loss(Modes):
     # Shapes of the first operand that `testing.check_loss` tries, and whether there is a curvature.
     _shapes: ClassVar[tuple[tuple[int, ...], ...]] = ((), (1,), (2, 3, 4), (0, 3))
     _curved: ClassVar[bool] = True
+    # Whether ranks may have some classes each.
+    _shares_classes: ClassVar[bool] = False
     # The functions that the definition states and that are compiled.
     _stated: ClassVar[tuple[str, ...]] = ()
     _function_name: ClassVar[str]
@@ -455,16 +488,33 @@ class Loss(Modes):
         return names[0] if len(names) == 1 else names
 
     @classmethod
+    def _counted_by(cls) -> tuple[str, ...]:
+        """Return the arrays that tell how many terms there are: those that no model makes, if any."""
+        return tuple(n for n in cls._required if not cls.operands[n].model) or cls._required[:1]
+
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Return shapes that go with the arrays of a call, of those that a model makes."""
+        raise NotImplementedError
+
+    @classmethod
     def _signature(cls, mode: str) -> inspect.Signature:
         P = inspect.Parameter
         kind = P.KEYWORD_ONLY if cls._keyword_only and cls._function_keyword_only else P.POSITIONAL_OR_KEYWORD
-        parameters = [P(n, P.POSITIONAL_OR_KEYWORD, annotation="Array") for n in cls._required]
+        counted = cls._counted_by() if mode == COUNT else cls._required
+        parameters = [P(n, P.POSITIONAL_OR_KEYWORD, annotation="Array") for n in counted]
         parameters += [P(n, kind, default=f.default, annotation=f.annotation) for n, f in cls.fields.items()]
         extra: dict[str, tuple[str, Any]] = {
             "sample_weight": ("Array | None", None),
             "normalizer": ("float | None", None),
+            "comm": ("Any", None),
         }
-        if mode != VALUE:
+        if cls._shares_classes and mode != VALUE_GRAD_HESS:
+            extra["classes"] = ("tuple[int, int] | None", None)
+        if mode in (COUNT, PARTIAL):
+            extra = {"sample_weight": extra["sample_weight"]}
+            extra |= {n: ("Array | None", None) for n in cls._required if n not in counted}
+        if mode in OF_DERIVATIVES:
             extra |= OF_GRADIENT
         if mode == VALUE_GRAD_HESS:
             extra |= OF_CURVATURE
@@ -477,7 +527,9 @@ class Loss(Modes):
     def _document(cls, mode: str) -> str:
         text = inspect.cleandoc(cls.__doc__ or cls.__name__)
         text += "\n\nBeyond PyTorch's arguments\n--------------------------" + COMMON_DOC.rstrip()
-        if mode != VALUE:
+        if cls._shares_classes:
+            text += CLASSES_DOC.rstrip()
+        if mode in OF_DERIVATIVES:
             text += GRADIENT_DOC.format(default=repr(cls._default_wrt())).rstrip()
         if mode == VALUE_GRAD_HESS:
             text += CURVATURE_DOC.rstrip()

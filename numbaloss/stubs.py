@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS
-from .loss import Loss, registry
+from .loss import COUNT, Loss, registry
 
 PATH = Path(__file__).with_name("__init__.pyi")
 
@@ -20,7 +20,13 @@ from typing import Any
 
 from numpy.random import Generator
 
-from . import arguments as arguments, boosting as boosting, optimize as optimize, testing as testing
+from . import (
+    arguments as arguments,
+    boosting as boosting,
+    distributed as distributed,
+    optimize as optimize,
+    testing as testing,
+)
 from .derive import derive as derive
 from .families.elementwise import ElementwiseLoss as ElementwiseLoss
 from .families.scores import ScoreLoss as ScoreLoss
@@ -65,7 +71,10 @@ def _plain(value: object) -> bool:
 
 
 def _methods(signatures: dict[str, inspect.Signature]) -> list[str]:
-    return [f"    def {name}({_parameters(s)}) -> Any: ..." for name, s in signatures.items()]
+    return [
+        f"    def {name}({_parameters(s)}) -> {'float' if name == 'count' else 'Any'}: ..."
+        for name, s in signatures.items()
+    ]
 
 
 def _constructor(loss: type[Loss]) -> str:
@@ -98,6 +107,7 @@ def render() -> str:
         "value_and_grad": VALUE_AND_GRAD,
         "grad": GRAD,
         "value_grad_hess": VALUE_GRAD_HESS,
+        "count": COUNT,
     }
     parts = [HEAD]
     for name, function in registry.items():

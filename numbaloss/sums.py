@@ -28,7 +28,7 @@ from .kernels.spec import (
     VALUE_GRAD_HESS,
     Memo,
 )
-from .loss import Loss, Modes, plain_function
+from .loss import COUNT, OF_DERIVATIVES, PARTIAL, Loss, Modes, plain_function
 
 Terms = tuple[tuple[float, Loss], ...]
 # What a subclass may state anew, and then computes something else than its definition.
@@ -205,7 +205,7 @@ class _Fused(SumLoss):
             )
 
     def _run(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._differs and mode != VALUE:
+        if self._differs and mode in OF_DERIVATIVES:
             wrt = kwargs.get("wrt") or self._default_wrt()
             if self._differs.intersection((wrt,) if isinstance(wrt, str) else wrt):
                 return _evaluate(self.terms, mode, args, kwargs)
@@ -373,6 +373,15 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
     """Evaluate parts by themselves, and add up what they give."""
     if mode == VALUE:
         return _total([factor * part(*args, **kwargs) for factor, part in terms])
+    if mode in (COUNT, PARTIAL):
+        found = [part._run(mode, args, kwargs) for _, part in terms]
+        counts = {count for _, count in found} if mode == PARTIAL else {*found}
+        if len(counts) > 1:
+            raise ValueError(f"the parts of a sum of losses count differently: {sorted(counts)}")
+        (count,) = counts
+        if mode == COUNT:
+            return count
+        return sum(factor * value for (factor, _), (value, _) in zip(terms, found, strict=True)), count
     policy = kwargs.get("curvature", EXACT)
     if kwargs.get("floor") is not None or (policy not in (EXACT, FISHER) and mode == VALUE_GRAD_HESS):
         raise ValueError(

@@ -11,8 +11,9 @@
 A loss is a few operators of PyTorch's, each made when it is first called: ``numbaloss::huber_loss`` gives the
 value, ``numbaloss::huber_loss_by_input`` the value and, in the same pass, the gradient that the backward pass
 then scales. So a gradient is computed where an argument requires it, and once. ``torch.compile`` takes the
-operators as they are; under autocast they compute in float32, as PyTorch's own losses do. CPU tensors are
-used where they lie, and so are those on CUDA devices, on PyTorch's current stream.
+operators as they are; under autocast they compute in float32, as PyTorch's own losses do. An ordinary call,
+that nothing traces or transforms, computes the same without them: PyTorch's dispatcher takes longer than a
+small loss. CPU tensors are used where they lie, so are those on CUDA devices, on PyTorch's current stream.
 
 There are second derivatives of losses of elements, by one argument. Others, forward-mode derivatives and
 ``torch.func.grad`` raise an error.
@@ -109,6 +110,30 @@ def is_free(gradient: Any, upstream: Any) -> bool:
     return plain and not _keeps_graph() and not any(wraps(upstream) for wraps in _wrappers)
 
 
+# What may look at calls. Where a PyTorch does not say whether it does, it is taken to.
+_onlookers: tuple[Callable[[], Any], ...] = tuple(
+    getattr(holder, name, lambda: True)
+    for holder, name in (
+        (torch._C, "_len_torch_dispatch_stack"),
+        (torch._C, "_len_torch_function_stack"),
+        (getattr(torch._C, "_functorch", None), "peek_interpreter_stack"),
+        (torch._C, "_get_tracing_state"),
+        (torch._C, "_is_any_autocast_enabled"),
+    )
+)
+
+
+def is_watched() -> bool:
+    """Return whether anything looks at calls: a compiler, a tracer, a transform, a mode, autocast."""
+    return torch.compiler.is_compiling() or any(look() for look in _onlookers)
+
+
+def is_plain(tensor: Any) -> bool:
+    """Return whether a tensor is PyTorch's own, on a device that losses are computed on."""
+    kind = type(tensor)
+    return (kind is torch.Tensor or kind is torch.nn.Parameter) and (tensor.is_cpu or tensor.is_cuda)
+
+
 # ---- operators ----------------------------------------------------------------------------------------
 
 CHUNKING = "int[]?"  # `LinearCrossEntropyOptions` in a schema
@@ -144,7 +169,7 @@ class Operators:
 
     def __init__(self, loss: LossFunction, name: str) -> None:
         self.loss, self.cls, self.name = loss, loss.Class, name
-        parameters: Any = loss.__signature__.parameters
+        parameters: Any = loss.without_ranks.parameters
         self.names = tuple(parameters)
         self.positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
         self.arrays = {n: self.names.index(n) for n in names_of_arrays(self.cls)}
@@ -154,6 +179,7 @@ class Operators:
         self.chunkings = [self.names.index(n) for n, kind in self.types.items() if kind == CHUNKING]
         self.reduction = self.names.index("reduction")
         self.made: dict[tuple[str, ...], str] = {}
+        self.direct: dict[tuple[str, ...], Callable[..., Any]] = {}
         self.lock = threading.Lock()
 
     def find(self, kind: str, wrt: tuple[str, ...]) -> str:
@@ -163,6 +189,23 @@ class Operators:
             with self.lock:  # another thread may have made it meanwhile
                 found = self.made.get((kind, *wrt)) or getattr(self, kind)(wrt)
                 self.made[(kind, *wrt)] = found
+        return found
+
+    def directly(self, wrt: tuple[str, ...]) -> Callable[..., Any]:
+        """Return the function that computes as the operator `value` does, without PyTorch's dispatcher."""
+        found = self.direct.get(wrt)
+        if found is None:
+            kernel, _, (backward, setup_context) = self.parts(wrt)
+
+            def forward(ctx: Any, *given: Any) -> Any:
+                result = kernel(*given)
+                setup_context(ctx, given, result)  # of its own PyTorch would call it at length
+                return result
+
+            body: dict[str, Any] = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+            function: Any = type(self.name, (torch.autograd.Function,), body)
+            found = function.apply if wrt else kernel
+            self.direct[wrt] = found
         return found
 
     def run(self, kind: str, wrt: tuple[str, ...], *given: Any) -> Any:
@@ -240,6 +283,12 @@ class Operators:
     # ---- values and gradients --------------------------------------------------------------------------
     def value(self, wrt: tuple[str, ...]) -> str:
         """Make the operator that gives the value, and then each gradient; empty where it has to wait."""
+        kernel, fake, autograd = self.parts(wrt)
+        suffix = f"_by_{'_'.join(wrt)}" if wrt else ""
+        return self.define(suffix, "", 1 + len(wrt), kernel, fake, autograd if wrt else None)
+
+    def parts(self, wrt: tuple[str, ...]) -> tuple[Any, Any, tuple[Any, Any]]:
+        """Return the functions of that operator: itself, of fake tensors, and backward with its context."""
 
         def ready(given: Sequence[Any]) -> tuple[str, ...]:
             return tuple(n for n, axes in zip(wrt, self.axes(given, wrt), strict=True) if axes is not None)
@@ -299,8 +348,7 @@ class Operators:
                 found[self.arrays[n]] = made
             return tuple(found)
 
-        suffix = f"_by_{'_'.join(wrt)}" if wrt else ""
-        return self.define(suffix, "", 1 + len(wrt), kernel, fake, (backward, setup_context) if wrt else None)
+        return kernel, fake, (backward, setup_context)
 
     def gradient(self, wrt: tuple[str, ...]) -> str:
         """Make the operator that gives one gradient of unreduced terms, each times the upstream's number."""
@@ -411,6 +459,7 @@ def _function(operators: Operators) -> Callable[..., Any]:
         values = list(given)
         wrt: tuple[str, ...] = ()
         recorded, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
+        ordinary = not is_watched()
         for n, k in arrays:
             value = values[k]
             if isinstance(value, torch.Tensor):
@@ -422,6 +471,7 @@ def _function(operators: Operators) -> Callable[..., Any]:
                             f"{name}: {n} requires grad, but is not differentiated; pass {n}.detach()"
                         )
                     wrt += (n,)
+                ordinary = ordinary and is_plain(value)
             elif value is not None and n in on_host:
                 values[k] = torch.as_tensor(value, dtype=torch.int64)
             elif value is not None or n in required:
@@ -429,7 +479,10 @@ def _function(operators: Operators) -> Callable[..., Any]:
         for n, k, check, classes in checks:
             if type(values[k]) not in classes:
                 values[k] = check(name, n, values[k])
-        found = getattr(torch.ops.numbaloss, operator(wrt)).default(*values)
+        if ordinary:
+            found = operators.directly(wrt)(*values)
+        else:
+            found = getattr(torch.ops.numbaloss, operator(wrt)).default(*values)
         return found[0] if wrt else found
 
     return _with_signature(loss, call)
@@ -456,7 +509,7 @@ def _chunk_sizes(loss: str, name: str, value: Any) -> list[int]:
 
 def _with_signature(loss: LossFunction, call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of a loss's parameters, as Python binds them, that gives their values in order."""
-    parameters: Any = loss.__signature__.parameters
+    parameters: Any = loss.without_ranks.parameters
     said, starred = [], False
     for n, p in parameters.items():
         if p.kind is p.KEYWORD_ONLY and not starred:

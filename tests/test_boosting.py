@@ -705,6 +705,21 @@ def test_initial_scores_where_something_is_missing():
     np.testing.assert_allclose(two, [2.0, 20.0])
 
 
+def test_initial_scores_of_several_quantiles():
+    rng = np.random.default_rng(3)
+    y, w, levels = rng.normal(size=301), rng.random(301), np.array([0.1, 0.5, 0.9])
+    three = nl.boosting.xgboost(nl.QuantileLoss(quantiles=levels))
+    np.testing.assert_allclose(three.initial_score(y), np.quantile(y, levels), rtol=1e-9)
+    each = [nl.boosting.xgboost(nl.quantile_loss, quantile=q).initial_score(y, w) for q in (0.1, 0.5, 0.9)]
+    np.testing.assert_array_equal(three.initial_score(y, w), each)
+    shifted = three.initial_score(np.stack([y, y + 1, y + 2], axis=1))
+    np.testing.assert_allclose(shifted, np.quantile(y, levels) + np.arange(3), rtol=1e-9)
+    y = (rng.random((500, 2)) < 0.3) * 1.0
+    weighed = nl.boosting.xgboost(nl.BCEWithLogitsLoss(pos_weight=np.array([1.0, 2.0])))
+    odds = np.array([1, 2]) * y.mean(axis=0) / (1 - y.mean(axis=0))
+    np.testing.assert_allclose(weighed.initial_score(y), np.log(odds), rtol=1e-9)
+
+
 # ---- links, pickling, refusals --------------------------------------------------------------------------
 
 

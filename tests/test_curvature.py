@@ -72,6 +72,14 @@ def test_majorizer_of_a_kink():
     np.testing.assert_array_equal(curvature_of(nl.l1_loss, x, t, curvature="majorizer"), [0, 0.5])
 
 
+def test_where_an_exponential_overflows():
+    """Its curvature is infinite, and not infinity times the 0 that bends a straight line."""
+    x = np.array([-800.0, 1.0, 800.0])
+    np.testing.assert_allclose(
+        curvature_of(nl.poisson_nll_loss, x, np.ones(3)), [0, np.e, np.inf], rtol=1e-14
+    )
+
+
 def test_majorizer_of_gaussians_is_the_precision(pair):
     x, t = pair
     var = np.linspace(0.3, 2, x.size)

@@ -103,6 +103,10 @@ def test_functions_of_the_library(name, dtype):
 INF, NAN = np.inf, np.nan
 HALF = [0.5, 0.5, 0.25, -0.25, 0.25]
 EDGES = {
+    "exp": [((100.0,), [INF, INF, INF]), ((-INF,), [0, 0, 0])],
+    "expm1": [((100.0,), [INF, INF, INF]), ((-INF,), [-1, 0, 0])],
+    "erf": [((INF,), [1, 0, 0]), ((-INF,), [-1, 0, 0])],
+    "arctan": [((INF,), [math.pi / 2, 0, 0]), ((-1e30,), [-math.pi / 2, 0, 0])],
     "erfc": [
         ((INF,), [0, 0, 0]),
         ((-INF,), [2, 0, 0]),

@@ -21,6 +21,8 @@ from numbaloss.loss import LossFunction, registry
 
 torch = pytest.importorskip("torch")
 
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 import numbaloss.torch as nt  # noqa: E402
 
 F = torch.nn.functional
@@ -100,7 +102,7 @@ def test_names_and_signatures(name):
     loss = registry[name]
     parameters = inspect.signature(getattr(nt, name)).parameters
     assert [(n, p.kind, p.default) for n, p in parameters.items()] == [
-        (n, p.kind, p.default) for n, p in loss.__signature__.parameters.items()
+        (n, p.kind, p.default) for n, p in loss.without_ranks.parameters.items()
     ]
     assert issubclass(getattr(nt, loss.Class.__name__), torch.nn.Module)
     assert {name, loss.Class.__name__} <= {*nt.__all__}
@@ -236,6 +238,30 @@ def test_gradient_is_computed_once_and_only_where_it_is_needed(calls):
     nt.mse_loss(leaf, y, reduction="none").mean().backward()
     torch.testing.assert_close(leaf.grad, 10 * 2 * (x - y) / 12)
     assert modes(calls) == ["value_and_grad"]
+
+
+def test_calls_that_are_looked_at_go_through_operators():
+    """An ordinary call takes no operator; a trace, a mode, autocast or a tensor of another class gets one."""
+
+    class Marked(torch.Tensor):
+        pass
+
+    def name(value):
+        return type(value.grad_fn).__name__
+
+    x, y = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    found = nt.soft_margin_loss(x, y)
+    assert name(found) == "soft_margin_lossBackward"
+    with torch.autocast("cpu"):
+        assert "numbaloss_soft_margin_loss_by_input" in name(nt.soft_margin_loss(x, y))
+    assert name(nt.soft_margin_loss(x.as_subclass(Marked), y)) != name(found)
+    with Watching() as watching:
+        torch.testing.assert_close(
+            torch.autograd.grad(nt.soft_margin_loss(x, y), x), torch.autograd.grad(found, x)
+        )
+    assert "numbaloss.soft_margin_loss_by_input.default" in watching.seen
+    with pytest.raises(RuntimeError):  # of PyTorch: an operator has no such rule
+        torch.func.grad(nt.soft_margin_loss)(x.detach(), y)
 
 
 def test_backward_passes_that_add_up():
@@ -391,16 +417,32 @@ def test_compile_by_inductor(rng):
         torch.testing.assert_close(leaf.grad, torch.autograd.grad(step(leaf, b), leaf)[0])
 
 
+class Watching(TorchDispatchMode):
+    """Sees the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operator, kinds, args=(), kwargs=None):
+        self.seen.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", registry)
 def test_operators_do_as_they_say(name, rng):
     """Shapes, dtypes and strides without data are those of the call; nothing is written or shared."""
     loss = registry[name]
     call = tensors(loss, rng)
-    getattr(nt, name)(**call) if name != "triplet_margin_with_distance_loss" else nt._by_name(**call)
+    function = getattr(nt, name) if name != "triplet_margin_with_distance_loss" else nt._by_name
+    plain = function(**call)
+    with Watching() as watching:  # else there would be no operator
+        assert torch.equal(function(**call), plain)
+    assert any(operator.startswith(f"numbaloss.{name}") for operator in watching.seen)
     wrt = [n for n, t in call.items() if t.requires_grad]
     operator = getattr(torch.ops.numbaloss, f"{name}_by_{'_'.join(wrt)}").default
     for reduction in ("mean", "none"):
-        defaults = {n: p.default for n, p in loss.__signature__.parameters.items()}
+        defaults = {n: p.default for n, p in loss.without_ranks.parameters.items()}
         given = tuple({**defaults, **call, "reduction": reduction}.values())
         tests = "test_schema", "test_autograd_registration", "test_faketensor"
         torch.library.opcheck(operator, given, test_utils=tests)

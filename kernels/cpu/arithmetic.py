@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import overlaps_itself
-from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting
+from ..layout import overlaps_itself, rows_of
+from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting, bad_index
 from . import memory
 
 
@@ -54,15 +54,39 @@ def inverse(divisor: float) -> float:
     return 1.0 / divisor if divisor else math.nan
 
 
-def divisor(p: Elements) -> float:
+def divisor(p: Any) -> float:
     """Return the number that divides a problem's sum."""
-    if p.weighting.divisor is not None:
-        return p.weighting.divisor
+    given = p.weighting.divisor
+    if given is not None:
+        return given
+    if not isinstance(p, Elements):
+        return counted_rows(p)
     size = math.prod(p.shape)
     if p.counts == BY_WEIGHTS:
         weights = p.weighting.sample_weight
         return float(np.broadcast_to(weights, p.shape).sum(dtype=DOUBLE))
     return float(size if p.counts == BY_TERMS else p.shape[0])
+
+
+def counted_rows(p: Any) -> float:
+    """Return the sum of the weights of a problem's rows: sample weights, and those of the rows' classes."""
+    rows = rows_of(p)
+    weights: Any = p.weighting.sample_weight
+    if weights is not None:
+        weights = np.broadcast_to(weights, rows.shape).astype(DOUBLE)
+    if rows.labels is not None:
+        live = rows.labels != p.ignore_index
+        if rows.class_weight is not None:
+            wrong = live & ((rows.labels < 0) | (rows.labels >= rows.classes))
+            if wrong.any():
+                index = tuple(map(int, np.unravel_index(wrong.argmax(), rows.shape)))
+                raise bad_index(p.name, index, rows.labels[index], rows.classes)
+            own = rows.class_weight.astype(DOUBLE)[np.where(live, rows.labels, 0)]
+            weights = own if weights is None else own * weights
+        if weights is None:
+            return float(np.count_nonzero(live))
+        weights = np.where(live, weights, 0)
+    return float(math.prod(rows.shape)) if weights is None else float(weights.sum())
 
 
 @np.errstate(all="ignore")
@@ -107,6 +131,25 @@ def total(array: Any, factor: float, arithmetic: np.dtype, divisor: Any = 1.0) -
 def number(x: Any, dtype: np.dtype) -> Any:
     """Return a number as a value of a dtype: infinite where it is beyond."""
     return dtype.type(x)
+
+
+constant = number  # of one that the host has
+
+
+def to_host(array: Any) -> np.ndarray:
+    """Return an array as NumPy's."""
+    return array
+
+
+@np.errstate(all="ignore")
+def from_host(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return NumPy's array as one of a dtype."""
+    return array.astype(dtype, copy=False)
+
+
+def as_float(x: Any) -> float:
+    """Return a number as Python's."""
+    return float(x)
 
 
 @np.errstate(all="ignore")

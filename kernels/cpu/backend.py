@@ -12,25 +12,31 @@ from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors
 from . import launch
 from .arithmetic import (
     add,
+    as_float,
     assign,
+    constant,
     divisor,
     empty,
     empty_like,
     excess,
     fold,
+    from_host,
     masked_product,
     number,
     over,
     ratio,
     sum_dtype,
     sum_of_products,
+    to_host,
     total,
 )
 from .memory import free_memory
 
 __all__ = [
     "add",
+    "as_float",
     "assign",
+    "constant",
     "describe",
     "divisor",
     "empty",
@@ -38,6 +44,7 @@ __all__ = [
     "excess",
     "fold",
     "free_memory",
+    "from_host",
     "give",
     "holds",
     "masked_product",
@@ -46,9 +53,11 @@ __all__ = [
     "ratio",
     "repeat",
     "run",
+    "shards",
     "sum_dtype",
     "sum_of_products",
     "synchronize",
+    "to_host",
     "total",
 ]
 
@@ -70,6 +79,11 @@ HAS_SOFT_MARGINS = False
 def family(kind: Any) -> Any:
     """Return the module that computes a family of problems: imported, with its kernels, when asked for."""
     return import_module(f"{__package__}.{FAMILIES[kind]}")
+
+
+def shards() -> Any:
+    """Return the module that computes scores of which other ranks have other classes."""
+    return import_module(f"{__package__}.shards")
 
 
 def run(problem: Any, outputs: dict[str, Any]) -> Any:

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 
 from ..math import where
-from ..spec import Request, Scalars, Weighting
-from . import arrays
+from ..spec import Elements, Request, Scalars, Weighting
+from . import arrays, driver
 from .arrays import DeviceArray, current_queue, flat
-from .elementwise import EXCESS, RATIO, SUM, combined, inverse, launch
+from .elementwise import EXCESS, RATIO, SUM, combined, divisor_of, inverse, launch
 from .elementwise import over as over_scaled
 from .fold import fold
+from .rows import counted
 
 __all__ = [
     "add",
+    "as_float",
     "assign",
+    "constant",
+    "divisor",
     "empty",
     "empty_like",
     "excess",
@@ -100,6 +104,26 @@ def total(array: Any, factor: float, arithmetic: np.dtype, divisor: Any = 1.0) -
 def number(x: DeviceArray, dtype: np.dtype) -> DeviceArray:
     """Return a 0-d array in a dtype."""
     return x.astype(dtype, copy=False)
+
+
+def constant(x: float, dtype: np.dtype) -> DeviceArray:
+    """Return a number that the host has as a 0-d array of a dtype."""
+    return current_queue().number(x, dtype)
+
+
+def as_float(x: Any) -> float:
+    """Return a number as Python's; of a device's array it waits until it is there."""
+    if not isinstance(x, DeviceArray):
+        return float(x)
+    read = driver.driver().read(x.astype(np.float64, copy=False).address, 1)
+    return float(read.view(np.float64)[0])
+
+
+def divisor(p: Any) -> Any:
+    """Return what divides a problem's sum: a number, or a 0-d array where the data makes it."""
+    if p.weighting.divisor is not None:
+        return p.weighting.divisor
+    return divisor_of(p) if isinstance(p, Elements) else counted(p)
 
 
 def excess(terms: Any, less: Any, weighting: Weighting, dtype: np.dtype) -> DeviceArray:

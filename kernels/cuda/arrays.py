@@ -252,12 +252,14 @@ def aligned(arrays: Sequence[Any]) -> bool:
 
 def store_sum(queue: Queue, partials: DeviceArray, factor: float, divisor: Any, result: DeviceArray) -> None:
     """Store ``(sum of the partial sums) * factor / divisor``, the divisor a 0-d array or None."""
+    widened = {"widened": True} if partials.dtype != arithmetic_dtype(result.dtype) else {}
     queue.launch(
         (1, reduce.FINISH_THREADS),
         reduce.compile_finish,
         (partials, partials.size // 2, factor, divisor, result),
         code=code_of(result.dtype),
         divided=divisor is not None,
+        **widened,
     )
 
 

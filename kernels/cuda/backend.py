@@ -17,7 +17,10 @@ from ..spec import Elements, Linear, Margins, Picks, Scores, Sequences, Vectors,
 from . import driver, libraries, record
 from .arithmetic import (
     add,
+    as_float,
     assign,
+    constant,
+    divisor,
     empty,
     empty_like,
     excess,
@@ -31,14 +34,15 @@ from .arithmetic import (
     total,
 )
 from .arrays import DeviceArray, Queue, current_queue
-from .elementwise import divisor_of as divisor
 from .faults import synchronize
 from .libraries import Library, Location
 from .record import signature
 
 __all__ = [
     "add",
+    "as_float",
     "assign",
+    "constant",
     "describe",
     "divisor",
     "empty",

@@ -202,14 +202,15 @@ def compile_sums(code: int, cc: tuple[int, int], vectors: bool = True) -> Binary
     return compile(sums_kernel(code, vectors), (array.pointer, types.int64, numbers), cc, THREADS)
 
 
-def compile_finish(code: int, cc: tuple[int, int], divided: bool) -> Binary:
+def compile_finish(code: int, cc: tuple[int, int], divided: bool, widened: bool = False) -> Binary:
     """Compile `finish`, to be launched as one block of `FINISH_THREADS`.
 
     Its arguments: the partial sums, their number (of blocks), a float64 factor, a pointer to a divisor of the
-    arithmetic type (null if not `divided`), and one to the result, of the storage.
+    arithmetic type (null if not `divided`), and one to the result, of the storage. Where it is `widened`, to
+    float64, the sums are of float32.
     """
     array = storage(code)
-    numbers = types.CPointer(array.arithmetic)
+    numbers = types.CPointer(storage(FLOAT32).arithmetic if widened else array.arithmetic)
     divisor = numbers if divided else types.none
     arguments = (numbers, types.int64, types.float64, divisor, array.pointer)
     return compile(finish_kernel(code), arguments, cc, FINISH_THREADS)

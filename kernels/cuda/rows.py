@@ -13,8 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..layout import class_axis, class_rows, index_at
-from ..spec import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, arithmetic_dtype, bad_index, code_of
+from ..layout import class_axis, class_rows, index_at, rows_of
+from ..spec import (
+    BFLOAT16,
+    DOUBLE,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INT64,
+    arithmetic_dtype,
+    bad_index,
+    code_of,
+)
 from .arrays import VECTOR_BYTES, DeviceArray, current_queue, flat, store_sum, total
 from .elementwise import over
 from .reduce import MOST_BLOCKS, THREADS, Launch, add, partial_sum
@@ -472,6 +482,34 @@ def count_rows(rows: Rows, labels: Any, weight: Any, classes: int, ignore: int) 
     )
     result = rows.queue.empty((), rows.arithmetic)
     store_sum(rows.queue, partials, 1.0, None, result)
+    return result
+
+
+def counted(p: Any) -> Any:
+    """Return what a mean of rows divides by, in float64: a number, or a 0-d array where the data makes it."""
+    found, queue, count = rows_of(p), current_queue(), math.prod(rows_of(p).shape)
+    weights, own = p.weighting.sample_weight, found.class_weight
+    if not count or (weights is None and found.labels is None):
+        return float(count)
+    if weights is not None:
+        weights = flat(weights, found.shape, DOUBLE, queue).reshape(-1)
+        if found.labels is None:
+            return total(weights, 1.0, DOUBLE)
+    grid = counts_launch(count)
+    partials, result = queue.empty((2 * grid.blocks,), DOUBLE), queue.empty((), DOUBLE)
+    labels = flat(found.labels, found.shape, INT64, queue).reshape(-1)
+    # Without weights of classes any label is one.
+    classes = found.classes if own is not None else 1 << 62
+    own = None if own is None else flat(own, (classes,), DOUBLE, queue)
+    queue.launch(
+        grid,
+        compile_counts,
+        (labels, own, weights, count, classes, p.ignore_index, partials),
+        code=FLOAT64,
+        weighted=own is not None,
+        sample_weighted=weights is not None,
+    )
+    store_sum(queue, partials, 1.0, None, result)
     return result
 
 

@@ -125,7 +125,7 @@ class Objective:
         Parameters
         ----------
         target : array, (N) or (N, C)
-            Of (N, C) numbers, each column has a score of its own.
+            Of (N, C) numbers, each column has a score of its own; so has each of several quantiles.
         weight : array, (N), optional
         classes : int, optional
             How many, of a loss of class scores. Default: the highest class number of `target`, and one.
@@ -146,8 +146,11 @@ class Objective:
             raise ValueError(f"{self.name}: initial_score needs a row at least")
         if self.is_of_classes:
             return self._scores_of_classes(target, weight, classes)
-        if target.ndim == 2:
-            return np.array([self.initial_score(column, weight) for column in target.T])
+        held = np.broadcast_shapes(*(np.shape(v) for v in self.loss._given.values() if np.ndim(v)))
+        if target.ndim == 2 or held:
+            columns = np.broadcast_shapes(target.shape[1:], held[-1:])[0]
+            target = np.broadcast_to(target.reshape(len(target), -1), (len(target), columns))
+            return np.array([self._of_column(k).initial_score(target[:, k], weight) for k in range(columns)])
         target, more = target.astype(np.float64, copy=False), weighing(weight)
 
         def sums(score: float) -> tuple[float, float, float]:
@@ -156,6 +159,15 @@ class Objective:
             return float(value), float(gradient.sum()), float(curvature.sum())
 
         return root(sums)
+
+    def _of_column(self, k: int) -> "Objective":
+        """Return the objective of one column of scores: of arrays that the criterion holds, that column."""
+        one = copy.copy(self)
+        one.loss = copy.copy(self.loss)
+        for n, v in self.loss._given.items():
+            if np.ndim(v):
+                setattr(one.loss, n, np.asarray(on_host(v))[..., k if np.shape(v)[-1] > 1 else 0])
+        return one
 
     def _scores_of_classes(
         self, target: np.ndarray, weight: np.ndarray | None, classes: int | None

@@ -5,10 +5,21 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .. import arguments
 from ..arguments import Operand, like_scores, scores
 from ..arrays import as_array, check_broadcasts, floating, is_weak
-from ..call import Evaluation, Settings, compute, dtypes_of, evaluate, resolve_normalizer, resolve_upstream
+from ..call import (
+    MEAN,
+    Evaluation,
+    Settings,
+    compute,
+    dtypes_of,
+    evaluate,
+    resolve_normalizer,
+    resolve_upstream,
+)
 from ..kernels import inside
 from ..kernels.spec import (
     ABSOLUTE,
@@ -198,6 +209,11 @@ class ElementwiseLoss(Loss):
         names = (*cls._required, *options, "out")
         return inside.of_elements(scalars, names, defaults, cls._option_names)
 
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        given = [np.shape(call[n]) for n in cls._required if call.get(n) is not None]
+        return dict.fromkeys(cls._required, np.broadcast_shapes(*given))
+
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod
     def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -332,6 +348,12 @@ class ElementwiseLoss(Loss):
         return all(n != "weight" and o.shape == problem.shape for n, o in outputs.items())
 
     @classmethod
+    def _weights_have_part(cls, settings: Settings, call: dict[str, Any]) -> bool:
+        """Return whether the sum of `weight` divides the terms of a call."""
+        reduced = settings.reduction not in ("none", "sum")
+        return reduced and cls.weight_in_divisor and call.get("normalizer") is None
+
+    @classmethod
     def _by_weight(cls, settings: Settings, problem: Elements, call: dict[str, Any], backend: Any) -> Any:
         """Return each term's part of the gradient by `weight`: ``(term - value) * sample_weight / divisor``.
 
@@ -345,8 +367,9 @@ class ElementwiseLoss(Loss):
         bare = {n: v for n, v in valued.items() if n not in ("weight", "sample_weight", "normalizer")}
         terms = compute(cls, VALUE, {**bare, "reduction": "none"}, backend)
         less = None
-        reduced = settings.reduction not in ("none", "sum")
-        if reduced and cls.weight_in_divisor and call.get("normalizer") is None:
+        if MEAN in call:  # of all ranks
+            less = call[MEAN]
+        elif cls._weights_have_part(settings, call):
             less = compute(cls, VALUE, valued, backend)
         weighting = problem.weighting._replace(
             sample_weight=Arrays(cls, settings.wrt, call).sample_weight, divisor=backend.divisor(problem)

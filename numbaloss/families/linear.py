@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
@@ -23,6 +25,15 @@ class LinearLoss(RowLoss):
     def _jit(cls) -> Any:
         name, options = cls.function.__name__, compiled_options(cls.fields)
         return inside.of_rows("product", name, cls._definition(), options)
+
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        target, weight = call["target"], call.get("weight")
+        rows, classes = np.shape(target), 1 if weight is None else (*np.shape(weight), 1)[0]
+        if as_array(cls.function.__name__, "target", target).dtype.kind not in "iu":
+            at = len(rows) > 1  # probabilities
+            classes, rows = rows[at], (*rows[:at], *rows[at + 1 :])
+        return {"input": (*rows[:1], 1), "linear_weight": (classes, *rows[1:], 1)}
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Linear:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from .. import class_shards
 from ..arguments import between, class_indices, integer, reduction, scores, weights
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, compiled_options, dtypes_of
+from ..call import RowLoss, Settings, call_arguments, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.layout import class_axis, class_rows
 from ..kernels.lift import is_linear
@@ -29,7 +30,7 @@ from ..kernels.spec import (
     Scores,
     Weighting,
 )
-from ..loss import plain_function
+from ..loss import Binding, plain_function
 
 
 class Rows(NamedTuple):
@@ -62,6 +63,15 @@ class ClassLoss(RowLoss):
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Any:
         return cls._record(settings.options, cls._check(settings, call))
+
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        target, weight = call["target"], call.get("weight")
+        rows = np.shape(target)
+        if as_array(cls.function.__name__, "target", target).dtype.kind not in "iu":
+            return {"input": rows}  # probabilities
+        classes = 1 if weight is None else (*np.shape(weight), 1)[0]
+        return {"input": (*rows[:1], classes, *rows[1:])}
 
     @classmethod
     def _check(cls, settings: Settings, call: dict[str, Any]) -> Rows:
@@ -148,6 +158,7 @@ class ScoreLoss(ClassLoss):
     operands = {"input": scores(), "target": class_indices()}
     differentiable = ("input", "target", "weight")
     takes_probabilities = True
+    _shares_classes = True
 
     _statistics: ClassVar[tuple[str, ...]] = ()
     _option_names: ClassVar[tuple[str, ...]] = ()
@@ -169,6 +180,14 @@ class ScoreLoss(ClassLoss):
                 f"{cls.__name__}.value must take statistics of a row ({', '.join(STATISTICS)}), "
                 f"then options; got {', '.join(names)}"
             )
+
+    @classmethod
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "classes" in binding.names:
+            call = call_arguments(binding, args, kwargs)
+            if call["classes"] is not None:
+                return class_shards.evaluate(cls, mode, call)
+        return super()._evaluate(mode, binding, args, kwargs)
 
     @classmethod
     def _functions(cls, options: dict[str, Any]) -> tuple[ScoreFunctions, tuple[float, ...]]:
@@ -329,6 +348,12 @@ class MarginLoss(ClassLoss):
             rows.dtype,
             rows.arithmetic,
         )
+
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        if cls.classes_of_a_row == MANY:
+            return {"input": np.shape(call["target"])}
+        return super()._shapes_of_scores(call)
 
     @classmethod
     def _check(cls, settings: Settings, call: dict[str, Any]) -> Rows:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from ..arrays import as_array, floating
 from ..call import RowLoss, Settings, dtypes_of
 from ..kernels.spec import INT64, Sequences
@@ -35,6 +37,10 @@ class SequenceLoss(RowLoss):
             wanted = f"{rows}, one for each sequence" if rows else "() or (1,)"
             raise ValueError(f"{name}: {argument} must have shape {wanted}, got {array.shape}")
         return array
+
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"log_probs": (1, *np.shape(call["input_lengths"]), call.get("blank", 0) + 1)}
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Sequences:

@@ -156,6 +156,14 @@ class VectorLoss(RowLoss):
             return distance
         return distance(**{n: options[n] for n in inspect.signature(distance).parameters})
 
+    @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        first, *_ = cls._counted_by()
+        shape = np.shape(call[first])
+        rows = shape[:-1] if first in cls.vectors else shape
+        vectors = shape if first in cls.vectors else (*shape, 1)
+        return dict.fromkeys(cls.vectors, vectors) | dict.fromkeys(cls._rows, rows)
+
     # ---- the call ----------------------------------------------------------------------------------
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Vectors:

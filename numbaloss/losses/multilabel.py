@@ -22,8 +22,8 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import EXACT, GRAD, MANY, MISSING, SOFT, VALUE, VALUE_GRAD_HESS, Margins, arithmetic_dtype
-from ..loss import Binding
+from ..kernels.spec import EXACT, GRAD, MANY, MISSING, SOFT, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..loss import COUNT, OF_DERIVATIVES, Binding
 from ..quick import never
 
 
@@ -237,11 +237,17 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         return Margins(name, SOFT, None, (), x, target, weight, 1, 1.0, weighting, *dtypes_of(floats))
 
     @classmethod
+    def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"input": np.shape(call["target"])}
+
+    @classmethod
     def _check_curvature(cls, options: dict[str, Any], wrt: tuple[str, ...]) -> None:
         pass  # what the kernel of rows does not give is computed by elements
 
     @classmethod
     def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if mode == COUNT:
+            return super()._evaluate(mode, binding, args, kwargs)
         call = call_arguments(binding, args, kwargs)
         name, x = cls.function.__name__, call["input"]
         how = cls.fields["reduction"].check(name, "reduction", call.get("reduction", "mean"))
@@ -254,7 +260,9 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
 
     @classmethod
     def _evaluation(cls, mode: str, call: dict[str, Any], backend: Any) -> Any:
-        wrt = () if mode == VALUE else resolve_wrt(cls, call.get("wrt"))[0]
+        if mode == COUNT:  # of rows, whatever computes them
+            return super()._evaluation(mode, call, backend)
+        wrt = resolve_wrt(cls, call.get("wrt"))[0] if mode in OF_DERIVATIVES else ()
         if (
             backend.HAS_SOFT_MARGINS
             and "weight" not in wrt
@@ -290,13 +298,13 @@ class _ByElements:
             call["reduction"], call["normalizer"] = "mean", float(classes)
         if how == "none":
             call["normalizer"] = None
-            if mode != VALUE:
+            if mode in OF_DERIVATIVES:
                 call["grad_output"] = factor / classes
                 if up is not None:
                     up = backend.masked_product(up, np.asarray(1 / classes), arithmetic_dtype(up.dtype))
                     call["grad_output"] = np.broadcast_to(up[..., np.newaxis], x.shape) if up.ndim else up
         self.upstream = up
-        self.elements = Evaluation(_Terms, mode, call, backend)
+        self.elements = self.part = Evaluation(_Terms, mode, call, backend)
 
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
@@ -338,12 +346,12 @@ def of_rows(result: Any, shape: tuple[int, ...], mode: str, backend: Any) -> Any
     """Return the result of elements as that of rows."""
     if mode == GRAD:
         return result
-    terms, *gradients = result if mode != VALUE else (result,)
+    terms, *gradients = result if mode in OF_DERIVATIVES else (result,)
     rows = shape[:-1]
     sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
     backend.fold(terms, sums, range(len(rows)))
     value = backend.ratio(sums, shape[-1], terms.dtype)
-    return value if mode == VALUE else (value, *gradients)
+    return (value, *gradients) if mode in OF_DERIVATIVES else value
 
 
 def over_classes(weights: Any, rows: tuple[int, ...]) -> Any:

@@ -1,0 +1,85 @@
+"""Calls of several ranks on a device whose PTX is executed: as on the CPU."""
+
+import numpy as np
+import pytest
+from ptx.device import CuPyArray, host, put
+
+import numbaloss as nl
+
+pytestmark = pytest.mark.usefixtures("gpu")
+
+
+class Beside:
+    """A communicator of two ranks of which the other one's numbers are known."""
+
+    rank, size = 0, 2
+
+    def __init__(self, *others):
+        self.others = list(others)
+
+    def all_reduce(self, buffer, op="sum", stream=None):
+        assert type(buffer) is np.ndarray  # of the host
+        buffer[3:] += self.others.pop(0)
+        buffer[1:3] *= 2  # it says the same of its options
+
+    def all_gather(self, buffer, out, stream=None):
+        raise AssertionError
+
+
+CALLS = [
+    (nl.mse_loss, {}, np.float32, ()),
+    (nl.huber_loss, {}, np.float16, ("sample_weight",)),
+    (nl.mse_loss, {}, np.float64, ("weight",)),
+    (nl.cross_entropy, {"ignore_index": 1}, np.float32, ("class_weight", "sample_weight")),
+    (nl.cross_entropy, {"label_smoothing": 0.1}, np.float16, ()),
+    (nl.nll_loss, {}, np.float32, ("class_weight",)),
+    (nl.multi_margin_loss, {}, np.float32, ("sample_weight",)),
+    (nl.cosine_embedding_loss, {}, np.float32, ()),
+]
+
+
+def arrays_of(loss, dtype, more, rng):
+    arrays = nl.testing.samples(loss, rng, (9, 4), dtype)
+    terms = loss(**arrays, reduction="none").shape
+    given = {
+        "sample_weight": ("sample_weight", rng.choice([0, 0.5, 2], terms)),
+        "weight": ("weight", rng.uniform(0.5, 2, (9, 4))),
+        "class_weight": ("weight", rng.uniform(0.5, 2, 4)),
+    }
+    return arrays | {n: a.astype(dtype) for n, a in (given[k] for k in more)}
+
+
+@pytest.mark.parametrize(("loss", "options", "dtype", "more"), CALLS, ids=[c[0].__name__ for c in CALLS])
+def test_two_ranks(loss, options, dtype, more, rng):
+    arrays = arrays_of(loss, dtype, more, rng)
+    others = {"count": 5.25, "value": 3.5}
+    on_host = loss.value_and_grad(
+        **arrays, **options, comm=Beside([others["count"], 0], [0, others["value"]])
+    )
+    given = {n: put(CuPyArray, a) for n, a in arrays.items()}
+    comm = Beside([others["count"], 0], [0, others["value"]])
+    value, gradient = loss.value_and_grad(**given, **options, comm=comm)
+    nl.synchronize()
+    assert type(value) is CuPyArray and value.dtype == on_host[0].dtype and not comm.others
+    tolerance = {"rtol": 2e-3 if dtype == np.float16 else 2e-5, "atol": 1e-6}
+    np.testing.assert_allclose(host(value), on_host[0], **tolerance)
+    pairs = (
+        zip(gradient, on_host[1], strict=True) if isinstance(gradient, tuple) else [(gradient, on_host[1])]
+    )
+    for got, want in pairs:
+        np.testing.assert_allclose(host(got), want, **tolerance)
+
+
+@pytest.mark.parametrize(("loss", "options", "dtype", "more"), CALLS, ids=[c[0].__name__ for c in CALLS])
+def test_count(loss, options, dtype, more, rng):
+    arrays = arrays_of(loss, dtype, more, rng)
+    counting = {
+        n: a for n, a in arrays.items() if n in (*loss.Class._counted_by(), "weight", "sample_weight")
+    }
+    given = {n: put(CuPyArray, a) for n, a in counting.items()}
+    count = loss.count(**given, **options)
+    assert type(count) is float
+    np.testing.assert_allclose(count, loss.count(**counting, **options), rtol=1e-7)
+    part = nl.distributed.partial(loss, **{n: put(CuPyArray, a) for n, a in arrays.items()}, **options)
+    on_host = nl.distributed.partial(loss, **arrays, **options)
+    np.testing.assert_allclose([part.sum, part.count], [on_host.sum, on_host.count], rtol=1e-5)
