@@ -229,7 +229,7 @@ def test_what_is_wrong_raises_on_all(wrong, rng):
         "rows": (ValueError, "ranks have different"),
         "option": (ValueError, "ranks have different"),
         "target": (TypeError, "must hold class indices"),
-        "wrt": (ValueError, "wrt must be 'input'"),
+        "wrt": (ValueError, "wrt must be among 'input'"),
         "mode": (ValueError, "first, how many in all"),
     }
     kind, match = words[wrong]
@@ -237,6 +237,43 @@ def test_what_is_wrong_raises_on_all(wrong, rng):
         assert isinstance(error, kind), error
         with pytest.raises(kind, match=match):
             raise error
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1, "softcap": 5.0, "weight": 1, "sample_weight": 1}]
+)
+def test_linear_layer(n, options, rng):
+    """The rows of its weight are shared out; the gradient by the input is added up."""
+    x, w, bias = rng.normal(size=(40, 6)), rng.normal(size=(25, 6)), rng.normal(size=25)
+    y, wrt = rng.integers(0, 25, 40), ("input", "linear_weight", "linear_bias")
+    y[3] = -100
+    given = {"weight": rng.uniform(0.2, 2, 25), "sample_weight": rng.choice([0, 0.5, 2], 40)}
+    options = {k: given.get(k, v) for k, v in options.items()} | {"ignore_index": -100}
+    value, slopes = nl.linear_cross_entropy.value_and_grad(x, w, y, linear_bias=bias, wrt=wrt, **options)
+    chunked = nl.LinearCrossEntropyOptions(batch_chunk_size=7)
+
+    def of_rank(comm):
+        some, counting = parts(25, n)[comm.rank], Counting(comm)
+        found = nl.linear_cross_entropy.value_and_grad(
+            x, w[some], y, linear_bias=bias[some], wrt=wrt, classes=(some.start, 25), comm=counting,
+            options=chunked, **options,
+        )  # fmt: skip
+        assert counting.gathered == [32 * 41] and counting.reduced == [40, x.nbytes]
+        alone = nl.linear_cross_entropy(
+            x, w[some], y, linear_bias=bias[some], classes=(some.start, 25), comm=comm, **options
+        )
+        assert alone == pytest.approx(float(found[0]), rel=1e-14)
+        return found
+
+    found = on_ranks(n, of_rank)
+    for v, (by_input, _, _) in found:
+        np.testing.assert_allclose(v, value, rtol=1e-13)
+        np.testing.assert_allclose(by_input, slopes[0], rtol=1e-12, atol=1e-15)
+    for k in (1, 2):
+        np.testing.assert_allclose(
+            np.concatenate([g[k] for _, (*g,) in found]), slopes[k], rtol=1e-12, atol=1e-15
+        )
 
 
 def test_classes_need_ranks(rng):

@@ -15,11 +15,21 @@ has some classes of every row.
 [8.6667, 8.6667]
 
 `comm` is a communicator of mpi4py, of NCCL (CuPy's or nccl4py's), a process group of ``torch.distributed``, a
-`Ray` group, one of `threads`, or any object with the four names of `Communicator`.
+`Ray` group, one of `threads`, or any object with the four names of `Communicator`. ``dask`` has objectives of
+rows in Dask's blocks.
 """
+
+import importlib
+from typing import Any
 
 from .communicators import Communicator, Ray, communicator
 from .in_process import threads
 from .partial import Partial, partial
 
-__all__ = ["Communicator", "Partial", "Ray", "communicator", "partial", "threads"]
+__all__ = ["Communicator", "Partial", "Ray", "communicator", "dask", "partial", "threads"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "dask":  # which is imported when asked for
+        return importlib.import_module(f"{__name__}.dask")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

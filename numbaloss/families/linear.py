@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import class_shards
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, compiled_options, dtypes_of
+from ..call import RowLoss, Settings, call_arguments, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.spec import Chunking, Linear, ScoreFunctions
+from ..loss import Binding
 
 
 class LinearLoss(RowLoss):
@@ -15,6 +17,16 @@ class LinearLoss(RowLoss):
 
     differentiable = ("input", "linear_weight", "linear_bias", "target", "weight")
     _stated = ("value",)
+
+    _shares_classes = True
+
+    @classmethod
+    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "classes" in binding.names:
+            call = call_arguments(binding, args, kwargs)
+            if call["classes"] is not None:
+                return class_shards.evaluate(class_shards.LinearPart, cls, mode, call)
+        return super()._evaluate(mode, binding, args, kwargs)
 
     @classmethod
     def _definition(cls) -> ScoreFunctions:

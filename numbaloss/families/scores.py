@@ -186,7 +186,7 @@ class ScoreLoss(ClassLoss):
         if "classes" in binding.names:
             call = call_arguments(binding, args, kwargs)
             if call["classes"] is not None:
-                return class_shards.evaluate(cls, mode, call)
+                return class_shards.evaluate(class_shards.Part, cls, mode, call)
         return super()._evaluate(mode, binding, args, kwargs)
 
     @classmethod
