@@ -19,6 +19,7 @@ from .kernels import devices
 from .kernels.chunks import chunk_rows
 from .kernels.layout import class_axis
 from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, bad_index
+from .loss import OF_RANKS
 from .shared import Ranks
 
 
@@ -28,13 +29,13 @@ def evaluate(kind: Any, cls: Any, mode: str, call: dict[str, Any]) -> Any:
     if call.get("comm") is None:
         raise TypeError(f"{name}: classes= needs comm=, the ranks that have the other classes")
     ranks = Ranks(name, call["comm"])
-    call = {n: v for n, v in call.items() if n != "comm"}
+    call, classes = {n: v for n, v in call.items() if n not in OF_RANKS}, call["classes"]
     with ExitStack() as stack:
 
         def begin() -> Any:
             backend = devices.of(call.values())
             described = stack.enter_context(backend.describe(name, call, cls._may_be_on_host))
-            return kind(cls, mode, described, backend, ranks)
+            return kind(cls, mode, {**described, "classes": classes}, backend, ranks)
 
         part: Any = ranks.attempt(begin)
         ranks.meet(0.0, 0.0)
@@ -222,8 +223,8 @@ class LinearPart(Part):
     def read(self, numbers: np.ndarray) -> None:
         """Store each row's numbers."""
         dtype = self.problem.arithmetic
-        x, w, bias = (a if a is None else a.astype(dtype, copy=False) for a in self.arrays)
-        self.in_arithmetic: Any = np.atleast_2d(x), w, bias
+        converted: Any = [a if a is None else a.astype(dtype, copy=False) for a in self.arrays]
+        self.in_arithmetic: Any = np.atleast_2d(converted[0]), *converted[1:]
         for some, _, scores in self.chunks():
             self.shard(scores, some).statistics(numbers[some])
 

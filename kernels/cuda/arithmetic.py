@@ -25,12 +25,14 @@ __all__ = [
     "empty_like",
     "excess",
     "fold",
+    "from_host",
     "masked_product",
     "number",
     "over",
     "ratio",
     "sum_dtype",
     "sum_of_products",
+    "to_host",
     "total",
 ]
 
@@ -111,12 +113,26 @@ def constant(x: float, dtype: np.dtype) -> DeviceArray:
     return current_queue().number(x, dtype)
 
 
+def to_host(array: Any) -> np.ndarray:
+    """Return an array as NumPy's, of float64 or int64, when it is there."""
+    if not isinstance(array, DeviceArray):
+        return np.asarray(array)
+    dtype = np.dtype(np.int64 if array.dtype.kind in "iu" else np.float64)
+    if not array.size:
+        return np.empty(array.shape, dtype)
+    read = driver.driver().read(array.astype(dtype, copy=False).address, array.size)
+    return read.view(dtype).reshape(array.shape)
+
+
+def from_host(array: np.ndarray, dtype: np.dtype) -> DeviceArray:
+    """Return NumPy's array as one of the device's, of a dtype."""
+    with np.errstate(all="ignore"):
+        return current_queue().array(array.astype(dtype))
+
+
 def as_float(x: Any) -> float:
     """Return a number as Python's; of a device's array it waits until it is there."""
-    if not isinstance(x, DeviceArray):
-        return float(x)
-    read = driver.driver().read(x.astype(np.float64, copy=False).address, 1)
-    return float(read.view(np.float64)[0])
+    return float(to_host(x))
 
 
 def divisor(p: Any) -> Any:

@@ -25,12 +25,14 @@ from .arithmetic import (
     empty_like,
     excess,
     fold,
+    from_host,
     masked_product,
     number,
     over,
     ratio,
     sum_dtype,
     sum_of_products,
+    to_host,
     total,
 )
 from .arrays import DeviceArray, Queue, current_queue
@@ -49,6 +51,7 @@ __all__ = [
     "empty_like",
     "excess",
     "fold",
+    "from_host",
     "give",
     "holds",
     "masked_product",
@@ -57,10 +60,12 @@ __all__ = [
     "ratio",
     "repeat",
     "run",
+    "shards",
     "signature",
     "sum_dtype",
     "sum_of_products",
     "synchronize",
+    "to_host",
     "total",
 ]
 
@@ -82,6 +87,11 @@ HAS_SOFT_MARGINS = True
 def family(kind: Any) -> Any:
     """Return the module that computes a family of problems: imported, with its kernels, when asked for."""
     return import_module(f"{__package__}.{FAMILIES[kind]}")
+
+
+def shards() -> Any:
+    """Return the module that computes scores of which other ranks have other classes."""
+    return import_module(f"{__package__}.shards")
 
 
 def run(problem: Any, outputs: dict[str, Any]) -> Any:

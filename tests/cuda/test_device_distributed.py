@@ -1,5 +1,7 @@
 """Calls of several ranks on a device whose PTX is executed: as on the CPU."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from ptx.device import CuPyArray, host, put
@@ -83,3 +85,67 @@ def test_count(loss, options, dtype, more, rng):
     part = nl.distributed.partial(loss, **{n: put(CuPyArray, a) for n, a in arrays.items()}, **options)
     on_host = nl.distributed.partial(loss, **arrays, **options)
     np.testing.assert_allclose([part.sum, part.count], [on_host.sum, on_host.count], rtol=1e-5)
+
+
+SHARDS = [
+    (nl.cross_entropy, {}, np.float32),
+    (nl.cross_entropy, {"label_smoothing": 0.1, "weight": 1, "sample_weight": 1}, np.float32),
+    (nl.cross_entropy, {"softcap": 3.0, "lse_square_scale": 0.01}, np.float64),
+    (nl.focal_cross_entropy, {"label_smoothing": 0.1}, np.float16),
+]
+
+
+@pytest.mark.parametrize(("loss", "options", "dtype"), SHARDS, ids=["plain", "weights", "cap", "focal half"])
+@pytest.mark.parametrize("inner", [(), (3,)])
+def test_classes_of_two_ranks(loss, options, dtype, inner, rng):
+    """One rank's classes on the device, with the other's numbers, that were found on the CPU."""
+    x = rng.normal(0, 2, (5, 600, *inner)).astype(dtype)
+    x[0, 3] = x[1, :350] = -np.inf
+    y = rng.integers(0, 600, (5, *inner))
+    y[3] = -100
+    y[1] = 450
+    given = {"weight": rng.uniform(0.2, 2, 600), "sample_weight": rng.choice([0.5, 2], y.shape)}
+    given = {n: given[n].astype(dtype) if n in given else v for n, v in options.items()}
+    said = {}
+
+    class Keeping:
+        """Keeps what ranks tell each other, on the CPU."""
+
+        def __init__(self, comm):
+            self.comm, self.rank, self.size = comm, comm.rank, comm.size
+
+        def all_reduce(self, buffer, op="sum", stream=None):
+            self.comm.all_reduce(buffer, op, stream)
+
+        def all_gather(self, buffer, out, stream=None):
+            self.comm.all_gather(buffer, out, stream)
+            said[self.rank] = out.copy()
+
+    class Again(Keeping):
+        """The first rank, with what the second one said."""
+
+        def all_reduce(self, buffer, op="sum", stream=None):
+            buffer[1:3] *= 2
+
+        def all_gather(self, buffer, out, stream=None):
+            np.testing.assert_allclose(buffer, said[0][0], rtol=1e-5 if dtype != np.float64 else 1e-13)
+            out[:] = buffer, said[0][1]
+
+    cuts = (0, 350, 600)
+
+    def of_rank(comm):
+        some = slice(cuts[comm.rank], cuts[comm.rank + 1])
+        return loss.value_and_grad(x[:, some], y, classes=(some.start, 600), comm=Keeping(comm), **given)
+
+    with ThreadPoolExecutor(2) as threads:
+        on_host = list(threads.map(of_rank, nl.distributed.threads(2)))
+    there = {n: put(CuPyArray, a) if isinstance(a, np.ndarray) else a for n, a in given.items()}
+    comm = nl.distributed.threads(2)[0]
+    shard = put(CuPyArray, np.ascontiguousarray(x[:, :350]))
+    value, gradient = loss.value_and_grad(
+        shard, put(CuPyArray, y), classes=(0, 600), comm=Again(comm), out=shard, **there
+    )
+    assert gradient is shard and value.dtype == dtype
+    tolerance = {"rtol": 3e-3, "atol": 1e-5} if dtype == np.float16 else {"rtol": 2e-5, "atol": 1e-7}
+    np.testing.assert_allclose(host(value), on_host[0][0], **tolerance)
+    np.testing.assert_allclose(host(gradient), on_host[0][1], **tolerance)
