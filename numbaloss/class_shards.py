@@ -118,8 +118,10 @@ class Part:
         numbers = np.zeros((1 + self.own.size, STATISTICS))
         numbers[0, :2] = self.start, self.stop
         self.read(numbers[1:])
-        gathered = np.empty((self.ranks.comm.size, *numbers.shape))
-        self.ranks.comm.all_gather(numbers, gathered)
+        comm = self.ranks.comm
+        told = numbers if comm.size <= FEW else numbers[:1]
+        gathered = np.empty((comm.size, *told.shape))
+        comm.all_gather(told, gathered)
         pieces = sorted(map(tuple, gathered[:, 0, :2].astype(int).tolist()))
         ends = [0, *(stop for _, stop in pieces)]
         if ends[:-1] != [start for start, _ in pieces] or ends[-1] != self.total:
@@ -127,7 +129,23 @@ class Part:
             raise ValueError(
                 f"{self.ranks.loss}: ranks have the classes {said}, which are not the {self.total} once"
             )
-        return gathered
+        return gathered if comm.size <= FEW else self.reduce(numbers)
+
+    @np.errstate(all="ignore")
+    def reduce(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the numbers of whole rows, as if one rank had told them: of many ranks they are added up."""
+        comm, m = self.ranks.comm, numbers[1:, 0].copy()
+        top = m.copy()
+        comm.all_reduce(top, "max")
+        weight = self.weight[self.start : self.stop].sum()
+        moved = (m != top) & (weight != 0)
+        sums = numbers[1:, 1:].copy()
+        sums[:, 0] = np.where((m == top) | (sums[:, 0] == 0), sums[:, 0], sums[:, 0] * np.exp(m - top))
+        sums[:, 2] += np.where(moved, weight * (top - m), 0)
+        comm.all_reduce(sums)
+        numbers[0, :2] = 0, self.total
+        numbers[1:, 0], numbers[1:, 1:] = top, sums
+        return numbers[None]
 
     def shard(self, scores: Any, rows: slice = slice(None)) -> Any:
         """Return scores, (R, C), with what kernels need of these rows."""
@@ -248,6 +266,9 @@ class LinearPart(Part):
             self.store(as_plain(out), made[n].reshape(out.shape).astype(x.dtype, copy=False))
 
 
+# Ranks up to which each tells all others its numbers, once; what is sent grows with their number. More of
+# them find the largest score together, and then add up.
+FEW = 16
 # Of the kernels: see `kernels.cpu.shards`.
 STATISTICS, ELSEWHERE, DEAD = 4, -1, -2
 

@@ -8,6 +8,7 @@ from sweeps import sweep
 from test_distributed import Counting, on_ranks
 
 import numbaloss as nl
+import numbaloss.class_shards
 
 ROWS = 6
 CUTS = {1: (0, 1), 2: (0, 0.3, 1), 3: (0, 0.1, 0.2, 1), 8: (0, 0.05, 0.2, 0.3, 0.55, 0.6, 0.8, 0.95, 1)}
@@ -274,6 +275,30 @@ def test_linear_layer(n, options, rng):
         np.testing.assert_allclose(
             np.concatenate([g[k] for _, (*g,) in found]), slopes[k], rtol=1e-12, atol=1e-15
         )
+
+
+@pytest.mark.parametrize("name", ["plain", "weights", "softcap", "own"])
+def test_many_ranks_add_up(name, rng, monkeypatch):
+    """Beyond a few ranks numbers are reduced, and not gathered."""
+    loss, x, y, options = drawn(name, 30, np.float64, rng)
+    x[0, :20] = x[1, 9:] = -np.inf
+    y[:2] = 25, 1
+    value, slopes = loss.value_and_grad(x, y, reduction="none", **options)
+    monkeypatch.setattr(numbaloss.class_shards, "FEW", 2)
+
+    def of_rank(comm):
+        counting, some = Counting(comm), parts(30, 8)[comm.rank]
+        found = loss.value_and_grad(
+            x[:, some], y, reduction="none", classes=(some.start, 30), comm=counting, **options
+        )
+        assert counting.gathered == [32] and counting.reduced == [40, 8 * ROWS, 24 * ROWS]
+        return found
+
+    found = on_ranks(8, of_rank)
+    for v, _ in found:
+        np.testing.assert_allclose(v, value, rtol=1e-13)
+    got, finite = np.concatenate([g for _, g in found], axis=1), np.isfinite(value)
+    np.testing.assert_allclose(got[finite], slopes[finite], rtol=1e-11, atol=1e-15)
 
 
 def test_classes_need_ranks(rng):
