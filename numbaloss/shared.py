@@ -61,6 +61,8 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
     """Evaluate a loss of the rows of all ranks."""
     ranks = Ranks(cls.function.__name__, call["comm"])
     call = {n: v for n, v in call.items() if n != "comm"}
+    if ranks.comm.size == 1:
+        return cls.function._run(mode, (), call)
     with ExitStack() as stack:
 
         def begin() -> Any:

@@ -260,7 +260,8 @@ def test_linear_layer(n, options, rng):
             x, w[some], y, linear_bias=bias[some], wrt=wrt, classes=(some.start, 25), comm=counting,
             options=chunked, **options,
         )  # fmt: skip
-        assert counting.gathered == [32 * 41] and counting.reduced == [40, x.nbytes]
+        if n > 1:
+            assert counting.gathered == [32 * 41] and counting.reduced == [40, x.nbytes]
         alone = nl.linear_cross_entropy(
             x, w[some], y, linear_bias=bias[some], classes=(some.start, 25), comm=comm, **options
         )

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ptx.device import CuPyArray, host, put
+from sweeps import some
 
 import numbaloss as nl
 
@@ -40,6 +41,9 @@ CALLS = [
 ]
 
 
+NAMES = [call[0].__name__ for call in CALLS]
+
+
 def arrays_of(loss, dtype, more, rng):
     arrays = nl.testing.samples(loss, rng, (9, 4), dtype)
     terms = loss(**arrays, reduction="none").shape
@@ -51,7 +55,7 @@ def arrays_of(loss, dtype, more, rng):
     return arrays | {n: a.astype(dtype) for n, a in (given[k] for k in more)}
 
 
-@pytest.mark.parametrize(("loss", "options", "dtype", "more"), CALLS, ids=[c[0].__name__ for c in CALLS])
+@pytest.mark.parametrize(("loss", "options", "dtype", "more"), some(CALLS), ids=NAMES)
 def test_two_ranks(loss, options, dtype, more, rng):
     arrays = arrays_of(loss, dtype, more, rng)
     others = {"count": 5.25, "value": 3.5}
@@ -72,7 +76,7 @@ def test_two_ranks(loss, options, dtype, more, rng):
         np.testing.assert_allclose(host(got), want, **tolerance)
 
 
-@pytest.mark.parametrize(("loss", "options", "dtype", "more"), CALLS, ids=[c[0].__name__ for c in CALLS])
+@pytest.mark.parametrize(("loss", "options", "dtype", "more"), some(CALLS), ids=NAMES)
 def test_count(loss, options, dtype, more, rng):
     arrays = arrays_of(loss, dtype, more, rng)
     counting = {
