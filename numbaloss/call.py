@@ -106,8 +106,6 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         if result is not MISSING:
             return result
     call = call_arguments(binding, args, kwargs)
-    if call.get("comm") is not None:
-        return shared.evaluate(cls, mode, call)
     if any(is_foreign(v) for n, v in call.items() for v in (v if n == "out" and type(v) is tuple else (v,))):
         return evaluate_foreign(cls, mode, binding, call, len(args), kwargs)
     numbers = {} if on_device or prepared is not None else numbers_of(cls, call)
@@ -118,6 +116,10 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         )
     if mode in (COUNT, PARTIAL):
         return (count if mode == COUNT else partial)(cls, call)
+    if call.get("classes") is not None:
+        return cls._evaluate_classes(mode, call)
+    if call.get("comm") is not None:
+        return shared.evaluate(cls, mode, call)
     backend = devices.of(call.values())
     keeps = key is not None and prepared is None and on_device == (backend is not devices.cpu())
     with backend.describe(cls.function.__name__, call, cls._may_be_on_host) as described:

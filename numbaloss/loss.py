@@ -458,6 +458,16 @@ class Loss(Modes):
     def _jit(cls) -> Any:
         raise AttributeError(f"{cls.function.__name__} has no compiled function over arrays")
 
+    @classmethod
+    def _evaluate_classes(cls, mode: str, call: dict[str, Any]) -> Any:
+        """Evaluate a call of ranks that have some classes each."""
+        raise NotImplementedError
+
+    @classmethod
+    def _weights_have_part(cls, settings: Any, call: dict[str, Any]) -> bool:
+        """Return whether the sum of `weight`, by which there is a gradient, divides the terms of a call."""
+        return False
+
     # ---- derived -----------------------------------------------------------------------------------
     @classmethod
     def _freeze(cls) -> None:

@@ -233,6 +233,66 @@ def test_other_ways_to_call(batch):
         np.testing.assert_allclose(got, one, rtol=4e-15, atol=1e-17)
 
 
+def test_probabilities_and_their_weights(rng):
+    """Gradients by probabilities are of the own rows, those by class weights have to be added up."""
+    x, q, weight = rng.normal(size=(ROWS, 4)), rng.random((ROWS, 4)), rng.uniform(0.2, 2, 4)
+    wrt = ("input", "target", "weight")
+    value, slopes = nl.cross_entropy.value_and_grad(x, q, weight, wrt=wrt)
+    cuts = (0, 5, ROWS)
+
+    def of_rank(comm):
+        rows = slice(cuts[comm.rank], cuts[comm.rank + 1])
+        return nl.cross_entropy.value_and_grad(x[rows], q[rows], weight, wrt=wrt, comm=comm)
+
+    found = on_ranks(2, of_rank)
+    np.testing.assert_allclose([v for v, _ in found], value, rtol=1e-14)
+    for k in (0, 1):
+        np.testing.assert_allclose(np.concatenate([g[k] for _, g in found]), slopes[k], rtol=1e-13)
+    np.testing.assert_allclose(found[0][1][2] + found[1][1][2], slopes[2], rtol=1e-13)
+
+
+def test_arrays_of_other_libraries(batch):
+    class Foreign:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **kwargs):
+            return self.array.__dlpack__(**kwargs)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+        def __array_namespace__(self):
+            return self
+
+        @staticmethod
+        def from_dlpack(array):
+            return Foreign(array)
+
+    x, y = batch
+    want = nl.cross_entropy.value_and_grad(x, y)
+    assert nl.cross_entropy.count(Foreign(y)) == ROWS
+
+    def of_rows(comm):
+        rows = slice(0, 5) if comm.rank else slice(5, 12)
+        return nl.cross_entropy.value_and_grad(Foreign(x[rows].copy()), Foreign(y[rows]), comm=comm)
+
+    def of_classes(comm):
+        some = slice(0, 2) if comm.rank else slice(2, 5)
+        shard = Foreign(x[:, some].copy())
+        return nl.cross_entropy.value_and_grad(
+            shard, Foreign(y), classes=(some.start, 5), comm=comm, out=shard
+        )
+
+    for of_rank, axis in ((of_rows, 0), (of_classes, 1)):
+        found = on_ranks(2, of_rank)
+        for value, gradient in found:
+            assert type(value) is type(gradient) is Foreign
+            np.testing.assert_allclose(value.array, want[0], rtol=1e-14)
+        got = np.concatenate([g.array for _, g in reversed(found)], axis=axis)
+        np.testing.assert_allclose(got, want[1], rtol=1e-13, atol=1e-17)
+
+
 @pytest.mark.parametrize("wrong", ["label", "shape", "option", "different", "dtype"])
 @pytest.mark.parametrize("mode", ["value_and_grad", "__call__"])
 def test_what_is_wrong_on_one_rank_raises_on_all(batch, wrong, mode):

@@ -348,8 +348,7 @@ class ElementwiseLoss(Loss):
         return all(n != "weight" and o.shape == problem.shape for n, o in outputs.items())
 
     @classmethod
-    def _weights_have_part(cls, settings: Settings, call: dict[str, Any]) -> bool:
-        """Return whether the sum of `weight` divides the terms of a call."""
+    def _weights_have_part(cls, settings: Any, call: dict[str, Any]) -> bool:
         reduced = settings.reduction not in ("none", "sum")
         return reduced and cls.weight_in_divisor and call.get("normalizer") is None
 

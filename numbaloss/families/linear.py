@@ -6,10 +6,9 @@ import numpy as np
 
 from .. import class_shards
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, call_arguments, compiled_options, dtypes_of
+from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.spec import Chunking, Linear, ScoreFunctions
-from ..loss import Binding
 
 
 class LinearLoss(RowLoss):
@@ -21,12 +20,8 @@ class LinearLoss(RowLoss):
     _shares_classes = True
 
     @classmethod
-    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "classes" in binding.names:
-            call = call_arguments(binding, args, kwargs)
-            if call["classes"] is not None:
-                return class_shards.evaluate(class_shards.LinearPart, cls, mode, call)
-        return super()._evaluate(mode, binding, args, kwargs)
+    def _evaluate_classes(cls, mode: str, call: dict[str, Any]) -> Any:
+        return class_shards.evaluate(class_shards.LinearPart, cls, mode, call)
 
     @classmethod
     def _definition(cls) -> ScoreFunctions:

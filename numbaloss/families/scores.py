@@ -10,7 +10,7 @@ import numpy as np
 from .. import class_shards
 from ..arguments import between, class_indices, integer, reduction, scores, weights
 from ..arrays import as_array, floating
-from ..call import RowLoss, Settings, call_arguments, compiled_options, dtypes_of
+from ..call import RowLoss, Settings, compiled_options, dtypes_of
 from ..kernels import inside
 from ..kernels.layout import class_axis, class_rows
 from ..kernels.lift import is_linear
@@ -30,7 +30,7 @@ from ..kernels.spec import (
     Scores,
     Weighting,
 )
-from ..loss import Binding, plain_function
+from ..loss import plain_function
 
 
 class Rows(NamedTuple):
@@ -182,12 +182,8 @@ class ScoreLoss(ClassLoss):
             )
 
     @classmethod
-    def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "classes" in binding.names:
-            call = call_arguments(binding, args, kwargs)
-            if call["classes"] is not None:
-                return class_shards.evaluate(class_shards.Part, cls, mode, call)
-        return super()._evaluate(mode, binding, args, kwargs)
+    def _evaluate_classes(cls, mode: str, call: dict[str, Any]) -> Any:
+        return class_shards.evaluate(class_shards.Part, cls, mode, call)
 
     @classmethod
     def _functions(cls, options: dict[str, Any]) -> tuple[ScoreFunctions, tuple[float, ...]]:
