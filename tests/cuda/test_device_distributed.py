@@ -153,3 +153,26 @@ def test_classes_of_two_ranks(loss, options, dtype, inner, rng):
     tolerance = {"rtol": 3e-3, "atol": 1e-5} if dtype == np.float16 else {"rtol": 2e-5, "atol": 1e-7}
     np.testing.assert_allclose(host(value), on_host[0][0], **tolerance)
     np.testing.assert_allclose(host(gradient), on_host[0][1], **tolerance)
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["mixed", "apart"])
+def test_arrays_on_two_devices_raise_on_all_ranks(mixed, rng):
+    """Arrays of one rank here and there; or those of one rank here, and those of another there."""
+    x, y = rng.normal(size=(2, 8)).astype(np.float32)
+
+    def of_rank(comm):
+        given = x, y
+        if comm.rank:
+            given = put(CuPyArray, x), y if mixed else put(CuPyArray, y)
+        try:
+            return nl.mse_loss.value_and_grad(*given, comm=comm)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(2) as threads:
+        here, there = threads.map(of_rank, nl.distributed.threads(2, timeout=60))
+    if mixed:
+        assert isinstance(there, TypeError) and "must be on one device" in str(there)
+        assert isinstance(here, RuntimeError) and "1 of 2 ranks failed" in str(here)
+    else:
+        assert all(isinstance(e, ValueError) and "dtypes or devices" in str(e) for e in (here, there))
