@@ -24,7 +24,7 @@ from .arrays import (
     taken,
 )
 from .kernels import devices, inside
-from .kernels.layout import share_memory
+from .kernels.layout import overlaps_itself, share_memory
 from .kernels.spec import (
     CURVATURES,
     DOUBLE,
@@ -256,14 +256,47 @@ class Evaluation:
         None of a call that is more than one run: it may hold a function of the caller's, which is not kept.
         """
         outputs, repeat = self.outputs, self.backend.repeat
-        if self.settings.adds or not self.cls._runs_once(self.problem, outputs):
+        if not self.cls._runs_once(self.problem, outputs):
             return None
+        if self.settings.adds:
+            return self._prepared_to_add(values)
         made = () if self.call.get("out") is not None else tuple(outputs)
         again = repeat(self.problem, outputs, made, values, self.mode != GRAD)
         if again is None:
             return never
         given = {n: self.backend.give(o) for n, o in outputs.items()}
         return prepare(self.mode, self.settings.single, given, made, values, again)
+
+    def _prepared_to_add(self, values: tuple[Any, ...]) -> Prepared | None:
+        """The same of a call that adds: new gradients, as if there were no `out`, are added to it."""
+        backend, arrays = self.backend, tuple(self.outputs.values())
+        if backend is not devices.cpu() or any(a.dtype != self.problem.arithmetic for a in arrays):
+            return never
+        inputs, mode, single = values[: -len(arrays)], self.mode, self.settings.single
+        new = {n: backend.empty_like(as_plain(a)) for n, a in self.outputs.items()}
+        again = backend.repeat(self.problem, new, tuple(new), inputs, mode != GRAD)
+        if again is None:
+            return never
+
+        def adding(values: tuple[Any, ...]) -> Any:
+            given, outs = values[: len(inputs)], values[len(inputs) :]
+            for k, out in enumerate(outs):
+                others = (*outs[:k], *(v for v in given if v.__class__ is np.ndarray and v is not out))
+                if any(np.may_share_memory(out, v) for v in others) or overlaps_itself(out):
+                    return MISSING
+            found = again(given)
+            if found is MISSING or any(
+                out.shape != made.shape for out, made in zip(outs, found[1], strict=True)
+            ):
+                return MISSING
+            for out, made in zip(outs, found[1], strict=True):
+                backend.add(out, made)
+            if mode == VALUE_GRAD_HESS:
+                return found[0], *outs
+            gradient = outs[0] if single else outs
+            return gradient if mode == GRAD else (found[0], gradient)
+
+        return adding
 
 
 def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: Any) -> dict[str, Any]:

@@ -99,6 +99,25 @@ def test_accumulate_adds(name, layout, rng):
             np.testing.assert_array_equal(room, wanted)
 
 
+def test_accumulate_is_prepared(rng):
+    """Later calls of a signature go straight to the kernel; what does not fit is refused as at first."""
+    x, y, kept = rng.normal(size=(3, 8, 5))
+    for rows in (8, 3, 8):
+        a, b, room = x[:rows].copy(), y[:rows].copy(), kept[:rows].copy()
+        value, found = nl.mse_loss.value_and_grad(a, b, out=room, accumulate=True)
+        assert found is room and value == nl.mse_loss(a, b)
+        np.testing.assert_array_equal(room, kept[:rows] + nl.mse_loss.grad(a, b))
+    with pytest.raises(ValueError, match="out for input must have shape"):
+        nl.mse_loss.value_and_grad(x.copy(), y.copy(), out=kept[:3].copy(), accumulate=True)
+    memory = np.zeros(80)
+    a, b = memory[:40].reshape(8, 5), memory[20:60].reshape(8, 5)
+    with pytest.raises(ValueError, match="out for input overlaps"):
+        nl.mse_loss.value_and_grad(a, y.copy(), out=b, accumulate=True)
+    wanted = x + nl.mse_loss.grad(x, y)
+    nl.mse_loss.value_and_grad(x, y, out=x, accumulate=True)  # of the argument itself
+    np.testing.assert_array_equal(x, wanted)
+
+
 def test_accumulate_over_micro_batches(rng):
     x, y = rng.normal(size=(30, 4)), rng.integers(0, 4, 30)
     w, whole = rng.normal(size=(4, 4)), nl.linear_cross_entropy.grad
