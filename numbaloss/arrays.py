@@ -1,5 +1,6 @@
 """Rules of arrays, whatever the loss: the kinds that are taken, dtypes, `out`, overlap, broadcasting."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def kind_of(value: Any) -> str:
 
 # ---- arrays of other libraries ------------------------------------------------------------------------
 
-ON_CPU = 1  # of DLPack's devices
+ON_CPU, ON_CUDA, ON_CUDA_MANAGED = 1, 2, 13  # of DLPack's devices
 
 
 def is_foreign(value: Any) -> bool:
@@ -52,25 +53,29 @@ def is_foreign(value: Any) -> bool:
     return not (is_described(value) or is_device_array(value))
 
 
-def taken(loss: str, name: str, value: Any) -> np.ndarray:
-    """Return another library's array as NumPy's, over the same memory."""
+def taken(loss: str, name: str, value: Any) -> Any:
+    """Return another library's array as NumPy's, or CuPy's of a CUDA device, over the same memory."""
     hint = {
         "torch": "; pass tensor.detach(), or call the loss of numbaloss.torch, which has autograd",
         "jax": "; pass numpy.asarray(...), or call the loss of numbaloss.jax within programs",
         "jaxlib": "; pass numpy.asarray(...), or call the loss of numbaloss.jax within programs",
     }.get(kind_of(value).split(".")[0], "")
     try:
-        device = value.__dlpack_device__()[0]
-        if int(device) == ON_CPU:
+        device = int(value.__dlpack_device__()[0])
+        if device == ON_CPU:
             return np.from_dlpack(value)
-        problem = "lies on a device and has no __cuda_array_interface__"
+        problem = "lies on a device that is neither the CPU nor one of CUDA"
+        if device in (ON_CUDA, ON_CUDA_MANAGED):
+            return importlib.import_module("cupy").from_dlpack(value)
+    except ImportError:
+        problem = "lies on a CUDA device and has no __cuda_array_interface__: CuPy is needed to take it"
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         problem = f"is not given by DLPack: {error}"
     raise TypeError(f"{loss}: {name} ({kind_of(value)}) {problem}{hint}")
 
 
-def library_of(array: Any) -> Callable[[np.ndarray], Any]:
-    """Return the function of a foreign array's library that takes NumPy's arrays, over the same memory."""
+def library_of(array: Any) -> Callable[[Any], Any]:
+    """Return the function of a foreign array's library that takes others' arrays, over the same memory."""
     if hasattr(array, "__array_namespace__"):
         return array.__array_namespace__().from_dlpack
     return sys.modules[type(array).__module__.split(".")[0]].from_dlpack

@@ -137,7 +137,7 @@ def evaluate_foreign(
 ) -> Any:
     """Evaluate a loss of other libraries' arrays, where they lie; results are of the first one's library."""
     loss, first = cls.function.__name__, None
-    originals: dict[int, tuple[np.ndarray, Any]] = {}
+    originals: dict[int, tuple[Any, Any]] = {}
 
     def plain(name: str, value: Any) -> Any:
         nonlocal first
@@ -161,7 +161,9 @@ def evaluate_foreign(
             return found
         if isinstance(found, tuple):
             return tuple(map(give, found))
-        return originals[id(found)][1] if id(found) in originals else take(np.asarray(found))
+        if id(found) in originals:
+            return originals[id(found)][1]
+        return take(found if devices.is_device_array(found) else np.asarray(found))
 
     return give(result)
 

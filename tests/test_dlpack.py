@@ -95,10 +95,15 @@ def test_other_families_and_criteria(pair, rng):
         )
 
 
-def test_what_is_refused(pair):
+def test_what_is_refused(pair, monkeypatch):
     x, t = pair
-    with pytest.raises(TypeError, match=r"^mse_loss: input \(test_dlpack.Lent\) lies on a device and has no"):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # not installed
+    with pytest.raises(
+        TypeError, match=r"^mse_loss: input \(test_dlpack.Lent\) lies on a CUDA device .*CuPy is"
+    ):
         nl.mse_loss(Lent(x, device=2), t)
+    with pytest.raises(TypeError, match="lies on a device that is neither the CPU nor one of CUDA"):
+        nl.mse_loss(Lent(x, device=10), t)
     with pytest.raises(TypeError, match="^mse_loss: target .* is not given by DLPack: tensors that require"):
         nl.mse_loss(x, Lent(t, error=BufferError("tensors that require gradients")))
     read_only = x.copy()
