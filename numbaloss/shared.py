@@ -72,7 +72,7 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
 
         evaluation = ranks.attempt(begin)
         part: Any = None if evaluation is None else evaluation.part
-        given: Any = call.get("normalizer")
+        given: Any = None
         reduced = counts = False
         if part is not None:
             settings, dtype = part.settings, part.problem.dtype

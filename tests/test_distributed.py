@@ -305,7 +305,7 @@ def test_arrays_of_other_libraries(batch):
         np.testing.assert_allclose(got, want[1], rtol=1e-13, atol=1e-17)
 
 
-@pytest.mark.parametrize("wrong", ["label", "shape", "option", "different", "dtype"])
+@pytest.mark.parametrize("wrong", ["label", "shape", "option", "normalizer", "different", "dtype"])
 @pytest.mark.parametrize("mode", ["value_and_grad", "__call__"])
 def test_what_is_wrong_on_one_rank_raises_on_all(batch, wrong, mode):
     x, y = batch
@@ -319,13 +319,15 @@ def test_what_is_wrong_on_one_rank_raises_on_all(batch, wrong, mode):
                 labels = labels[:-1]
             elif wrong == "option":
                 options["label_smoothing"] = 2.0
+            elif wrong == "normalizer":
+                options["normalizer"] = np.ones((7, 1))
             elif wrong == "different":
                 options["label_smoothing"] = 0.5
             else:
                 scores = x.astype(np.float32)
         return getattr(nl.cross_entropy, mode)(scores, labels, comm=comm, **options)
 
-    own = {"label": IndexError, "shape": ValueError, "option": ValueError}
+    own = {"label": IndexError, "shape": ValueError, "option": ValueError, "normalizer": TypeError}
     found = on_ranks(3, of_rank)
     if wrong in own:
         assert isinstance(found[1], own[wrong])

@@ -73,6 +73,7 @@ class Call:
     arguments: dict[str, Any]
     spoiled: dict[str, str] = field(default_factory=dict)  # what is odd, by the argument's name
     refused: set[str] = field(default_factory=set)  # those that no call may take
+    ranks: dict[str, Any] = field(default_factory=dict)  # `comm` and `classes`
 
     def __str__(self) -> str:
         def said(value: Any) -> str:
@@ -83,7 +84,8 @@ class Call:
         given = ", ".join(f"{n}={said(v)}" for n, v in self.arguments.items())
         form = "class " * self.by_class
         odd = ", ".join(f"{n} {how}" for n, how in self.spoiled.items()) or "not spoiled"
-        return f"{form}{self.loss.__name__}.{self.mode}({given}); {odd}"
+        ranks = "".join(f", {n}={v if n == 'classes' else 'two'}" for n, v in self.ranks.items())
+        return f"{form}{self.loss.__name__}.{self.mode}({given}{ranks}); {odd}"
 
     def run(self) -> tuple[Any, ...]:
         """Make the call; the value and what else it gives, None where the mode gives none."""
@@ -94,7 +96,7 @@ class Call:
             options = [n for n in given if n in fields and not fields[n].call_only]
             made = self.loss.Class(**{n: given.pop(n) for n in options})
         function = made if self.mode == "value" else getattr(made, self.mode)
-        found = function(**given)
+        found = function(**given, **self.ranks)
         if self.mode == "value":
             return found, None
         return (None, found) if self.mode == "grad" else found
@@ -148,9 +150,28 @@ def draw(form: random.Random, k: random.Random, losses: list[str] | None = None,
         ]
         if len(new) == (len(out) if isinstance(out, tuple) else 1) and k.random() < 0.2:
             given["accumulate"] = True  # zeros are added to
+    if form.random() < 0.15:
+        call.ranks = {"comm": Beside()}
+        labels = "target" in given and given["target"].dtype.kind in "iu"
+        shares = labels and cls._shares_classes and issubclass(cls, ScoreLoss) and given["input"].ndim
+        if shares and call.mode != "value_grad_hess" and wrt_of(call) == ("input",) and form.random() < 0.7:
+            call.ranks["classes"] = 0, given["input"].shape[class_axis(given["input"].shape)]
     for _ in range(k.randint(0, spoils)):
         k.choice(SPOILS)(call, k, rng)
     return call
+
+
+class Beside:
+    """The first of two ranks, of which the other has no rows, or no classes: results are its own."""
+
+    rank, size = 0, 2
+
+    def all_reduce(self, buffer: np.ndarray, op: str = "sum", stream: Any = None) -> None:
+        buffer[1:3] *= 2  # it says the same of its options
+
+    def all_gather(self, buffer: np.ndarray, out: np.ndarray, stream: Any = None) -> None:
+        out[0], out[1] = buffer, (-np.inf, 0, 0, 0)
+        out[1, 0, :2] = buffer[0, 1]
 
 
 def shapes_of(loss: Any) -> list[tuple[int, ...]]:
