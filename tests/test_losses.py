@@ -363,7 +363,7 @@ def test_repr_states_the_options(loss):
 
 def test_signatures_are_documented(loss):
     parameters = inspect.signature(loss).parameters
-    assert list(parameters)[-2:] == ["sample_weight", "normalizer"]
+    assert list(parameters)[-3:] == ["sample_weight", "normalizer", "comm"]
     text = loss.__doc__
     for name in parameters:
         assert name in text, f"{name} is not in the docstring"

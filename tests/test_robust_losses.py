@@ -240,7 +240,9 @@ def test_the_general_loss_is_smooth_in_its_shape():
                 np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14)
     at = nl.general_robust_loss.value_grad_hess(x, zero, alpha=-INF, reduction="none")
     near = nl.general_robust_loss.value_grad_hess(x, zero, alpha=-1e17, reduction="none")
-    np.testing.assert_allclose(near, at, rtol=1e-14, atol=1e-20)
+    np.testing.assert_allclose(near[:2], at[:2], rtol=1e-14, atol=1e-20)
+    # Where the slope is steepest the curvature is what is left of two terms of about 0.6.
+    np.testing.assert_allclose(near[2], at[2], rtol=1e-14, atol=3e-16)
 
 
 # ---- the focal loss --------------------------------------------------------------------------------
