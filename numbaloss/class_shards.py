@@ -124,12 +124,13 @@ class Part:
         if p.label_smoothing:
             self.smoothed = self.weight[self.start : self.stop].astype(p.arithmetic)
         numbers = np.zeros((1 + self.own.size, STATISTICS))
-        numbers[0, :2] = self.start, self.stop
-        self.read(numbers[1:])
+        self.ranks.attempt(lambda: self.read(numbers[1:]))
+        numbers[0, :3] = self.start, self.stop, self.ranks.error is not None
         comm = self.ranks.comm
         told = numbers if comm.size <= FEW else numbers[:1]
         gathered = np.empty((comm.size, *told.shape))
         comm.all_gather(told, gathered)
+        self.ranks.check(gathered[:, 0, 2].sum())
         pieces = sorted(map(tuple, gathered[:, 0, :2].astype(int).tolist()))
         ends = [0, *(stop for _, stop in pieces)]
         if ends[:-1] != [start for start, _ in pieces] or ends[-1] != self.total:

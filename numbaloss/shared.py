@@ -42,15 +42,19 @@ class Ranks:
         buffer = np.array([self.error is not None, self.said, self.said**2, *numbers], np.float64)
         self.comm.all_reduce(buffer)
         failed, said, squared, *sums = buffer.tolist()
+        self.check(failed)
+        if self.comm.size * squared != said * said:
+            raise ValueError(f"{self.loss}: ranks have different options, dtypes or devices")
+        return sums
+
+    def check(self, failed: float) -> None:
+        """Raise this rank's error, or that others have one: so many failed."""
         if self.error is not None:
             raise self.error
         if failed:
             raise RuntimeError(
                 f"{self.loss}: {failed:.0f} of {self.comm.size} ranks failed, and say themselves why"
             )
-        if self.comm.size * squared != said * said:
-            raise ValueError(f"{self.loss}: ranks have different options, dtypes or devices")
-        return sums
 
     def agree(self, *said: Any) -> None:
         """Keep a digest of what all ranks must have in common: small, so that its square is exact."""

@@ -302,6 +302,26 @@ def test_many_ranks_add_up(name, rng, monkeypatch):
     np.testing.assert_allclose(got[finite], slopes[finite], rtol=1e-11, atol=1e-15)
 
 
+def test_a_rank_that_fails_while_it_reads(rng, monkeypatch):
+    _, x, y, _ = drawn("plain", 9, np.float64, rng)
+    read = numbaloss.class_shards.Part.read
+
+    def failing(self, numbers):
+        if self.start:
+            raise MemoryError("no memory")
+        read(self, numbers)
+
+    monkeypatch.setattr(numbaloss.class_shards.Part, "read", failing)
+    first, second = on_ranks(
+        2,
+        lambda comm: nl.cross_entropy(
+            x[:, 4 * comm.rank : 4 + 5 * comm.rank], y, classes=(4 * comm.rank, 9), comm=comm
+        ),
+    )
+    assert isinstance(second, MemoryError)
+    assert isinstance(first, RuntimeError) and "1 of 2 ranks failed" in str(first)
+
+
 def test_classes_need_ranks(rng):
     with pytest.raises(TypeError, match="classes= needs comm="):
         nl.cross_entropy(rng.normal(size=(2, 3)), np.zeros(2, int), classes=(0, 5))
