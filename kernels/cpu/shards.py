@@ -45,8 +45,8 @@ RECORD = 19
 # class's weight; the own class's gradient.
 TOP, SLOPE, ASKED, OWN_SLOPE, FACTORS_OF_ROW = range(5)
 
-# Of its numbers: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the sum of all
-# class weights; what multiplies the squared logsumexp; then the definition's options.
+# Of a merge's numbers: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the sum of
+# all class weights; what multiplies the squared logsumexp; then the definition's options.
 SCALE, KEEP, SPREAD, WEIGHT_SUM, SQUARE, OPTIONS = range(6)
 
 # Bound by `compile_pass` and `compile_merge`.
