@@ -17,6 +17,9 @@ from numbaloss.losses import multiclass, regression
 ROOT = Path(__file__).parent.parent
 MODULES = [
     "numbaloss",
+    "numbaloss.distributed",
+    "numbaloss.distributed.in_process",
+    "numbaloss.distributed.partial",
     "numbaloss.losses.custom",
     "numbaloss.optimize",
     "numbaloss.sums",
