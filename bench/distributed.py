@@ -14,7 +14,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,22 +25,19 @@ import numbaloss as nl
 from numbaloss.class_shards import FEW
 
 from . import machine
+from .measure import Side, interleave
 from .report import markdown
 
 ROUNDS = 15
 ROW_BYTES = 32  # what a rank tells of each row
 
 
-def medians(sides: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
+def medians(calls: list[Callable[[], Any]], rounds: int = ROUNDS) -> list[float]:
     """The seconds of calls, in turn."""
-    taken: list[list[float]] = [[] for _ in sides]
-    for k in range(rounds + 3):
-        for run, times in zip(sides, taken, strict=True):
-            start = time.perf_counter()
-            run()
-            if k >= 3:
-                times.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in taken]
+    for call in calls:
+        call()  # compiles
+    taken = interleave({str(k): Side(call, rounds) for k, call in enumerate(calls)})
+    return [statistics.median(t) for t in taken.values()]
 
 
 # ---- one rank ---------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ BLOCK = 5690  # rows
 PENALTY = 1e-3
 
 
-def fit(objective):
-    """Return the parameters, the seconds of an evaluation, and how many there were."""
+def fit(objective, size):
+    """Return the parameters, so many, the seconds of an evaluation, and how many there were."""
     started, calls = time.perf_counter(), 0
 
     def penalised(w):
@@ -38,23 +38,21 @@ def fit(objective):
         value, gradient = objective.value_and_grad(w)
         return value + 0.5 * PENALTY * w @ w, gradient + PENALTY * w
 
-    found = minimize(penalised, np.zeros(objective_size), jac=True, method="L-BFGS-B", options={"gtol": 1e-8})
+    found = minimize(penalised, np.zeros(size), jac=True, method="L-BFGS-B", options={"gtol": 1e-8})
     return found.x, (time.perf_counter() - started) / calls, calls
 
 
 def main() -> int:
-    global objective_size
     x, y = load_breast_cancer(return_X_y=True)
     x = np.column_stack([(x - x.mean(axis=0)) / x.std(axis=0), np.ones(len(x))])
     X, y = np.tile(x, (COPIES, 1)), np.tile(y.astype(float), COPIES)
-    objective_size = X.shape[1]
     loss = nl.binary_cross_entropy_with_logits
-    one, seconds, calls = fit(nl.optimize.objective(loss, X, y))
+    one, seconds, calls = fit(nl.optimize.objective(loss, X, y), X.shape[1])
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster, Client(cluster) as client:
         blocks = da.from_array(X, chunks=(BLOCK, X.shape[1])), da.from_array(y, chunks=BLOCK)
         blocks = client.persist(blocks)
-        many, seconds_of_many, calls_of_many = fit(nl.distributed.dask.objective(loss, *blocks))
+        many, seconds_of_many, calls_of_many = fit(nl.distributed.dask.objective(loss, *blocks), X.shape[1])
         count = blocks[1].numblocks[0]
     sent = count * (2 * X.shape[1] + 1) * 8  # parameters to each block; from each a value and a gradient
     print(f"rows {len(X)}, features {X.shape[1]}, blocks {count}, 2 worker processes")

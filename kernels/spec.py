@@ -255,6 +255,18 @@ class VectorRequest(NamedTuple):
     integers: tuple[bool, ...] = ()  # per row array: whether it holds integers
 
 
+# ---- rows of class scores that are shared out ---------------------------------------------------------
+
+# Numbers of a row, as ranks exchange them: the largest score; the sum of exponentials, relative to it, of the
+# classes that are not the row's own; the own class's score; the weighted sum of distances from the largest.
+MAXIMUM, OTHERS, HIT, FAR, NUMBERS_OF_ROW = range(5)
+# Of a row's label: of another rank's classes; of a row that does not count, and is not read.
+ELSEWHERE, DEAD = -1, -2
+# Numbers that make a row's gradient: the largest score; what multiplies exponentials; what multiplies a
+# class's weight; the own class's gradient.
+TOP, SLOPE, ASKED, OWN_SLOPE, FACTORS_OF_ROW = range(5)
+
+
 # ---- problems -----------------------------------------------------------------------------------------
 
 

@@ -18,9 +18,13 @@ from .call import make_outputs
 from .kernels import devices
 from .kernels.chunks import chunk_rows
 from .kernels.layout import class_axis
-from .kernels.spec import GRAD, VALUE, VALUE_AND_GRAD, bad_index
+from .kernels.spec import DEAD, ELSEWHERE, GRAD, NUMBERS_OF_ROW, VALUE, VALUE_AND_GRAD, bad_index
 from .loss import OF_RANKS
 from .shared import Ranks
+
+# Ranks up to which each tells all others its numbers, once; what is sent grows with their number. More of
+# them find the largest score together, and then add up.
+FEW = 16
 
 
 def evaluate(kind: Any, cls: Any, mode: str, call: dict[str, Any]) -> Any:
@@ -123,7 +127,7 @@ class Part:
         self.smoothed = None
         if p.label_smoothing:
             self.smoothed = self.weight[self.start : self.stop].astype(p.arithmetic)
-        numbers = np.zeros((1 + self.own.size, STATISTICS))
+        numbers = np.zeros((1 + self.own.size, NUMBERS_OF_ROW))
         self.ranks.attempt(lambda: self.read(numbers[1:]))
         numbers[0, :3] = self.start, self.stop, self.ranks.error is not None
         comm = self.ranks.comm
@@ -278,13 +282,6 @@ class LinearPart(Part):
             self.ranks.comm.all_reduce(made["input"])
         for n, out in self.outputs.items():
             self.store(as_plain(out), made[n].reshape(out.shape).astype(x.dtype, copy=False))
-
-
-# Ranks up to which each tells all others its numbers, once; what is sent grows with their number. More of
-# them find the largest score together, and then add up.
-FEW = 16
-# Of the kernels: see `kernels.cpu.shards`.
-STATISTICS, ELSEWHERE, DEAD = 4, -1, -2
 
 
 def checked_range(name: str, classes: Any) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..layout import overlaps_itself, rows_of
+from ..counts import rows_of
+from ..layout import overlaps_itself
 from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting, bad_index
 from . import memory
 

@@ -16,24 +16,33 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.core.errors import NumbaError
 
+from ..bind import bind
 from ..errors import at_users_line
 from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
 from ..math import CPU, multiply_add, select
-from ..spec import ScoreFunctions
+from ..spec import (
+    ASKED,
+    DEAD,
+    FACTORS_OF_ROW,
+    FAR,
+    HIT,
+    MAXIMUM,
+    NUMBERS_OF_ROW,
+    OTHERS,
+    OWN_SLOPE,
+    SLOPE,
+    TOP,
+    ScoreFunctions,
+)
 from . import parallel
-from .native import at_address, compile_entry, compile_function, smaller, stack
+from .native import LINKED, at_address, compile_entry, compile_function, smaller, stack
 from .parallel import TASK, run_fork, run_task
 from .score_blocks import RUN, row_scope
 from .target import derivatives, interleave, plus, prefer_widest_vectors
-
-# A row's numbers, as ranks exchange them.
-LARGEST, OTHERS, HIT, FAR, STATISTICS = range(5)
-# Of a row's label: of another rank's classes; of a row that does not count, and is not read.
-ELSEWHERE, DEAD = -1, -2
 
 # Of a record, in int64: extents, and addresses; of how many tasks the call is; what only `merge` reads: how
 # many ranks there are, of each the sum of its classes' weights, and for each row its class's weight, its own
@@ -41,10 +50,6 @@ ELSEWHERE, DEAD = -1, -2
 ROWS, CLASSES, SHARES, SCORES, LABELS, WEIGHT, CAP, ROW_STATISTICS, GRADIENT, FACTORS = range(10)
 RANKS, GATHERED, RANK_WEIGHTS, OWN_WEIGHTS, ROW_WEIGHTS, UPS, NUMBERS, VALUES, MADE = range(10, 19)
 RECORD = 19
-# What the gradient's pass takes of a row: the largest score; what multiplies exponentials; what multiplies a
-# class's weight; the own class's gradient.
-TOP, SLOPE, ASKED, OWN_SLOPE, FACTORS_OF_ROW = range(5)
-
 # Of a merge's numbers: what multiplies gradients; 1 - label_smoothing; label_smoothing / classes; the sum of
 # all class weights; what multiplies the squared logsumexp; then the definition's options.
 SCALE, KEEP, SPREAD, WEIGHT_SUM, SQUARE, OPTIONS = range(6)
@@ -61,6 +66,7 @@ tanh: Any = None
 largest: Any = None
 sum_in_lanes: Any = None
 exponential: Any = None
+make_ready: Any = None
 loss: Any = None
 options: Any = None
 SMOOTHED: Any = False
@@ -75,6 +81,14 @@ MERGING = 64  # scores that take as long as one row's numbers
 COPIED = 4 << 20  # bytes of scores that are converted at a time
 
 
+def ready_scores(x, run, count, size, cap):
+    """Copy a run of scores, capped where that is asked for, and fill it up with -inf."""
+    for i in range(count):
+        x[i] = cap * tanh(run[i] / cap) if CAPS else run[i]
+    for i in range(count, size):
+        x[i] = T(-np.inf)
+
+
 def statistics(context, k):
     """The task that reads one share of the rows."""
     prefer_widest_vectors()
@@ -85,7 +99,7 @@ def statistics(context, k):
     scores, room = stack(8192), stack(8192)  # of `RUN` scores, where they are made ready, and exponentials
     x, e = at_address(scores, zero), at_address(room, zero)
     for row in range(k * rows // c[SHARES], (k + 1) * rows // c[SHARES]):
-        found = at_address(c[ROW_STATISTICS] + 8 * STATISTICS * row, 0.0)
+        found = at_address(c[ROW_STATISTICS] + 8 * NUMBERS_OF_ROW * row, 0.0)
         label, at = labels[row], c[SCORES] + row * classes * ITEM
         m, others, hit, far, passed = low, 0.0, 0.0, 0.0, 0.0
         if label != DEAD:
@@ -93,15 +107,8 @@ def statistics(context, k):
                 count = smaller(RUN, classes - start)
                 size, run_at = (count + WIDE - 1) // WIDE * WIDE, at + start * ITEM
                 run = at_address(run_at, zero)
-                if CAPS:
-                    for i in range(count):
-                        x[i] = cap * tanh(run[i] / cap)
-                elif size != count:
-                    for i in range(count):
-                        x[i] = run[i]
                 if CAPS or size != count:
-                    for i in range(count, size):
-                        x[i] = low
+                    make_ready(x, run, count, size, cap)
                     run_at = scores
                     run = at_address(run_at, zero)
                 top = largest(run_at, size)
@@ -132,7 +139,7 @@ def statistics(context, k):
                         of_weights = plus(of_weights, w)
                     far += np.float64(part)
                     passed += np.float64(of_weights)
-        found[LARGEST], found[OTHERS], found[HIT], found[FAR] = np.float64(m), others, hit, far
+        found[MAXIMUM], found[OTHERS], found[HIT], found[FAR] = np.float64(m), others, hit, far
     return 0
 
 
@@ -149,7 +156,7 @@ def merge(context, k):
     )
     keep, spread, weight_sum = numbers[KEEP], numbers[SPREAD], numbers[WEIGHT_SUM]
     o = options(numbers, 0.0)
-    step = 8 * STATISTICS * (rows + 1)  # from rank to rank, whose first numbers are of no row
+    step = 8 * NUMBERS_OF_ROW * (rows + 1)  # from rank to rank, whose first numbers are of no row
     for row in range(k * rows // c[SHARES], (k + 1) * rows // c[SHARES]):
         made = at_address(c[MADE] + 8 * FACTORS_OF_ROW * row, 0.0)
         own_weight, row_weight = own_weights[row], row_weights[row]
@@ -161,15 +168,15 @@ def merge(context, k):
         if not live:
             values[row] = made[TOP] = made[SLOPE] = made[ASKED] = made[OWN_SLOPE] = 0.0
             continue
-        first = c[GATHERED] + 8 * STATISTICS * (row + 1)
+        first = c[GATHERED] + 8 * NUMBERS_OF_ROW * (row + 1)
         top, others, hit, far = -np.inf, 0.0, 0.0, 0.0
         for q in range(ranks):
-            m = at_address(first + q * step, 0.0)[LARGEST]
+            m = at_address(first + q * step, 0.0)[MAXIMUM]
             if m > top:
                 top = m
         for q in range(ranks):
             part = at_address(first + q * step, 0.0)
-            m, more = part[LARGEST], part[OTHERS]
+            m, more = part[MAXIMUM], part[OTHERS]
             if m != top and more != 0:
                 more *= wide_exp(m - top)
             others += more
@@ -213,7 +220,7 @@ def gradient(context, k):
     """The task that writes the gradient of one share of the rows, which may be where the scores are."""
     prefer_widest_vectors()
     c = at_address(context, 0)
-    zero, one, low = T(0), T(1), T(-np.inf)
+    zero, one = T(0), T(1)
     classes, rows = c[CLASSES], c[ROWS]
     labels, cap = at_address(c[LABELS], 0), T(at_address(c[CAP], 0.0)[0])
     scores, room = stack(8192), stack(8192)
@@ -231,15 +238,8 @@ def gradient(context, k):
                 for i in range(count):
                     g[i] = zero
                 continue
-            if CAPS:
-                for i in range(count):
-                    x[i] = cap * tanh(run[i] / cap)
-            elif size != count:
-                for i in range(count):
-                    x[i] = run[i]
             if CAPS or size != count:
-                for i in range(count, size):
-                    x[i] = low
+                make_ready(x, run, count, size, cap)
                 run = x
             interleave(exponential, size, (run, e, m))
             if SMOOTHED:
@@ -281,8 +281,9 @@ def compile_pass(template: Any, dtype: np.dtype, smoothed: bool, capped: bool) -
     """Return the address of `statistics` or `gradient` for a dtype."""
     number = types.float32 if dtype == np.float32 else types.float64
     more = dict(wide_exp=CPU[types.float64]["exp"], tanh=CPU[number]["tanh"], SMOOTHED=smoothed, CAPS=capped)
-    identity = template.__name__, dtype.name, smoothed, capped
-    return compile_function(template, row_scope(dtype) | more, "shards", identity, TASK)
+    identity, scope = (template.__name__, dtype.name, smoothed, capped), row_scope(dtype) | more
+    scope["make_ready"] = bind(ready_scores, scope, "shards", identity, njit(**LINKED))
+    return compile_function(template, scope, "shards", identity, TASK)
 
 
 @cache
@@ -357,7 +358,7 @@ class Shard(NamedTuple):
         return compile_pass(template, self.arithmetic, self.weight is not None, self.softcap is not None)
 
     def statistics(self, out: np.ndarray) -> None:
-        """Store each row's numbers, (R, `STATISTICS`)."""
+        """Store each row's numbers, (R, `NUMBERS_OF_ROW`)."""
         out[:] = -np.inf, 0, 0, 0  # of no classes
         for some, scores, slots in self.parts():
             run(self.compiled(statistics), {**slots, ROW_STATISTICS: out[some]}, len(scores), scores.size)
@@ -385,7 +386,7 @@ def merged(
     ups: np.ndarray,
     lse_square: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows' values and factors of all ranks' numbers, (ranks, 1 + R, `STATISTICS`)."""
+    """Return the rows' values and factors of all ranks' numbers, (ranks, 1 + R, `NUMBERS_OF_ROW`)."""
     rows = len(labels)
     values, factors = np.empty(rows), np.empty((rows, FACTORS_OF_ROW))
     slots = {

@@ -33,7 +33,7 @@ from ..math import exp, log
 from ..spec import INT64, Sequences, bad_label, bad_length, wrong_length
 from . import faults, rows
 from .arrays import DeviceArray, aligned, flat
-from .reduce import MOST_BLOCKS, THREADS, Launch, add, quotient, warp_max, whole
+from .reduce import MOST_BLOCKS, THREADS, Launch, add, block_max, quotient, whole
 from .rows import (
     INTEGERS,
     LANES,
@@ -119,15 +119,7 @@ def log_sum(a, b, c):
 @device
 def peak(x):
     """The largest of a block's numbers, in each of its threads; 0 if it is not finite."""
-    zero = type(x)(0)
-    tops = shared(32, zero)
-    warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
-    x = warp_max(x)
-    cuda.syncthreads()  # until all have read what an earlier call left
-    if lane == 0:
-        tops[warp] = x
-    cuda.syncthreads()
-    x = warp_max(tops[lane if lane < cuda.blockDim.x >> 5 else 0])
+    zero, x = type(x)(0), block_max(x)
     return x if x - x == zero else zero
 
 

@@ -106,6 +106,19 @@ def warp_max(x):
 
 
 @device
+def block_max(x):
+    """The largest of a block's numbers, in each of its threads; all must call, whole warps of them."""
+    tops = shared(32, x)
+    warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
+    x = warp_max(x)
+    cuda.syncthreads()  # until all have read what an earlier call left
+    if lane == 0:
+        tops[warp] = x
+    cuda.syncthreads()
+    return warp_max(tops[lane if lane < cuda.blockDim.x >> 5 else 0])
+
+
+@device
 def block_sum(hi, lo):
     """The sum of a block's ``hi + lo``, in each of its threads; all must call, whole warps of them."""
     zero = type(hi)(0)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..layout import class_axis, class_rows, index_at, rows_of
+from ..counts import rows_of
+from ..layout import class_axis, class_rows, index_at
 from ..spec import (
     BFLOAT16,
     DOUBLE,
@@ -487,7 +488,8 @@ def count_rows(rows: Rows, labels: Any, weight: Any, classes: int, ignore: int) 
 
 def counted(p: Any) -> Any:
     """Return what a mean of rows divides by, in float64: a number, or a 0-d array where the data makes it."""
-    found, queue, count = rows_of(p), current_queue(), math.prod(rows_of(p).shape)
+    found, queue = rows_of(p), current_queue()
+    count = math.prod(found.shape)
     weights, own = p.weighting.sample_weight, found.class_weight
     if not count or (weights is None and found.labels is None):
         return float(count)

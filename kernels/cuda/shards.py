@@ -10,35 +10,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..math import exp, tanh
-from ..spec import FLOAT32, FLOAT64, code_of
+from ..spec import (
+    ASKED,
+    DEAD,
+    FACTORS_OF_ROW,
+    FAR,
+    FLOAT32,
+    FLOAT64,
+    HIT,
+    MAXIMUM,
+    NUMBERS_OF_ROW,
+    OTHERS,
+    OWN_SLOPE,
+    SLOPE,
+    TOP,
+    code_of,
+)
 from .arithmetic import to_host
 from .arrays import DeviceArray, current_queue, flat
-from .reduce import MOST_BLOCKS, THREADS, add, block_sum, warp_max, whole
-from .target import Binary, as_kernel, compile, cuda, device, shared, storage, types
-
-# As in `kernels.cpu.shards`: a row's numbers; what the gradient's pass takes of it; labels.
-LARGEST, OTHERS, HIT, FAR, STATISTICS = range(5)
-TOP, SLOPE, ASKED, OWN_SLOPE, FACTORS_OF_ROW = range(5)
-DEAD = -2
+from .reduce import MOST_BLOCKS, THREADS, add, block_max, block_sum, whole
+from .target import Binary, as_kernel, compile, cuda, storage, types
 
 # Bound by `kernel`: the access to arrays, the arithmetic type; whether there is label smoothing, and a cap.
 array: Any = storage(FLOAT32)
 T: Any = np.float32
 SMOOTHED: Any = False
 CAPS: Any = False
-
-
-@device
-def block_max(x):
-    """The largest of a block's numbers, in each of its threads; all must call."""
-    tops = shared(32, x)
-    warp, lane = cuda.threadIdx.x >> 5, cuda.threadIdx.x & 31
-    x = warp_max(x)
-    cuda.syncthreads()  # until all have read what an earlier call left
-    if lane == 0:
-        tops[warp] = x
-    cuda.syncthreads()
-    return warp_max(tops[lane] if lane < cuda.blockDim.x >> 5 else tops[0])
 
 
 def score(x, at, cap):
@@ -73,7 +70,7 @@ def statistics(x, labels, weight, found, rows, classes, cap):
                         far, far_lo = add(far, far_lo, w * ((m if m != low else T(np.inf)) - v))
                         passed, passed_lo = add(passed, passed_lo, w)
                 if c == label:
-                    found[i * STATISTICS + HIT] = np.float64(v)
+                    found[i * NUMBERS_OF_ROW + HIT] = np.float64(v)
                 elif v != low:
                     hi, lo = add(hi, lo, exp(v - m))
                 c += cuda.blockDim.x
@@ -88,11 +85,11 @@ def statistics(x, labels, weight, found, rows, classes, cap):
                 far, far_lo = add(far, far_lo, more * (top - m))
             far, far_lo = block_sum(far, far_lo)
         if cuda.threadIdx.x == 0:
-            found[i * STATISTICS + LARGEST] = np.float64(top)
-            found[i * STATISTICS + OTHERS] = np.float64(hi) + (np.float64(lo) if hi - hi == zero else 0.0)
-            found[i * STATISTICS + FAR] = np.float64(whole(far, far_lo))
+            found[i * NUMBERS_OF_ROW + MAXIMUM] = np.float64(top)
+            found[i * NUMBERS_OF_ROW + OTHERS] = np.float64(hi) + (np.float64(lo) if hi - hi == zero else 0.0)
+            found[i * NUMBERS_OF_ROW + FAR] = np.float64(whole(far, far_lo))
             if label < 0:
-                found[i * STATISTICS + HIT] = 0.0
+                found[i * NUMBERS_OF_ROW + HIT] = 0.0
         i += cuda.gridDim.x
 
 
@@ -185,7 +182,7 @@ class Shard(NamedTuple):
         return flat(self.scores, self.scores.shape, dtype, queue), queue.array(self.labels), weight
 
     def statistics(self, out: np.ndarray) -> None:
-        """Store each row's numbers, (R, `STATISTICS`)."""
+        """Store each row's numbers, (R, `NUMBERS_OF_ROW`)."""
         out[:] = -np.inf, 0, 0, 0  # of no classes
         if self.scores.size:
             found = current_queue().empty(out.shape, np.float64)

@@ -1,6 +1,7 @@
 """The one protocol by which ranks meet, and those who speak another."""
 
 import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,7 +50,7 @@ def communicator(comm: Any) -> Communicator:
         If it is none of these.
     """
     library = type(comm).__module__.partition(".")[0]
-    adapter: Any = {"mpi4py": MPI, "cupyx": CuPy, "nccl": NCCL, "torch": Torch}.get(library)
+    adapter: Any = {"mpi4py": MPI, "cupyx": of_cupy, "nccl": of_nccl, "torch": Torch}.get(library)
     if adapter is not None:
         return adapter(comm)
     if all(hasattr(comm, n) for n in ("rank", "size", "all_reduce", "all_gather")):
@@ -86,7 +87,10 @@ class MPI:
 
 
 class OnDevice:
-    """NCCL's: arrays of the host go by way of the device."""
+    """NCCL's, by two functions: arrays of the host go by way of the device."""
+
+    def __init__(self, rank: int, size: int, reduce: Callable[..., Any], gather: Callable[..., Any]) -> None:
+        self.rank, self.size, self.reduce, self.gather = rank, size, reduce, gather
 
     def _there(self, array: Any) -> Any:
         import cupy
@@ -95,48 +99,36 @@ class OnDevice:
 
     def all_reduce(self, buffer: Any, op: str = "sum", stream: Any = None) -> None:
         there = self._there(buffer)
-        self._reduce(there, op, stream)
+        self.reduce(there, op, stream)
         if is_on_host(buffer):
             buffer[...] = there.get()
 
     def all_gather(self, buffer: Any, out: Any, stream: Any = None) -> None:
         there = self._there(out)
-        self._gather(self._there(buffer), there, stream)
+        self.gather(self._there(buffer), there, stream)
         if is_on_host(out):
             out[...] = there.get()
 
-    def _reduce(self, buffer: Any, op: str, stream: Any) -> None:
-        raise NotImplementedError
 
-    def _gather(self, buffer: Any, out: Any, stream: Any) -> None:
-        raise NotImplementedError
-
-
-class CuPy(OnDevice):
-    """``cupyx.distributed.NCCLBackend``."""
-
-    def __init__(self, comm: Any) -> None:
-        self.comm, self.rank, self.size = comm, comm.rank, comm._n_devices
-
-    def _reduce(self, buffer: Any, op: str, stream: Any) -> None:
-        self.comm.all_reduce(buffer, buffer, op, stream)
-
-    def _gather(self, buffer: Any, out: Any, stream: Any) -> None:
-        self.comm.all_gather(buffer, out, buffer.size, stream)
+def of_cupy(comm: Any) -> OnDevice:
+    """Adapt ``cupyx.distributed.NCCLBackend``."""
+    return OnDevice(
+        comm.rank,
+        comm._n_devices,
+        lambda buffer, op, stream: comm.all_reduce(buffer, buffer, op, stream),
+        lambda buffer, out, stream: comm.all_gather(buffer, out, buffer.size, stream),
+    )
 
 
-class NCCL(OnDevice):
-    """nccl4py's ``nccl.core.Communicator``."""
-
-    def __init__(self, comm: Any) -> None:
-        self.comm, self.rank, self.size = comm, comm.rank, comm.nranks
-        self.api = sys.modules["nccl.core"]
-
-    def _reduce(self, buffer: Any, op: str, stream: Any) -> None:
-        self.comm.allreduce(buffer, buffer, getattr(self.api, op.upper()), stream=stream)
-
-    def _gather(self, buffer: Any, out: Any, stream: Any) -> None:
-        self.comm.allgather(buffer, out, stream=stream)
+def of_nccl(comm: Any) -> OnDevice:
+    """Adapt nccl4py's ``nccl.core.Communicator``."""
+    api = sys.modules["nccl.core"]
+    return OnDevice(
+        comm.rank,
+        comm.nranks,
+        lambda buffer, op, stream: comm.allreduce(buffer, buffer, getattr(api, op.upper()), stream=stream),
+        lambda buffer, out, stream: comm.allgather(buffer, out, stream=stream),
+    )
 
 
 class Torch:

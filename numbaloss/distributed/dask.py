@@ -175,8 +175,8 @@ def objective(
             for w, *others in zip(weights, *blocks[1:], strict=True)
         ]
         options = {**options, "normalizer": sum(client.gather(counts))}
-    make: Callable[..., Any] = client.submit
-    return BlockObjective(
-        client,
-        [make(build, loss, outputs, options, w, *each) for w, *each in zip(weights, *blocks, strict=True)],
-    )
+    made = [
+        client.submit(build, loss, outputs, options, w, *each)
+        for w, *each in zip(weights, *blocks, strict=True)
+    ]
+    return BlockObjective(client, made)
