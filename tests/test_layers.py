@@ -66,7 +66,8 @@ def test_imports_point_downward(module):
 
 
 def test_kernels_of_shared_code_import_no_device():
-    for module in ("spec", "layout", "chunks", "class_weights", "math", "jets", "bind", "devices", "inside"):
+    shared = "spec layout chunks counts class_weights math jets bind devices inside"
+    for module in shared.split():
         assert not [n for n in IMPORTS[f"kernels.{module}"] if n.startswith(("kernels.cpu", "kernels.cuda"))]
 
 
