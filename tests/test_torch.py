@@ -42,7 +42,7 @@ def test_function_signature(loss, torch):
     positional = {n: p.default for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
     assert list(positional.items()) == list(theirs.items())
     keywords = [n for n, p in ours.items() if p.kind is p.KEYWORD_ONLY]
-    assert keywords == ["sample_weight", "normalizer"]
+    assert keywords == ["sample_weight", "normalizer", "comm"]
 
 
 def test_class_constructor(loss, torch):
