@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.digests:
         print(json.dumps(digests(losses)))
         return 0
-    found = {name: on_processor(name, losses) for name in options.processors}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
+        found = dict(
+            zip(options.processors, pool.map(on_processor, options.processors, repeat(losses)), strict=True)
+        )
     rows = table(found)
     text = markdown(["loss", *options.processors], rows)
     print(text)
