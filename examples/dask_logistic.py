@@ -3,7 +3,7 @@
 Blocks stay on their workers; each evaluation sends the parameters and brings back one value and gradient,
 added up on the way. The parameters found are those of one machine.
 
-    python examples/dask_logistic.py  # needs Dask: pip install 'dask[array]' distributed
+    python examples/dask_logistic.py [picture.svg]  # needs Dask: pip install 'dask[array]' distributed
 """
 
 import sys
@@ -42,7 +42,23 @@ def fit(objective, size):
     return found.x, (time.perf_counter() - started) / calls, calls
 
 
-def main() -> int:
+def draw(one: np.ndarray, many: np.ndarray, path: str) -> None:
+    """The parameters of one machine against those of Dask's workers."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    axes.axline((0, 0), slope=1, color="black", linestyle="--", linewidth=1, label="equal")
+    axes.plot(one, many, "o", color="#0072B2", markersize=7, alpha=0.7, label="a parameter")
+    axes.set(title="Parameters of one regression, by one machine and by Dask")
+    axes.set(xlabel="by one machine", ylabel="by Dask")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(path: str | None = None) -> int:
     x, y = load_breast_cancer(return_X_y=True)
     x = np.column_stack([(x - x.mean(axis=0)) / x.std(axis=0), np.ones(len(x))])
     X, y = np.tile(x, (COPIES, 1)), np.tile(y.astype(float), COPIES)
@@ -61,9 +77,12 @@ def main() -> int:
     print(f"{'Dask':24}{calls_of_many:11d}{1e3 * seconds_of_many:10.1f}   about {sent / 1e3:.1f} kB each")
     apart = np.abs(many - one).max()
     print(f"parameters apart by {apart:.1e} at most, of {np.abs(one).max():.1f}")
+    if path:
+        draw(one, many, path)
+        print(f"picture: {path}")
     return int(apart > 1e-5)
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module="distributed")
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

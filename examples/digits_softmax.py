@@ -3,7 +3,7 @@
 One layer, minibatch gradient descent with momentum, label smoothing. The scores of a minibatch become their
 gradient where they lie, so a step allocates nothing for the loss.
 
-    python examples/digits_softmax.py
+    python examples/digits_softmax.py [picture.svg]
 """
 
 import sys
@@ -46,18 +46,40 @@ def train(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return w
 
 
-def main() -> int:
+def draw(named: np.ndarray, y: np.ndarray, path: str) -> None:
+    """How many of each digit are named as which."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    counts = np.bincount(CLASSES * y + named, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+    axes.imshow(counts, cmap="Blues", aspect="auto")
+    for row, column in np.argwhere(counts):
+        colour, weight = ("white", "normal") if row == column else ("#D55E00", "bold")
+        axes.text(column, row, counts[row, column], color=colour, weight=weight, ha="center", va="center")
+    axes.set(title="Digits of the test set, by what they are and are named", ylabel="digit")
+    axes.set(xlabel="named as", xticks=range(CLASSES), yticks=range(CLASSES))
+    figure.savefig(path, dpi=120)
+
+
+def main(path: str | None = None) -> int:
     x, x_test, y, y_test = load()
     scores = x_test @ train(x, y)
-    ours = (scores.argmax(axis=1) == y_test).mean()
+    named = scores.argmax(axis=1)
+    ours = (named == y_test).mean()
     theirs = LogisticRegression(max_iter=2000).fit(x, y).score(x_test, y_test)
     print("on the test set                     accuracy   log loss")
     print(f"  numbaloss, own loop                 {ours:.4f}     {nl.cross_entropy(scores, y_test):.4f}")
     print(f"  sklearn LogisticRegression          {theirs:.4f}")
+    if path:
+        draw(named, y_test, path)
+        print(f"picture: {path}")
     good = ours >= max(0.95, theirs - 0.01)
     print("as good as scikit-learn's" if good else "WORSE than scikit-learn's, or than 95%")
     return 0 if good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

@@ -5,12 +5,11 @@ A small network, 64 pixels to 256 hidden units to two coordinates, its gradients
 some noise. Digits that were never seen are then named by their nearest neighbours among the training set, in
 the plane and in pixels.
 
-    python examples/triplet_embedding.py [picture.png]
+    python examples/triplet_embedding.py [picture.svg]
 """
 
 import sys
 
-import matplotlib
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -92,6 +91,8 @@ def train(x: np.ndarray, y: np.ndarray) -> Network:
 
 def draw(points: np.ndarray, labels: np.ndarray, path: str) -> None:
     """The digits where the network puts them."""
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
