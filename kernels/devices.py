@@ -79,5 +79,11 @@ def synchronize() -> None:
 
 
 def free_memory() -> int:
-    """Give the kept blocks back to the operating system; returns their size in bytes."""
+    """Give the memory that is kept for large gradients back to the operating system.
+
+    Returns
+    -------
+    int
+        Its size in bytes.
+    """
     return cpu().free_memory()

@@ -103,15 +103,69 @@ class Modes:
         return self._run(VALUE, args, kwargs)
 
     def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
-        """Value and gradient in one pass."""
+        """Value and gradient in one pass.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The loss's own arguments, and these by name.
+        wrt : str or tuple of str, optional
+            The arguments to differentiate; by default those that a model makes.
+        out : array or tuple of arrays, optional
+            Receives the gradient: of its argument's shape, in any layout, of its dtype or a narrower one. It
+            may be the very argument.
+        accumulate : bool, default False
+            Add the gradient to `out`.
+        grad_output : float or array, optional
+            Multiplies the gradient: the upstream gradient, or a loss scale.
+
+        Returns
+        -------
+        value : scalar, or array of the terms
+            In the arrays' dtype and library.
+        gradient : array, or tuple of arrays
+            `out`, if it is given; a tuple if `wrt` is.
+        """
         return self._run(VALUE_AND_GRAD, args, kwargs)
 
     def grad(self, *args: Any, **kwargs: Any) -> Any:
-        """The gradient alone."""
+        """The gradient alone: `value_and_grad` without the value.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As `value_and_grad` takes them.
+
+        Returns
+        -------
+        array, or tuple of arrays
+            The gradient.
+        """
         return self._run(GRAD, args, kwargs)
 
     def value_grad_hess(self, *args: Any, **kwargs: Any) -> Any:
-        """Value, gradient and the diagonal of the Hessian, in one pass."""
+        """Value, gradient and the diagonal of the Hessian, in one pass.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As `value_and_grad` takes them; `out` may be a pair, of the gradient's and the curvature's.
+        curvature : str, default 'exact'
+            What stands for the second derivative: ``'exact'``; ``'majorizer'``, of a parabola above the loss;
+            ``'absolute'``, the exact one's size; ``'gradient'``, that of the slope; of class scores also
+            ``'gershgorin'``, sums of a row of the Hessian, and ``'fisher'``, its expectation.
+        floor : float, optional
+            The least that it may be.
+
+        Returns
+        -------
+        value : scalar, or array of the terms
+            As of `value_and_grad`.
+        gradient : array
+            Of the input's shape.
+        curvature : array
+            Of the input's shape.
+        """
         return self._run(VALUE_GRAD_HESS, args, kwargs)
 
     def count(self, *args: Any, **kwargs: Any) -> float:
@@ -121,6 +175,16 @@ class Modes:
         of the others, so give ``input`` by name beside a target that broadcasts. All reductions count as the
         mean does, but ``'batchmean'``. Class indices are compared with the number of classes where class
         weights tell it.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As `value_and_grad` takes them, without what a model makes.
+
+        Returns
+        -------
+        float
+            The number that a mean is divided by.
         """
         return self._run(COUNT, args, kwargs)
 

@@ -77,16 +77,17 @@ def _methods(signatures: dict[str, inspect.Signature]) -> list[str]:
     ]
 
 
-def _constructor(loss: type[Loss]) -> str:
+def constructor(loss: type[Loss]) -> inspect.Signature:
+    """The signature of a class of losses: its options, but those that are given with each call."""
     if "__init__" in vars(loss):
-        return f"    def __init__({_parameters(inspect.signature(loss))}) -> None: ..."
+        return inspect.signature(loss)
     kind = inspect.Parameter.KEYWORD_ONLY if loss._keyword_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
     fields = [
         inspect.Parameter(n, kind, default=f.default, annotation=f.annotation)
         for n, f in loss.fields.items()
         if not f.call_only
     ]
-    return f"    def __init__({_parameters(inspect.Signature(fields))}) -> None: ..."
+    return inspect.Signature(fields)
 
 
 def _of_call(loss: type[Loss], mode: str) -> inspect.Signature:
@@ -118,7 +119,7 @@ def render() -> str:
             "",
             f"class {loss.__name__}({bases[0]}):",
             *attributes,
-            _constructor(loss),
+            f"    def __init__({_parameters(constructor(loss))}) -> None: ...",
             *_methods({n: _of_call(loss, mode) for n, mode in modes.items()}),
             "",
             f"class _{name}(LossFunction):",

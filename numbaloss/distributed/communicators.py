@@ -163,6 +163,7 @@ class Ray:
     Parameters
     ----------
     group_name : str, default 'default'
+        The name that it was made with.
     """
 
     def __init__(self, group_name: str = "default") -> None:

@@ -126,6 +126,7 @@ def objective(
     *arrays : dask arrays, (N, ...)
         The loss's other arrays, the target first, in blocks of the same rows.
     sample_weight : dask array, (N), optional
+        In blocks of the same rows.
     outputs : int, optional
         Of a model with several outputs, as classes: parameters are then (outputs, F), flat.
     client : distributed.Client, optional

@@ -56,8 +56,14 @@ def threads(n: int, timeout: float = 60.0) -> list[Thread]:
     Parameters
     ----------
     n : int
+        How many ranks there are.
     timeout : float, default 60.0
         Seconds for which a rank waits for the others, before it raises a RuntimeError.
+
+    Returns
+    -------
+    list of Communicator
+        One for each rank, in order.
 
     Examples
     --------

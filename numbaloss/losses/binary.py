@@ -234,6 +234,7 @@ class HingeEmbeddingLoss(ElementwiseLoss, function="hinge_embedding_loss"):
     input, target : array
         Of the same shape: distances, and labels -1 or 1.
     margin : float, default 1.0
+        The distance beyond which those labelled -1 cost nothing.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises

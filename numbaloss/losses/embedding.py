@@ -38,9 +38,11 @@ class CosineEmbeddingLoss(VectorLoss, function="cosine_embedding_loss"):
     Parameters
     ----------
     input1, input2 : array, shape (N, D) or (D)
+        The vectors of each pair.
     target : array, shape (N) or ()
         1 or -1, of any integer or floating dtype.
     margin : float, default 0.0
+        The cosine that vectors to be pushed apart may have.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises
@@ -88,6 +90,7 @@ class ContrastiveLoss(VectorLoss, function="contrastive_loss"):
     Parameters
     ----------
     input1, input2 : array, shape (..., D)
+        The vectors of each pair.
     target : array, shape (...)
         1 of similar vectors, 0 of others; of any integer, floating or boolean dtype.
     margin : float, default 1.0
@@ -139,12 +142,15 @@ class TripletMarginLoss(VectorLoss, function="triplet_margin_loss"):
     Parameters
     ----------
     anchor, positive, negative : array, shape (..., D)
+        A vector, one that should be near to it, one that should be far.
     margin : float, default 1.0
         Above 0.
     p : float, default 2.0
         Of the norm: at least 1, or inf.
     eps : float, default 1e-6
+        Added to each coordinate's difference.
     swap : bool, default False
+        Whether the negative's distance to the positive counts if it is the smaller one.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises
@@ -203,6 +209,7 @@ class TripletMarginWithDistanceLoss(
     Parameters
     ----------
     anchor, positive, negative : array, shape (..., D)
+        A vector, one that should be near to it, one that should be far.
     distance_function : str or callable, optional
         ``'euclidean'`` (the default: the length of the difference, 1e-6 added to each coordinate, as in
         PyTorch's ``PairwiseDistance``), ``'sqeuclidean'``, ``'cosine'`` (1 less the cosine, 1e-12 under each
@@ -214,6 +221,7 @@ class TripletMarginWithDistanceLoss(
     margin : float, default 1.0
         Above 0.
     swap : bool, default False
+        Whether the negative's distance to the positive counts if it is the smaller one.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises

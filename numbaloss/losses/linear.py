@@ -106,12 +106,14 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
     Parameters
     ----------
     input : array, shape (F) or (N, F)
+        Features.
     linear_weight : array, shape (C, F) or (C, d1, ..., F)
         With more than two axes each position (d1, ...) has scores, and a term, of its own.
     target : array
         Class indices of any integer dtype, shape (), (N) or (N, d1, ...); or floating probabilities of the
         scores' shape, (C), (N, C) or (N, C, d1, ...). The shape decides.
     linear_bias : array, optional, shape (C) or (C, d1, ...)
+        Added to the scores.
     weight : array, optional, shape (C)
         Of the classes.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
@@ -122,6 +124,7 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
     options : LinearCrossEntropyOptions, optional
         The size of a chunk.
     softcap : float, optional
+        As in ``cross_entropy``.
     lse_square_scale : float, default 0.0
         As in ``cross_entropy``.
 
@@ -138,8 +141,8 @@ class LinearCrossEntropyLoss(LinearLoss, function="linear_cross_entropy", keywor
     -----
     The class ``LinearCrossEntropyLoss(in_features, num_classes, *, out_features=(), bias=False, device=None,
     dtype=None, ..., rng=None)`` has a weight and a bias of its own and is called with input and target. They
-    are arrays, ``linear_weight`` of shape (num_classes, *out_features, in_features) and ``linear_bias``, or
-    None, drawn as PyTorch draws them, by `rng` (a seed, or a ``numpy.random.Generator``): read them, write
+    are arrays, ``linear_weight`` of shape ``(num_classes, *out_features, in_features)`` and ``linear_bias``,
+    or None, drawn as PyTorch draws them, by `rng` (a seed, or a ``numpy.random.Generator``): read them, write
     into them, or assign others. `wrt` knows them by these names.
 
     References

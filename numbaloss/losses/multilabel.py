@@ -45,6 +45,7 @@ class MultiMarginLoss(MarginLoss, function="multi_margin_loss"):
     p : {1, 2}, default 1
         Power of the hinges.
     margin : float, default 1.0
+        How far the own class's score should be above the others.
     weight : array, optional, shape (C)
         Of the classes.
     reduction : {'none', 'mean', 'sum'}, default 'mean'

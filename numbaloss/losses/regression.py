@@ -334,6 +334,7 @@ class MarginRankingLoss(ElementwiseLoss, function="margin_ranking_loss"):
     input1, input2, target : array
         Of the same shape; a target of 1 wants the first input higher, -1 the second.
     margin : float, default 0.0
+        By how much the one should be higher.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
 
     Raises

@@ -49,6 +49,7 @@ class CTCLoss(SequenceLoss, function="ctc_loss"):
         The class that stands for no label.
     reduction : {'none', 'mean', 'sum'}, default 'mean'
     zero_infinity : bool, default False
+        Whether labels that no alignment gives have loss and gradient zero, and not infinity and NaN.
 
     Raises
     ------
