@@ -1,6 +1,6 @@
 """Seconds of a loss's first calls, each loss in a process of its own with a cache of its own.
 
-    python -m numbaloss.bench.first_calls [LOSS ...] [--readme FILE]
+    python -m numbaloss.bench.first_calls [LOSS ...] [--markdown FILE]
 
 - cold: a small call of ``value_and_grad``, on an empty cache;
 - large: a call in the same process that is worth all threads, less the same call again;
@@ -10,19 +10,16 @@ All are counted from after ``import numbaloss``. `mse_loss` is measured before a
 machines drift; what is wanted is in terms of the mean of both.
 """
 
-import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import numbaloss as nl
 
 from . import machine
 from .cases import family_of
-from .report import markdown
+from .report import markdown, tables_of_losses
 
 BASE = "mse_loss"
 LARGE = 1 << 18  # elements that are worth all threads, whatever the loss
@@ -86,21 +83,5 @@ def report(losses: list[str]) -> str:
     return f"{machine.heading()}\n{markdown(head, rows)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("losses", metavar="LOSS", nargs="*", help="default: all")
-    parser.add_argument(
-        "--readme", metavar="FILE", type=Path, help="also put the table between that file's marks"
-    )
-    options = parser.parse_args()
-    text = report(options.losses or list(nl.registry))
-    print(text)
-    if options.readme:
-        found = re.split("(?s)(<!-- first calls -->.*<!-- /first calls -->)", options.readme.read_text())
-        options.readme.write_text(f"{found[0]}<!-- first calls -->\n{text}\n<!-- /first calls -->{found[2]}")
-
-
 if __name__ == "__main__":
-    main()
+    tables_of_losses(__doc__, report, nl.registry)

@@ -1,6 +1,6 @@
-"""The speed that the README claims, line by line.
+"""The speed that the README claims, row by row.
 
-    python -m numbaloss.bench.speed [--markdown FILE] [--readme FILE]
+    python -m numbaloss.bench.speed [--markdown FILE]
 
 PyTorch and JAX are measured where they are installed; `-` stands where one is not, or has not the loss. All
 sides of a row run in one process, one call of each after the other, and the medians are compared.
@@ -8,7 +8,6 @@ sides of a row run in one process, one call of each after the other, and the med
 
 import argparse
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -298,15 +297,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the tables there")
-    parser.add_argument("--readme", metavar="FILE", type=Path, help="also put them between that file's marks")
     options = parser.parse_args()
     text = report()
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
-    if options.readme:
-        before, _, after = re.split("(?s)(<!-- speed -->.*<!-- /speed -->)", options.readme.read_text())
-        options.readme.write_text(f"{before}<!-- speed -->\n{text}\n<!-- /speed -->{after}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ KEPT = [n for n in ELEMENTWISE if n not in ALIKE and not apart(registry[n])]
 
 def pytest_addoption(parser):
     parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each module")
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of the site's pages")
 
 
 @pytest.hookimpl(trylast=True)  # once markers have selected

@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 
 import numbaloss as nl
 from numbaloss import bench, reference, testing
-from numbaloss.bench import gpu, measure, report, speed
+from numbaloss.bench import gpu, measure, readme, report, speed
 from numbaloss.bench.cases import FAMILIES, MODES, Case, cases, family_of
 from numbaloss.bench.devices import CUDA, HOST, Absent
 from numbaloss.bench.formulas import FORMULAS
@@ -449,13 +449,10 @@ def test_a_row_of_the_readme(monkeypatch):
     assert cells[6].endswith("% (50%)") and cells[7].endswith("(1.0)")
 
 
-def test_the_readme_s_marks_are_kept(tmp_path, monkeypatch):
-    path = tmp_path / "README.md"
-    path.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
-    monkeypatch.setattr(speed, "report", lambda: "new")
-    monkeypatch.setattr(sys, "argv", ["speed", "--readme", str(path)])
-    speed.main()
-    assert path.read_text() == "before\n<!-- speed -->\nnew\n<!-- /speed -->\nafter\n"
+def test_claims_are_of_a_report_s_rows():
+    text = "## A\n\n| loss | torch |\n| --- | --- |\n| x | 2.0 (4) |\n| y | - |\n\nend\n"
+    ((heading, rows),) = readme.sections(text)
+    assert heading == "A" and [readme.number(row["torch"]) for row in rows] == [2.0, None]
 
 
 def test_the_suite_is_of_the_same_cases():

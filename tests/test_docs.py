@@ -1,7 +1,8 @@
-"""What is written for people and editors is true: docstring examples, README code, type stubs."""
+"""What is written for people and editors is true: docstring examples, pages' code, links, type stubs."""
 
 import doctest
 import importlib.util
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -43,16 +44,83 @@ def test_every_loss_is_documented(function):
         assert re.search(rf"\b{argument}\b", text), argument
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+PUBLIC = (
+    *(
+        "elementwise_loss",
+        "score_loss",
+        "vector_loss",
+        "ElementwiseLoss",
+        "ScoreLoss",
+        "VectorLoss",
+        "SumLoss",
+    ),
+    *("derive", "free_memory", "synchronize", "testing.check_loss", "LinearCrossEntropyOptions"),
+    *("Loss.value_and_grad", "Loss.grad", "Loss.value_grad_hess", "Loss.count"),
+    *("boosting.xgboost", "boosting.lightgbm", "boosting.catboost", "boosting.hist_gradient"),
+    *("optimize.objective", "optimize.rho", "optimize.norm", "distributed.Communicator", "distributed.Ray"),
+    *("distributed.threads", "distributed.partial", "distributed.dask.objective"),
+)
+# Not asked for: more than a line where a line says it, examples and references of each. A class of losses
+# documents what its function takes, which is compared below.
+LEFT = {"ES01", "EX01", "SA01"}
+OF_FUNCTION = {"PR01", "PR02"}
+
+
+@pytest.mark.parametrize("name", [*PUBLIC, *sorted(loss.Class.__name__ for loss in nl.registry.values())])
+def test_docstrings_follow_numpydoc(name):
+    validate = pytest.importorskip("numpydoc.validate").validate
+    found = dict(validate(f"numbaloss.{name}")["errors"])
+    left = LEFT | (OF_FUNCTION if name[0].isupper() or name.endswith("Communicator") else set())
+    assert not set(found) - left, found
+
+
+@pytest.mark.parametrize("loss", nl.registry.values(), ids=lambda f: f.__name__)
+def test_parameters_are_documented(loss):
+    docscrape = pytest.importorskip("numpydoc.docscrape")
+    text = docscrape.NumpyDocString(inspect.getdoc(loss.Class))
+    named = [name.strip() for p in text["Parameters"] for name in p.name.split(",")]
+    of_every_call = {"sample_weight", "normalizer", "comm", "classes"}
+    assert set(named) == set(inspect.signature(loss).parameters) - of_every_call
+
+
+def test_the_gallery_has_all_examples():
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    assert set(re.findall(r"{example} (\w+)", text)) == {p.stem for p in (ROOT / "examples").glob("*.py")}
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# Without these a block is left out; of CuPy there is no device to run it.
+OPTIONAL = "cupy", "torch", "xgboost", "lightgbm", "scipy", "jax"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_pages_runs(page, tmp_path, monkeypatch):
+    """Each block of Python, one after another, as a reader copies them."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    scope: dict = {"__name__": "readme"}
-    hosts = "cupy", "torch", "xgboost", "scipy", "jax"
-    for block in blocks:
-        wanted = [h for h in hosts if re.search(rf"^(?:import|from) {h}", block, re.MULTILINE)]
+    scope: dict = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        wanted = [h for h in OPTIONAL if re.search(rf"^(?:import|from) {h}", block, re.MULTILINE)]
         if "cupy" not in wanted and all(importlib.util.find_spec(h) for h in wanted):
-            exec(compile(block, "README.md", "exec"), scope)
+            exec(compile(block, page, "exec"), scope)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"(?:\]\(|src=\"|srcset=\")([^)\"#]+)", (ROOT / page).read_text()):
+        assert target.startswith("http") or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_loss_is_on_the_page_of_problems_and_in_the_readme():
+    for page in ("README.md", "docs/choose.md"):
+        text = (ROOT / page).read_text()
+        for name in nl.registry:
+            assert re.search(rf"\b{name}\b", text), (page, name)
+
+
+def test_the_readme_s_speed_is_of_the_reports():
+    readme = pytest.importorskip("numbaloss.bench.readme")
+    found = readme.MARKS.search((ROOT / "README.md").read_text())
+    assert found and found[0] == readme.claims(), "run python -m numbaloss.bench.readme"
 
 
 def test_stubs_are_fresh():

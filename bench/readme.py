@@ -1,0 +1,76 @@
+"""The README's claims of speed, from the last reports: python -m numbaloss.bench.readme
+
+Each is PyTorch's time over ours, eager forward and backward, the geometric mean over a report's rows. The
+README's lines between its marks are written anew; a test tells if they are not of the reports.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import geometric_mean
+
+from .report import markdown
+
+ROOT = Path(__file__).parents[1].resolve().parent
+RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
+MARKS = re.compile("(?s)(?<=<!-- speed -->\n).*(?=<!-- /speed -->)")
+# A report, the beginning of a section's heading, the column of the ratio, and the words for it.
+CLAIMS = (
+    ("speed.md", "value_and_grad, 10 million", "torch / out", "10 million elements, into a buffer"),
+    ("speed.md", "value_and_grad, 100 float32", "torch / ours", "100 elements"),
+    ("speed.md", "value_and_grad, float32: rows", "torch / ours", "rows of scores, vectors, sequences"),
+    ("roofline.md", "Losses", "torch, one", "40,000 elements, both on one thread"),
+)
+
+
+def sections(text: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The tables of a report: the heading above each, and its rows by column."""
+    heading = ""
+    columns: list[str] | None = None
+    rows: list[dict[str, str]] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if columns is None:
+                columns = cells
+            elif not cells[0].startswith("---"):
+                rows.append(dict(zip(columns, cells, strict=True)))
+        elif columns is not None:
+            yield heading, rows
+            columns, rows = None, []
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+
+
+def number(cell: str) -> float | None:
+    """The number at the beginning of a cell; None where nothing was measured."""
+    found = re.match(r"[\d.]+", cell)
+    return float(found[0]) if found else None
+
+
+def claims() -> str:
+    """The table for the README."""
+    lines = []
+    for name, heading, column, words in CLAIMS:
+        text = (RESULTS / name).read_text()
+        date, machine = text.split(", ")[:2]
+        (rows,) = (rows for title, rows in sections(text) if title.startswith(heading))
+        ratios = [r for row in rows if (r := number(row[column])) is not None]
+        lines.append(
+            [
+                f"{machine}, {date}",
+                words,
+                f"{geometric_mean(ratios):.0f}",
+                f"{min(ratios):.1f}",
+                str(len(ratios)),
+            ]
+        )
+    return markdown(["machine", "float32", "PyTorch's time / ours", "least", "of"], lines)
+
+
+def main() -> None:
+    README.write_text(MARKS.sub(lambda _: claims(), README.read_text()))
+
+
+if __name__ == "__main__":
+    main()
