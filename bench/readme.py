@@ -5,11 +5,10 @@ README's lines between its marks are written anew; a test tells if they are not 
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import geometric_mean
 
-from .report import markdown
+from .report import markdown, read_tables
 
 ROOT = Path(__file__).parents[1].resolve().parent
 RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
@@ -21,25 +20,6 @@ CLAIMS = (
     ("speed.md", "value_and_grad, float32: rows", "torch / ours", "rows of scores, vectors, sequences"),
     ("roofline.md", "Losses", "torch, one", "40,000 elements, both on one thread"),
 )
-
-
-def sections(text: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """The tables of a report: the heading above each, and its rows by column."""
-    heading = ""
-    columns: list[str] | None = None
-    rows: list[dict[str, str]] = []
-    for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if columns is None:
-                columns = cells
-            elif not cells[0].startswith("---"):
-                rows.append(dict(zip(columns, cells, strict=True)))
-        elif columns is not None:
-            yield heading, rows
-            columns, rows = None, []
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
 
 
 def number(cell: str) -> float | None:
@@ -54,7 +34,7 @@ def claims() -> str:
     for name, heading, column, words in CLAIMS:
         text = (RESULTS / name).read_text()
         date, machine = text.split(", ")[:2]
-        (rows,) = (rows for title, rows in sections(text) if title.startswith(heading))
+        (rows,) = (rows for title, rows in read_tables(text) if title.startswith(heading))
         ratios = [r for row in rows if (r := number(row[column])) is not None]
         lines.append(
             [

@@ -4,7 +4,7 @@ import argparse
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,25 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def read_tables(text: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """The tables of a text in Markdown: the heading above each, and its rows, cells by column."""
+    heading = ""
+    columns: list[str] = []
+    rows: list[dict[str, str]] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+            if not columns:
+                columns = cells
+            elif not cells[0].startswith("---"):
+                rows.append(dict(zip(columns, cells, strict=True)))
+        elif columns:
+            yield heading, rows
+            columns, rows = [], []
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
 
 
 def tables_of_losses(about: str | None, tables: Callable[[list[str]], str], losses: Iterable[str]) -> None:

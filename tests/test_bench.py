@@ -451,7 +451,7 @@ def test_a_row_of_the_readme(monkeypatch):
 
 def test_claims_are_of_a_report_s_rows():
     text = "## A\n\n| loss | torch |\n| --- | --- |\n| x | 2.0 (4) |\n| y | - |\n\nend\n"
-    ((heading, rows),) = readme.sections(text)
+    ((heading, rows),) = report.read_tables(text)
     assert heading == "A" and [readme.number(row["torch"]) for row in rows] == [2.0, None]
 
 

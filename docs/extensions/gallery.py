@@ -54,16 +54,16 @@ class Example(SphinxDirective):
         (name,) = self.arguments
         source = (EXAMPLES / f"{name}.py").read_text()
         self.env.note_dependency(str(EXAMPLES / f"{name}.py"))
-        printed = run(name, DOCS / "pictures" / "programs" / f"{name}.svg", self.options.get("ranks", 0))
-        printed = [line for line in printed.rstrip().splitlines() if not line.startswith("picture: ")]
+        output = run(name, DOCS / "pictures" / "programs" / f"{name}.svg", self.options.get("ranks", 0))
+        printed = [line for line in output.rstrip().splitlines() if not line.startswith("picture: ")]
         said = source.split('"""')[1].strip().partition("\n\n    python")[0]
         paragraphs = self.parse_text_to_nodes(said.replace("``", "`"))
         picture = nodes.image(uri=f"/pictures/programs/{name}.svg", alt=self.options["alt"])
         picture["classes"].append("program")
-        output = nodes.literal_block(text="\n".join(printed[-LINES:]), language="text")
+        last = nodes.literal_block(text="\n".join(printed[-LINES:]), language="text")
         whole = nodes.literal_block(text=source, language="python")
         folded = nodes.raw("", f"<details><summary>examples/{name}.py</summary>", format="html")
-        return [*paragraphs, picture, output, folded, whole, nodes.raw("", "</details>", format="html")]
+        return [*paragraphs, picture, last, folded, whole, nodes.raw("", "</details>", format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from numbaloss import stubs
+from numbaloss.bench.report import read_tables
 from numbaloss.families.elementwise import ElementwiseLoss
 from numbaloss.families.scores import ScoreLoss
 
@@ -103,36 +104,16 @@ def definition(loss: Any) -> str:
     return "\n".join(found)
 
 
-def rows_of(report: str, name: str) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Tables of numbers of a report that have rows of a loss: heading, columns and those rows."""
-    heading, columns, rows = "", [], []
-    lines = (RESULTS / report).read_text().splitlines()
-    for line in [*lines, "#"]:
-        cells = [c.strip() for c in line.strip().strip("|").split("|")]
-        if line.startswith("|"):
-            if not columns:
-                columns = cells
-            elif cells[0] == name:
-                rows.append(cells)
-            continue
-        if columns:
-            if rows and len(columns) > 5:
-                yield heading, columns, rows
-            columns, rows = [], []
-        if line.startswith("#"):
-            heading = line.lstrip("# ")
-
-
-def table(columns: list[str], rows: list[list[str]], keep: tuple[str, ...]) -> Iterator[str]:
-    """A table of some columns."""
-    chosen = [k for k, c in enumerate(columns) if any(c.startswith(wanted) for wanted in keep)]
-    yield ".. list-table::"
-    yield "   :header-rows: 1"
-    yield ""
-    for row in [columns, *rows]:
-        cells = [row[k] for k in chosen]
-        yield "   * - " + (cells[0] or " ")
-        yield from ("     - " + (re.sub(r" \(.*?\)$", "", c).replace("*", r"\*") or " ") for c in cells[1:])
+def table(rows: list[dict[str, str]], keep: tuple[str, ...]) -> Iterator[str]:
+    """Some columns of a report's rows, without the marks that are wanted; nothing if it has few of them."""
+    columns = [c for c in rows[0] if c.startswith(keep)]
+    if len(columns) < 3:
+        return
+    yield from (".. list-table::", "   :header-rows: 1", "")
+    for cells in [columns, *([row[c] for c in columns] for row in rows)]:
+        bare = [re.sub(r" \(.*?\)$", "", cell).replace("*", r"\*") or " " for cell in cells]
+        yield f"   * - {bare[0]}"
+        yield from (f"     - {cell}" for cell in bare[1:])
     yield ""
 
 
@@ -166,15 +147,13 @@ def page(loss: Any) -> str:
         lines += ["Definition", "----------", "", "Kernels and derivatives are made from this:", ""]
         lines += [".. code-block:: python", "", indented(source), ""]
     for report, (title, keep, more) in REPORTS.items():
-        tables = list(rows_of(report, name))
-        if not tables:
-            continue
-        lines += [title, "-" * len(title), ""]
-        for heading, columns, rows in tables:
-            if len(tables) > 1:
-                lines += [f"{heading}:", ""]
-            lines += table(columns, rows, keep)
-        lines += [f"How this is measured: :doc:`{more}`.", ""]
+        tables = []
+        for heading, rows in read_tables((RESULTS / report).read_text()):
+            own = [row for row in rows if row.get("loss") == name]
+            if made := list(table(own, keep)) if own else []:
+                tables += [f"{heading}:", "", *made]
+        if tables:
+            lines += [title, "-" * len(title), "", *tables, f"How this is measured: :doc:`{more}`.", ""]
     return "\n".join(lines)
 
 
@@ -201,9 +180,10 @@ class Comparison(SphinxDirective):
     final_argument_whitespace = False
 
     def run(self) -> list[nodes.Node]:
-        names = self.arguments
-        lines = [replace(scenes.scene(scenes.every()[n]).lines[0], label=n) for n in names]
-        together = replace(scenes.scene(scenes.every()[names[0]]), lines=lines)
+        names, losses = self.arguments, scenes.every()
+        found: list[Any] = [scenes.scene(losses[n]) for n in names]
+        lines = [replace(scene.lines[0], label=n) for n, scene in zip(names, found, strict=True)]
+        together = replace(found[0], lines=lines)
         stem = "-".join(names)
         shown = nodes.container(classes=["pictures"])
         for kind in ("value", "slope"):

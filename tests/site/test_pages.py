@@ -81,12 +81,17 @@ def test_lines_stand_out(extensions, theme):
     assert len({str(d) for d in drawings.DASHES}) == len(drawings.LINES[theme])
 
 
-def test_rows_of_a_report(extensions, tmp_path, monkeypatch):
+def test_a_report_s_columns(extensions):
     pages, _, _ = extensions
-    head = "| loss | a | b | c | d | e |\n| --- | --- | --- | --- | --- | --- |\n"
-    text = f"## First\n\n{head}| x_loss | 1 | 2 | 3 | 4 | 5 |\n| y_loss | 6 | 7 | 8 | 9 | 0 |\n"
-    (tmp_path / "report.md").write_text(text)
-    monkeypatch.setattr(pages, "RESULTS", tmp_path)
-    ((heading, columns, rows),) = pages.rows_of("report.md", "y_loss")
-    assert heading == "First" and columns[0] == "loss" and rows == [["y_loss", "6", "7", "8", "9", "0"]]
-    assert not list(pages.rows_of("report.md", "z_loss"))
+    rows = [{"loss": "x", "shape": "4", "dtype": "f4", "ns": "2.5 (3)", "more": "*"}]
+    made = list(pages.table(rows, ("shape", "dtype", "ns")))
+    assert made[3:] == [
+        "   * - shape",
+        "     - dtype",
+        "     - ns",
+        "   * - 4",
+        "     - f4",
+        "     - 2.5",
+        "",
+    ]
+    assert not list(pages.table(rows, ("shape", "dtype")))
