@@ -4,7 +4,8 @@
     :alt: "Points with outliers; the line of Huber's loss follows the others."
     ```
 
-A program that fails stops the build. `:ranks: 4` starts four of it by mpiexec.
+A program that fails stops the build; one whose library is not installed says so, and has no picture.
+`:ranks: 4` starts four of it by mpiexec.
 """
 
 import os
@@ -24,11 +25,15 @@ LINES = 8  # of output
 
 
 def run(name: str, picture: Path, ranks: int) -> str:
-    """Run a program, which draws its picture; return what it prints. It is kept until the program changes."""
+    """Run a program, which draws its picture; return what it prints.
+
+    Both are kept until the program changes. Where a library is not installed it says so, and draws nothing.
+    """
     program, kept = EXAMPLES / f"{name}.py", picture.with_suffix(".txt")
     if kept.exists() and kept.stat().st_mtime > program.stat().st_mtime:
         return kept.read_text()
     picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.unlink(missing_ok=True)
     command = ["mpiexec", "-n", str(ranks)] if ranks else []
     command += [sys.executable, str(program), str(picture)]
     done = subprocess.run(
@@ -40,7 +45,8 @@ def run(name: str, picture: Path, ranks: int) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"{program.name} failed:\n{done.stdout}\n{done.stderr}")
-    kept.write_text(done.stdout)
+    if picture.exists():
+        kept.write_text(done.stdout)
     return done.stdout
 
 
@@ -54,16 +60,18 @@ class Example(SphinxDirective):
         (name,) = self.arguments
         source = (EXAMPLES / f"{name}.py").read_text()
         self.env.note_dependency(str(EXAMPLES / f"{name}.py"))
-        output = run(name, DOCS / "pictures" / "programs" / f"{name}.svg", self.options.get("ranks", 0))
-        printed = [line for line in output.rstrip().splitlines() if not line.startswith("picture: ")]
+        path = DOCS / "pictures" / "programs" / f"{name}.svg"
+        printed = run(name, path, self.options.get("ranks", 0)).rstrip().splitlines()
         said = source.split('"""')[1].strip().partition("\n\n    python")[0]
-        paragraphs = self.parse_text_to_nodes(said.replace("``", "`"))
-        picture = nodes.image(uri=f"/pictures/programs/{name}.svg", alt=self.options["alt"])
-        picture["classes"].append("program")
-        last = nodes.literal_block(text="\n".join(printed[-LINES:]), language="text")
-        whole = nodes.literal_block(text=source, language="python")
+        shown = self.parse_text_to_nodes(said.replace("``", "`"))
+        if path.exists():
+            uri = f"/{path.relative_to(DOCS)}"
+            shown.append(nodes.image(uri=uri, alt=self.options["alt"], classes=["program"]))
+        last = [line for line in printed if not line.startswith("picture: ")][-LINES:]
+        shown.append(nodes.literal_block(text="\n".join(last), language="text"))
         folded = nodes.raw("", f"<details><summary>examples/{name}.py</summary>", format="html")
-        return [*paragraphs, picture, last, folded, whole, nodes.raw("", "</details>", format="html")]
+        whole = nodes.literal_block(text=source, language="python")
+        return [*shown, folded, whole, nodes.raw("", "</details>", format="html")]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
