@@ -172,9 +172,9 @@ class ArctanLoss(ElementwiseLoss, function="arctan_loss"):
 
     def value(input, target, c):
         u = (input - target) / c
-        z = u * u
-        a = math.arctan(math.where(z > 1, 1 / z, z))  # of the inverse, whose square is no overflow
-        return c * (c * (0.5 * math.where(z > 1, 1.5707963267948966 - a, a)))
+        w, far = 1 / u, abs(u) > 1
+        a = math.arctan(math.where(far, w * w, u * u))  # of the inverse, whose square is no overflow
+        return c * (c * (0.5 * math.where(far, 1.5707963267948966 - a, a)))
 
 
 class GemanMcClureLoss(ElementwiseLoss, function="geman_mcclure_loss"):
@@ -215,8 +215,8 @@ class GemanMcClureLoss(ElementwiseLoss, function="geman_mcclure_loss"):
 
     def value(input, target, c):
         u = (input - target) / c
-        z = u * u
-        return c * (c * (0.5 * math.where(z > 1, 1 / (1 + 1 / z), z / (1 + z))))
+        w, z = 1 / u, u * u  # the inverse's square is no overflow
+        return c * (c * (0.5 * math.where(abs(u) > 1, 1 / (1 + w * w), z / (1 + z))))
 
 
 class WelschLoss(ElementwiseLoss, function="welsch_loss"):
@@ -350,7 +350,8 @@ class FairLoss(ElementwiseLoss, function="fair_loss"):
         p = z * (1 / 15 + z * (1 / 17 + z * (1 / 19 + z * (1 / 21 + z * (1 / 23 + z * (1 / 25))))))
         p = 1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11 + z * (1 / 13 + p)))))
         near = r * r * (h - 2 * s * h * h * p)
-        return math.where(a < 0.5, near, c * (c * (a - math.log1p(a))))
+        # No logarithm is 1000: where `a` overflows the loss is infinite, and no difference of infinities.
+        return math.where(a < 0.5, near, c * (c * (a - math.minimum(math.log1p(a), 1000))))
 
     # Stated, because they are simple and the series is not; beyond the scale by the inverse, as the curvature
     # would be a small difference.
