@@ -350,8 +350,8 @@ class FairLoss(ElementwiseLoss, function="fair_loss"):
         p = z * (1 / 15 + z * (1 / 17 + z * (1 / 19 + z * (1 / 21 + z * (1 / 23 + z * (1 / 25))))))
         p = 1 / 3 + z * (1 / 5 + z * (1 / 7 + z * (1 / 9 + z * (1 / 11 + z * (1 / 13 + p)))))
         near = r * r * (h - 2 * s * h * h * p)
-        # No logarithm is 1000: where `a` overflows the loss is infinite, and no difference of infinities.
-        return math.where(a < 0.5, near, c * (c * (a - math.minimum(math.log1p(a), 1000))))
+        # No logarithm is 1000: where `a` overflows that counts nothing, and infinity would.
+        return math.where(a < 0.5, near, c * (abs(r) - c * math.minimum(math.log1p(a), 1000)))
 
     # Stated, because they are simple and the series is not; beyond the scale by the inverse, as the curvature
     # would be a small difference.
