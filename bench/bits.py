@@ -190,12 +190,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.digests:
         print(json.dumps(digests(losses)))
         return 0
+    names = options.processors
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a process of its own
-        found = dict(
-            zip(options.processors, pool.map(on_processor, options.processors, repeat(losses)), strict=True)
-        )
+        found = dict(zip(names, pool.map(on_processor, names, repeat(losses)), strict=True))
     rows = table(found)
-    text = markdown(["loss", *options.processors], rows)
+    text = markdown(["loss", *names], rows)
     print(text)
     if options.markdown:
         options.markdown.write_text(text)

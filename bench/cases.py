@@ -1,6 +1,6 @@
 """The table of cases: what is measured of each loss, whoever asks.
 
-The command line, the pytest-benchmark suite and the README's tables all take their losses, shapes, arguments
+The command line, the pytest-benchmark suite and the reports all take their losses, shapes, arguments
 and bytes from here. A family says how its losses' arguments are drawn for a shape, and which shapes are worth
 measuring; losses themselves come from the registry.
 """

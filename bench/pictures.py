@@ -1,4 +1,4 @@
-"""The README's pictures, of a sweep over the sizes of all losses.
+"""The pictures of the README and of the guide, of a sweep over the sizes of all losses.
 
     python -m numbaloss.bench.pictures [--redraw] [--folder bench/results]
 

@@ -10,7 +10,7 @@ from statistics import geometric_mean
 
 from .report import markdown, read_tables
 
-ROOT = Path(__file__).parents[1].resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
 MARKS = re.compile("(?s)(?<=<!-- speed -->\n).*(?=<!-- /speed -->)")
 # A report, the beginning of a section's heading, the column of the ratio, and the words for it.
@@ -36,15 +36,8 @@ def claims() -> str:
         date, machine = text.split(", ")[:2]
         (rows,) = (rows for title, rows in read_tables(text) if title.startswith(heading))
         ratios = [r for row in rows if (r := number(row[column])) is not None]
-        lines.append(
-            [
-                f"{machine}, {date}",
-                words,
-                f"{geometric_mean(ratios):.0f}",
-                f"{min(ratios):.1f}",
-                str(len(ratios)),
-            ]
-        )
+        mean, least = f"{geometric_mean(ratios):.0f}", f"{min(ratios):.1f}"
+        lines.append([f"{machine}, {date}", words, mean, least, str(len(ratios))])
     return markdown(["machine", "float32", "PyTorch's time / ours", "least", "of"], lines)
 
 

@@ -433,14 +433,14 @@ def test_colours_differ():
     assert set(plots.MARKERS) == {OURS, *PEERS} and len(set(plots.MARKERS.values())) == 1 + len(PEERS)
 
 
-def test_the_readme_s_rows_are_cases():
+def test_rows_of_the_speed_report_are_cases():
     for work in speed.WORK:
         if work.loss in nl.registry:
             family = family_of(nl.registry[work.loss])
             assert family.ndim[0] <= len(work.shape) <= family.ndim[1]
 
 
-def test_a_row_of_the_readme(monkeypatch):
+def test_a_row_of_the_speed_report(monkeypatch):
     monkeypatch.setattr(speed, "plan", lambda sides, *_: {n: Side(c, 3) for n, c in sides.items()})
     monkeypatch.setattr(speed, "with_peers", lambda case, sides, *_: sides)
     work = speed.Work("multi_margin_loss", (32, 10), "in place", 3, jax=2, copy=0.5, memory=1e6)

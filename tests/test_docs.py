@@ -13,6 +13,7 @@ import pytest
 import numbaloss as nl
 from numbaloss import arguments, stubs
 from numbaloss import reference as oracle
+from numbaloss.bench import readme
 from numbaloss.losses import multiclass, regression
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,7 @@ OF_FUNCTION = {"PR01", "PR02"}
 
 @pytest.mark.parametrize("name", [*PUBLIC, *sorted(loss.Class.__name__ for loss in nl.registry.values())])
 def test_docstrings_follow_numpydoc(name):
-    validate = pytest.importorskip("numpydoc.validate").validate
+    validate = pytest.importorskip("numpydoc.validate", reason="numpydoc is in the extra docs").validate
     found = dict(validate(f"numbaloss.{name}")["errors"])
     left = LEFT | (OF_FUNCTION if name[0].isupper() or name.endswith("Communicator") else set())
     assert not set(found) - left, found
@@ -76,7 +77,7 @@ def test_docstrings_follow_numpydoc(name):
 
 @pytest.mark.parametrize("loss", nl.registry.values(), ids=lambda f: f.__name__)
 def test_parameters_are_documented(loss):
-    docscrape = pytest.importorskip("numpydoc.docscrape")
+    docscrape = pytest.importorskip("numpydoc.docscrape", reason="numpydoc is in the extra docs")
     text = docscrape.NumpyDocString(inspect.getdoc(loss.Class))
     named = [name.strip() for p in text["Parameters"] for name in p.name.split(",")]
     of_every_call = {"sample_weight", "normalizer", "comm", "classes"}
@@ -118,7 +119,6 @@ def test_every_loss_is_on_the_page_of_problems_and_in_the_readme():
 
 
 def test_the_readme_s_speed_is_of_the_reports():
-    readme = pytest.importorskip("numbaloss.bench.readme")
     found = readme.MARKS.search((ROOT / "README.md").read_text())
     assert found and found[0] == readme.claims(), "run python -m numbaloss.bench.readme"
 

@@ -41,6 +41,7 @@ def style(look: Theme) -> dict[str, Any]:
 
 
 def saved(figure: Figure, path: Path) -> None:
+    """Write a figure; the same one gives the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, transparent=True, metadata={"Date": None})
 
@@ -152,6 +153,7 @@ def shape(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def said_of_curve(name: str, curves: Curves, kind: str) -> str:
+    """A picture of lines in words."""
     lines: list[Line] = [line for line in curves.lines if getattr(line, kind) is not None]
     first = lines[0]
     text = f"The {kind} of {name} by {curves.axis}"
@@ -166,6 +168,7 @@ def said_of_curve(name: str, curves: Curves, kind: str) -> str:
 
 
 def said_of_panel(name: str, shown: Panel, said: str) -> str:
+    """A map in words."""
     low = np.unravel_index(int(np.argmin(shown.height)), shown.height.shape)
     high = np.unravel_index(int(np.argmax(shown.height)), shown.height.shape)
     at = [f"({shown.x[k]:.2g}, {shown.y[k]:.2g})" for k in (low, high)]

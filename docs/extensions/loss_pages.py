@@ -45,6 +45,7 @@ GROUPS = {
 
 
 def group_of(loss: Any) -> str:
+    """The key in `GROUPS` of a loss."""
     return loss.Class.__module__.rsplit(".", 1)[-1]
 
 
@@ -59,16 +60,17 @@ def signature(parameters: Any) -> str:
     return str(inspect.Signature(bare))
 
 
-def indented(text: str, by: str = "   ") -> str:
-    return textwrap.indent(text.strip("\n"), by)
+def indented(text: str) -> str:
+    """A text as the content of a directive."""
+    return textwrap.indent(text.strip("\n"), "   ")
 
 
-def image(stem: str, text: str, *, small: bool = False) -> Iterator[str]:
+def image(stem: str, text: str) -> Iterator[str]:
     """A picture in both themes."""
     for theme in ("light", "dark"):
         yield f".. image:: /pictures/{stem}-{theme}.svg"
         yield f"   :alt: {text}"
-        yield f"   :class: only-{theme}{' small' if small else ''}"
+        yield f"   :class: only-{theme}"
         yield ""
 
 
@@ -167,7 +169,7 @@ def index(losses: dict[str, Any]) -> str:
         for name, loss in losses.items():
             if group_of(loss) == group:
                 lines += [".. container:: loss-card", ""]
-                lines += [indented("\n".join(image(f"{name}-small", "", small=True))), ""]
+                lines += [indented("\n".join(image(f"{name}-small", ""))), ""]
                 lines += [f"   :doc:`{name} <{name}>`", "", f"   {summary(loss)}", ""]
     return "\n".join(lines)
 

@@ -137,6 +137,7 @@ def reach(operand: Any) -> tuple[float, float]:
 
 
 def elementwise(loss: Any) -> Curves:
+    """The first argument moves; targets are at their labels or at a typical number."""
     cls = loss.Class
     moving, *others = cls._required
     x = np.linspace(*reach(cls.operands[moving]), POINTS)
@@ -172,6 +173,7 @@ def row_target(loss: Any) -> np.ndarray:
 
 
 def rows(loss: Any) -> Curves:
+    """The score of the target's class moves, beside others of 0."""
     x = np.linspace(-6, 6, POINTS)
     scores = np.zeros((POINTS, CLASSES))
     scores[:, 0] = x
@@ -185,6 +187,7 @@ def rows(loss: Any) -> Curves:
 
 
 def linear(loss: Any) -> Curves:
+    """One feature moves, which is the score of the target's class."""
     x = np.linspace(-6, 6, POINTS)
     weight = np.zeros((CLASSES, 1))
     weight[0] = 1

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+playwright_api = pytest.importorskip("playwright.sync_api", reason="Playwright is in the extra docs")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is in the extra docs")
 
 pytestmark = pytest.mark.site
 BUILT = Path(__file__).parents[2] / "docs" / "_build"

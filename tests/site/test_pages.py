@@ -7,9 +7,8 @@ import pytest
 
 import numbaloss as nl
 
-pytest.importorskip("sphinx")
-pytest.importorskip("numpydoc")
-plots = pytest.importorskip("numbaloss.bench.plots")
+pytest.importorskip("sphinx", reason="Sphinx is in the extra docs")
+pytest.importorskip("numpydoc", reason="numpydoc is in the extra docs")
 DOCS = Path(__file__).parents[2] / "docs"
 
 
