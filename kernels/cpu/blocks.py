@@ -40,6 +40,7 @@ from .native import (
     rank_of,
     release,
     shape_of,
+    smaller,
     stack,
     store,
 )
@@ -72,7 +73,7 @@ def block_at(context, b):
     """The task of `direct`: one block."""
     c = at_address(context, 0)
     start = b * BLOCK
-    n = min(BLOCK, c[SIZE] - start)
+    n = smaller(BLOCK, c[SIZE] - start)
     moved = stack(8 * 16)
     for k in range(c[ARRAYS]):
         at_address(moved, 0)[k] = at_address(c[POINTERS], 0)[k] + start * c[ITEMSIZE]
@@ -92,7 +93,7 @@ def share_of_blocks(context, worker):
     table = stack(8 * 16)
     for b in range(worker * blocks // c[SHARES], (worker + 1) * blocks // c[SHARES]):
         start = b * BLOCK
-        n = min(BLOCK, size - start)
+        n = smaller(BLOCK, size - start)
         for pass_ in range(2):  # inputs and the places of outputs; then, after the block, outputs
             for k in range(arrays):
                 at = c[POINTERS] + 8 * LAYOUT * k
@@ -186,7 +187,7 @@ def direct(recipe, numbers, arrays, task, fork):
         by = 0.0
         for start in range(0, n, BLOCK):  # as `staged` adds them
             at = at_address(pointers, 0)[r[WEIGHTS]] + start * r[ITEM]
-            by += weights_sum(at, min(BLOCK, n - start), r[ITEM] == 4)
+            by += weights_sum(at, smaller(BLOCK, n - start), r[ITEM] == 4)
     filled = stack(8 * 32)
     scale = fill_numbers(data_of(numbers), filled, at_address(shape_of(numbers), 0)[0] - OPTIONS, by)
     if n <= BLOCK:
@@ -263,7 +264,7 @@ def staged(recipe, numbers, arrays, task, fork):
         w = at_address(layouts + 8 * LAYOUT * r[WEIGHTS], 0)
         at = layouts + 8 * LAYOUT * r[WEIGHTS]
         for start in range(0, n, BLOCK):
-            size = min(BLOCK, n - start)
+            size = smaller(BLOCK, n - start)
             shape, strides = at + 8 * SHAPE, at + 8 * STRIDES
             transfer(r[GATHER], (w[CODE], w[ADDRESS], shape, strides, w[AXES], start, scratch, size))
             by += weights_sum(scratch, size, r[ITEM] == 4)
@@ -273,7 +274,7 @@ def staged(recipe, numbers, arrays, task, fork):
     if not n:
         return 0.0 * scale, OK
     blocks = (n + BLOCK - 1) // BLOCK
-    workers = min(blocks, r[WORKERS]) if fork else 1
+    workers = smaller(blocks, r[WORKERS]) if fork else 1
     sums = allocate(16 * blocks + workers * count * room)
     if not sums:
         return 0.0, NO_MEMORY

@@ -40,7 +40,7 @@ from . import blocks
 from .arrange import lay_address, order_axes_address
 from .disk import kept_c
 from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
-from .native import LINKED
+from .native import LINKED, smaller
 from .strided import gatherer, scatterer
 from .target import (
     LOOP,
@@ -87,7 +87,7 @@ def element(k, start, part, outside, x, t, u, w, c, terms, g0, g1, g2, h, o, sca
     i = np.uintp(start + k)
     xi, ti = x[i], t[i]
     ui = zero if u is None else u[i]
-    if g0 is None:
+    if at0 is None:  # Numba would compile both branches of a test of an array
         v = value(xi, ti, ui, o)
     else:
         v, d0, h0 = at0(xi, ti, ui, o)
@@ -158,7 +158,7 @@ def loop(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, wrong):
 def entry(pointers, numbers, n, invalid):
     sums = new_lanes(LANES, 0.0)
     for start in range(0, n, RUN):
-        count = min(RUN, n - start)
+        count = smaller(RUN, n - start)
         x, t, u, w, c, terms, g0, g1, g2, h = unpack(pointers, start, count)
         run(x, t, u, w, c, terms, g0, g1, g2, h, numbers, sums, invalid)
         overwrite(pointers, start, count, (g0, g1, g2))
@@ -257,9 +257,11 @@ def _overwriter(request: Request, dtype: types.Type) -> Any:
 def checker(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> Any:
     """Whether an element's operands lie in their domains."""
 
+    anything = njit(**SCALAR)(lambda x: True)
+
     def inside(domain):
         if domain is None:
-            return njit(**SCALAR)(lambda x: True)
+            return anything
         low, high, nan = T(domain[0]), T(domain[1]), domain[2]
         if nan:
             return njit(**SCALAR)(lambda x: (not (x < low)) & (not (x > high)))

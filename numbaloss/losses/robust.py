@@ -419,16 +419,14 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
         k = math.where(limit, math.where(b == 0, 0, math.sign(alpha)), alpha / b)
         q = math.where(limit, 0, r / math.sqrt(b))
         size = abs(q)
-        w = 1 / size
-        far = size > 1
-        rest = math.log1p(math.where(far, w * w, q * q))
-        m = math.where(limit, z, b * math.where(far, 2 * math.log(size) + rest, rest))
+        w, far = 1 / size, size > 1
+        root = size * math.sqrt(1 + w * w)  # of 1 + q * q, a square that is no overflow
+        log = math.log1p(math.where(far, root - 1, q * q))
+        m = math.where(limit, z, b * math.where(far, 2 * log, log))
         # Below -1000 e**t is 0, and would meet an infinite square.
         t = math.where(k == 0, 0, math.maximum(0.5 * k * m, -1000))
         near = math.where(abs(t) < 1e-17, 0.5 * m, math.expm1(t) / k)
-        # A power is a product of two, so that no small difference is left of its curvature.
-        power = math.power(size, alpha) * math.exp(0.5 * alpha * rest)
-        return math.where(far & (abs(t) > 0.7), (power - 1) / k, near)
+        return math.where(far & (abs(t) > 0.7), (math.power(root, alpha) - 1) / k, near)
 
     @classmethod
     def _check_policy(cls, settings):
