@@ -309,6 +309,14 @@ def test_residuals_that_overflow_give_limits(name, dtype):
     assert not curvature.any()
 
 
+def test_shapes_close_to_2_do_not_overflow_before_the_square():
+    """There the loss is a huge power over a huge number: the power alone would be infinite."""
+    x, alpha = np.array([1e15, 1e18], np.float32), float(np.nextafter(np.float32(2), np.float32(0)))
+    value, slope = nl.general_robust_loss.value_and_grad(x, np.zeros_like(x), alpha=alpha, reduction="none")
+    np.testing.assert_allclose(value, 0.5 * x.astype(float) ** 2, rtol=1e-4)
+    np.testing.assert_allclose(slope, x, rtol=1e-4)
+
+
 def test_they_are_scikit_learns(rng):
     """Its losses of the raw predictions, up to what depends on the target alone; slopes are the same."""
     losses = pytest.importorskip("sklearn._loss.loss")

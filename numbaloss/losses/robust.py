@@ -420,13 +420,17 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
         q = math.where(limit, 0, r / math.sqrt(b))
         size = abs(q)
         w, far = 1 / size, size > 1
-        root = size * math.sqrt(1 + w * w)  # of 1 + q * q, a square that is no overflow
-        log = math.log1p(math.where(far, root - 1, q * q))
+        root = math.sqrt(1 + w * w)  # times `size` of 1 + q * q, a square that is no overflow
+        log = math.log1p(math.where(far, size * root - 1, q * q))
         m = math.where(limit, z, b * math.where(far, 2 * log, log))
         # Below -1000 e**t is 0, and would meet an infinite square.
         t = math.where(k == 0, 0, math.maximum(0.5 * k * m, -1000))
         near = math.where(abs(t) < 1e-17, 0.5 * m, math.expm1(t) / k)
-        return math.where(far & (abs(t) > 0.7), (math.power(root, alpha) - 1) / k, near)
+        # Close to 2 both the power and k are huge: the power is of r's multiple, not of q's.
+        close = b < 1
+        power = math.power(math.where(close, abs(r), size) * root, alpha)
+        factor = math.where(close, math.power(b, 0.5 * (2 - alpha)) / alpha, 1 / k)
+        return math.where(far & (abs(t) > 0.7), factor * power - 1 / k, near)
 
     @classmethod
     def _check_policy(cls, settings):
