@@ -29,8 +29,10 @@ def pytest_addoption(parser):
     parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of the site's pages")
 
 
-@pytest.hookimpl(trylast=True)  # once markers have selected
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
+    mark_more(items)
+    yield  # `-m` selects
     every, seen = config.getoption("every"), Counter()
     if every > 1:
         kept, left = [], []
@@ -40,6 +42,18 @@ def pytest_collection_modifyitems(config, items):
             seen[module] += 1
         config.hook.pytest_deselected(items=left)
         items[:] = kept
+
+
+def mark_more(items):
+    """Mark cases of a test that is `thin`, but for some, as `more`."""
+    seen = Counter()
+    for item in items:
+        thin = item.get_closest_marker("thin")
+        if thin and not item.get_closest_marker("sweep"):
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % thin.args[0]:
+                item.add_marker(pytest.mark.more)
+            seen[test] += 1
 
 
 @pytest.fixture(params=sweep(ELEMENTWISE, *KEPT))

@@ -95,6 +95,7 @@ Plain = enum.Enum("Plain", {"SUM": "sum"}, type=str)  # whose str() is "Plain.SU
 
 
 @pytest.mark.parametrize("value", ["sum", np.str_("sum"), Reduction.SUM, Plain.SUM])
+@pytest.mark.thin(4)
 def test_strings_of_any_kind(value):
     """Whatever was called before: an equal string finds no other's answer."""
     x = np.array([1.0, 2.0])

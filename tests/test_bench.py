@@ -237,6 +237,7 @@ def test_relative_errors():
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.thin(2)
 def test_in_place_stays_in_the_domain(mode):
     case = Case("binary_cross_entropy", (100,), mode=mode, in_place=True)
     row = measure.measure(case, HOST, budget=0.001)
@@ -484,6 +485,7 @@ def test_gpu_needs_the_checkout(capsys, monkeypatch, tmp_path):
     assert "run this where" in capsys.readouterr().err
 
 
+@pytest.mark.more
 def test_gpu_table(capsys, monkeypatch, tmp_path):
     work = (
         gpu.Work("mse_loss", (1 << 21,), "float32", True, 0.9),

@@ -148,6 +148,23 @@ def test_xgboost_grows_the_trees_of_its_own_objectives(kind, weights):
     )
 
 
+def test_memory_is_taken_again_where_nobody_has_it(rng):
+    """What a caller still has, or a view of, stays as it is."""
+    objective, y = nl.boosting.xgboost(nl.MSELoss()), np.zeros(1000, np.float32)
+    data = SimpleNamespace(get_label=lambda: y, get_weight=lambda: None)
+    first, second = (rng.normal(size=1000).astype(np.float32) for _ in range(2))
+    address = objective(first, data)[0].ctypes.data
+    assert objective(second, data)[0].ctypes.data == address
+    pair = objective(first, data)
+    kept = objective(second, data)[0][::2]
+    objective(np.ones(1000, np.float32), data)
+    np.testing.assert_array_equal(pair[0], 2 * first)
+    np.testing.assert_array_equal(pair[1], 2)
+    np.testing.assert_array_equal(kept, 2 * second[::2])
+    again = copy.deepcopy(objective)(first, data)
+    np.testing.assert_array_equal(again[0], 2 * first)
+
+
 LIGHTGBM = {
     "squares": ("regression", {}, 1.0),
     "logistic": ("binary", {}, 1.0),

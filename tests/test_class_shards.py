@@ -64,6 +64,7 @@ def shared(loss, x, y, n, mode="value_and_grad", **options):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("classes", [23, 3000])
 @pytest.mark.parametrize("name", sweep(LOSSES, "plain", "weights", "softcap", "own"))
+@pytest.mark.thin(8)
 def test_ranks_get_what_one_gets(name, classes, dtype, rng):
     """No further from exact numbers than one rank is, but for a rounding."""
     loss, x, y, options = drawn(name, classes, dtype, rng)
@@ -244,6 +245,7 @@ def test_what_is_wrong_raises_on_all(wrong, rng):
 @pytest.mark.parametrize(
     "options", [{}, {"label_smoothing": 0.1, "softcap": 5.0, "weight": 1, "sample_weight": 1}]
 )
+@pytest.mark.thin(4)
 def test_linear_layer(n, options, rng):
     """The rows of its weight are shared out; the gradient by the input is added up."""
     x, w, bias = rng.normal(size=(40, 6)), rng.normal(size=(25, 6)), rng.normal(size=25)

@@ -255,6 +255,7 @@ def test_check_survives_a_loss_that_raises(run, monkeypatch):
     assert code == 1 and "FAILED mse_loss float64 cpu: ZeroDivisionError: division by zero" in out
 
 
+@pytest.mark.more
 def test_warmup_is_found_by_the_next_process(python, tmp_path):
     script = (
         "from numbaloss.cli import main\n"

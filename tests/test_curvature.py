@@ -50,6 +50,7 @@ NEW = "curvature", "floor"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.thin(2)
 def test_majorizer_of_a_residual_is_slope_over_residual(pair, dtype):
     x, t = (a.astype(dtype) for a in pair)
     r = (x - t).astype(np.float64)
@@ -95,6 +96,7 @@ def test_stated_majorizer_of_logits():
     np.testing.assert_allclose(got, wanted, rtol=1e-14)
 
 
+@pytest.mark.more
 def test_fisher_is_the_mean_over_the_model_s_targets():
     x = np.array([-3.0, 0.2, 1.5])
     p = 1 / (1 + np.exp(-x))
@@ -109,6 +111,7 @@ def test_fisher_is_the_mean_over_the_model_s_targets():
     np.testing.assert_allclose(got, (1 - p) * each[0] + p * each[1], rtol=1e-12)
 
 
+@pytest.mark.more
 def test_fisher_of_counts_and_gaussians():
     x = np.array([0.5, 2.0, 7.0])
     mean = curvature_of(nl.poisson_nll_loss, x, x * (x + 1e-8), log_input=False)  # any with this mean
@@ -134,6 +137,7 @@ def test_absolute_and_gradient(pair):
     np.testing.assert_array_equal(curvature_of(nl.poisson_nll_loss, x, t, curvature="gradient"), abs(slope))
 
 
+@pytest.mark.more
 def test_floor_is_before_what_multiplies(pair, rng):
     x, t = pair
     w = rng.uniform(0, 2, x.size)
@@ -169,6 +173,7 @@ ALWAYS = ("rows", False), ("columns", True)  # the others compile as much again
         for q in (False, True)
     ],
 )
+@pytest.mark.thin(2)
 def test_class_scores(shape, probabilities, rng):
     x, target, mass = scores(shape, rng, probabilities)
     rows = shape[:1] + shape[2:]
@@ -199,6 +204,7 @@ def test_class_scores(shape, probabilities, rng):
             np.testing.assert_allclose(got[2], right, rtol=1e-10, atol=1e-14, err_msg=f"{curvature} {floor}")
 
 
+@pytest.mark.more
 def test_class_scores_in_float32_with_class_weights(rng):
     x, y = rng.normal(size=(30, 4)).astype(np.float32), rng.integers(0, 4, 30)
     weight = np.array([1, 0, 2, 0.5], np.float32)

@@ -134,6 +134,7 @@ def test_float32_stays_float32():
 
 
 @pytest.mark.parametrize("wrt", ["input", "target", "third"])
+@pytest.mark.thin(3)
 def test_three_operands(wrt):
     x, t = data()
     u = np.abs(t) + 0.5

@@ -56,6 +56,7 @@ def derivative(function, point, *orders):
         (everything, everything_exactly, (2.5, -1.25, 0.75)),
     ],
 )
+@pytest.mark.thin(3)
 def test_gradient_and_hessian(function, exactly, point):
     value, gradient, hessian = nl.derive(function, order=2)(*point)
     assert nl.derive(function)(*point) == (value, gradient)
@@ -89,6 +90,7 @@ def derived_of(name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", POINTS)
+@pytest.mark.thin(6)
 def test_functions_of_the_library(name, dtype):
     """Each number to its own last digits, in the tails too."""
     info = np.finfo(dtype)
@@ -200,6 +202,7 @@ def censored_exactly(y, mean, scale):
     return -(((y - mean) / scale) ** 2) / 2 - mp.log(scale) - mp.log(2 * mp.pi) / 2
 
 
+@pytest.mark.more
 def test_jacobian_and_hessian_of_a_distribution_in_compiled_code():
     """As https://github.com/numba/numba/issues/8565 asks: of functions from `math`, through an ``if``."""
     derived = nl.derive(censored, order=2)

@@ -163,6 +163,7 @@ def test_a_user_who_can_write_nowhere(python, container, names):
     assert not files(container, ".nbi")
 
 
+@pytest.mark.more
 def test_compiled_files_alone(python, container):
     """An installation without its source: kernels live in memory."""
     import compileall

@@ -92,6 +92,7 @@ def joined(name, wrt, parts):
 
 
 @pytest.mark.parametrize("name", sweep(registry, *KINDS, "triplet_margin_loss", "multi_margin_loss"))
+@pytest.mark.thin(7)
 def test_count_is_what_the_mean_divides_by(name, rng):
     loss, arrays, options = drawn(name, np.float64, rng)
     for given in (options, {n: v for n, v in options.items() if n != "sample_weight"}):
@@ -121,6 +122,7 @@ def spacing(x):
     "dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__
 )
 @pytest.mark.parametrize("name", sweep(registry, *KINDS, "huber_loss"))
+@pytest.mark.thin(8)
 def test_ranks_get_what_one_gets(name, dtype, rng):
     """Value and gradients of 1 to 8 ranks, some without rows, with weights, ignored rows, smoothing."""
     loss, arrays, options = drawn(name, dtype, rng)

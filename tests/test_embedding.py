@@ -78,6 +78,7 @@ def torch_options(name, options):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @ALL
+@pytest.mark.thin(8)
 def test_torch(name, shape, dtype, torch):
     import torch.nn.functional as F
 
@@ -103,6 +104,7 @@ def test_torch(name, shape, dtype, torch):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("shape", sweep(SHAPES, *SHAPES[::2]), ids=str)
 @ALL
+@pytest.mark.thin(6)
 def test_reference(name, shape, dtype):
     if name == "cosine_embedding_loss" and len(shape) > 2:
         shape = (6, 4)

@@ -94,6 +94,7 @@ DOMAINS = [
 @pytest.mark.parametrize(
     ("function", "name", "values", "wanted"), DOMAINS, ids=[f"{d[0].__name__}-{d[1]}" for d in DOMAINS]
 )
+@pytest.mark.thin(3)
 def test_out_of_domain(function, name, values, wanted, rng):
     for shape, index in [((), ""), ((9,), "[7]"), ((5, 4), "[3, 1]")]:
         for value in values:
@@ -107,6 +108,7 @@ def test_out_of_domain(function, name, values, wanted, rng):
                         call(**{**arrays, name: spoiled}, **more)
 
 
+@pytest.mark.more
 def test_out_of_domain_leaves_the_input_as_it_was(rng):
     for function in (nl.binary_cross_entropy, nl.gaussian_nll_loss):
         arrays = testing.samples(function, rng, (40,))

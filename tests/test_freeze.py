@@ -151,6 +151,7 @@ def test_a_function_whose_code_is_replaced():
     assert value(Squares.function) == 1.25
 
 
+@pytest.mark.more
 def test_other_families():
     scores, labels = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]]), np.array([0, 1])
     config = module("config", SCALE=1.0)

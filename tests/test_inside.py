@@ -88,6 +88,7 @@ def test_jit_in_a_prange_over_rows():
         np.testing.assert_array_equal(g[k], gradient)
 
 
+@pytest.mark.more
 def test_jit_in_place_and_on_any_layout():
     jit = nl.mse_loss.jit
 

@@ -129,6 +129,7 @@ def test_in_a_prange(name):
 
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "nll_loss"))
+@pytest.mark.more
 def test_in_float64_with_weights_and_in_place(name):
     loss = LOSSES[name]
     rng = np.random.default_rng(2)
@@ -266,6 +267,7 @@ X, Y = np.ones((3, 4), "f4"), np.zeros(3, "i8")
         ]
     ),
 )
+@pytest.mark.thin(3)
 def test_what_cannot_be_is_an_error_of_types(loss, arguments, message):
     with pytest.raises(TypingError, match=message):
         loss.jit(*arguments)

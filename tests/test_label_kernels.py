@@ -104,6 +104,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("functions", (LINEAR, SQUARED, LISTS), ids=("p=1", "p=2", "many"))
 @pytest.mark.parametrize("shape", ((1, 1), (5, 1), (64, 10), (6, 5000)), ids=str)
+@pytest.mark.thin(6)
 def test_margins(functions, shape, rng):
     x, y = draw(functions, shape, rng)
     margin = 1.0 if functions is LISTS else 0.75
@@ -182,6 +183,7 @@ def expected_nll(x, y, weight, sample_weight):
 
 
 @pytest.mark.parametrize("shape", ((1, 1), (64, 10), (4, 3, 5), (2, 3, 4, 5)), ids=str)
+@pytest.mark.thin(4)
 def test_nll(shape, rng):
     rows = shape[:1] + shape[2:]
     x, y = rng.normal(size=shape), rng.integers(0, shape[1], rows)
@@ -288,6 +290,7 @@ def prepared_calls(loss, rng):
 
 
 @pytest.mark.parametrize("loss", (nl.multi_margin_loss, nl.multilabel_margin_loss, nl.nll_loss))
+@pytest.mark.thin(3)
 def test_calls_seen_before_go_straight_to_the_driver(loss, rng, monkeypatch):
     for call in prepared_calls(loss, rng):
         arrays, options = call((5, 4))

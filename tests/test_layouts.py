@@ -153,6 +153,7 @@ def test_out_of_any_layout(shape, dtype, rng):
 
 @pytest.mark.parametrize("shape", [(6, 8), PARALLEL], ids=["small", "parallel"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.thin(6)
 def test_in_place(shape, dtype, rng):
     x, y = (rng.normal(size=shape).astype(dtype) for _ in range(2))
     value, gradient = loss.value_and_grad(x, y)
@@ -173,6 +174,7 @@ def test_in_place(shape, dtype, rng):
                 np.testing.assert_array_equal(again, loss(x, y, reduction="none"))
 
 
+@pytest.mark.more
 def test_in_place_of_both_inputs_and_of_one_of_them(rng):
     x1, x2 = rng.normal(size=(2, 40))
     y = rng.choice([-1.0, 1.0], 40)
@@ -279,6 +281,7 @@ def test_two_outs_that_overlap(rng):
             nl.margin_ranking_loss.grad(x, y, np.ones(40), out=bad)
 
 
+@pytest.mark.more
 def test_what_is_out_of_the_domain_leaves_the_input_as_it_was(rng):
     """The check comes before the first element is overwritten, on every path through the drivers."""
     for size, dtype in itertools.product((40, 2 * PARALLEL_FROM), (np.float64, np.float16)):

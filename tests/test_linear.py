@@ -75,6 +75,7 @@ def close(got, expected, dtype, message=""):
     ("batch", "inner", "kind", "dtype"),
     some([(*s, k, d) for d in TOLERANCE for s in SHAPES for k in ("indices", "probabilities")], 9),
 )
+@pytest.mark.thin(2)
 def test_torch_and_reference(batch, inner, kind, dtype, torch):
     """Values, and gradients by every argument, in one chunk and in many."""
     import torch.nn.functional as F
@@ -250,6 +251,7 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
 @pytest.mark.parametrize("chunking", CHUNKS, ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("inner", [(), (3,)], ids=str)
+@pytest.mark.thin(4)
 def test_in_place(inner, kind, chunking):
     """Each gradient over its own argument, and all of them at once."""
     arrays = sample((13,), inner, kind)
@@ -704,6 +706,7 @@ def test_class_pickles_and_copies():
     )
 
 
+@pytest.mark.more
 def test_rows_of_a_class_without_weight_keep_their_squared_logsumexp():
     arrays = sample((6,), seed=3)
     arrays["target"][:3] = 2

@@ -34,10 +34,12 @@ def cases(loss, rng, dtype=np.float64):
 @pytest.mark.parametrize(
     "loss", sweep(CHECKED, nl.mse_loss, nl.binary_cross_entropy), ids=lambda f: f.__name__
 )
+@pytest.mark.thin(2)
 def test_check_loss(loss):
     testing.check_loss(loss)
 
 
+@pytest.mark.thin(4)
 def test_values_match_the_reference(loss, rng):
     for case in cases(loss, rng):
         wanted = oracle(case, reduction="none")
@@ -49,6 +51,7 @@ def test_values_match_the_reference(loss, rng):
             case.agree(reduction, got, expected, 1e-13 * np.abs(wanted).sum())
 
 
+@pytest.mark.thin(4)
 def test_gradients_match_the_references_differences(loss, rng):
     for case in cases(loss, rng):
         for name in case.floating:
@@ -64,6 +67,7 @@ def test_gradients_match_the_references_differences(loss, rng):
 
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float16, "bfloat16"], np.float32, "bfloat16"))
+@pytest.mark.thin(8)
 def test_narrow_values_are_within_their_rounding_of_the_reference(loss, rng, dtype, request):
     if dtype == "bfloat16":
         dtype = request.getfixturevalue("bfloat16")
@@ -307,6 +311,7 @@ def test_empty(loss, shape, rng):
 
 
 @pytest.mark.parametrize("loss", sweep(NAMES, "kl_div", "margin_ranking_loss"), indirect=True)
+@pytest.mark.thin(2)
 def test_wrt_gives_an_array_for_a_name_and_a_tuple_for_a_tuple(case):
     names = case.floating
     _, wanted = case.term_gradients()
@@ -328,6 +333,7 @@ def test_default_wrt():
     assert nl.gaussian_nll_loss.grad(x, x, x).shape == (3,)
 
 
+@pytest.mark.thin(4)
 def test_class_equals_function(loss, rng):
     for case in cases(loss, rng):
         required = [case.arrays[n] for n in case.arrays if n not in loss.Class.fields]
@@ -458,6 +464,7 @@ class NowhereSmooth(nl.ElementwiseLoss):
         (NowhereSmooth, "kinks"),
     ],
 )
+@pytest.mark.thin(3)
 def test_check_loss_finds(definition, message):
     with pytest.raises(AssertionError, match=message):
         testing.check_loss(definition)

@@ -252,6 +252,7 @@ def exact_gamma(name, x):
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", GAMMA)
+@pytest.mark.thin(4)
 def test_gamma_error(name, dtype, fused):
     rng = np.random.default_rng(4)
     # Zeros, and where the ways to compute change; poles on the other side.
@@ -427,6 +428,7 @@ def test_xlogy(dtype):
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", [*UNARY, *BINARY])
+@pytest.mark.thin(6)
 def test_plain_python_agrees_and_keeps_the_dtype(name, dtype):
     rng = np.random.default_rng(3)
     function = getattr(math, name)

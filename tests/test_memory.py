@@ -34,6 +34,7 @@ def test_a_released_block_is_used_again():
     assert b.shape == SHAPE and b.dtype == F32 and b.flags.carray
 
 
+@pytest.mark.more
 def test_a_view_keeps_its_block():
     a = memory.empty(SHAPE, F32)
     where, view = address(a), a.reshape(2, -1)[1, ::7]
@@ -60,6 +61,7 @@ def test_gradients_of_successive_calls_are_distinct():
     assert (first == 2).all() and (second == 4).all()
 
 
+@pytest.mark.more
 def test_threads_never_share_a_block():
     failures = []
 

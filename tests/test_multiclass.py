@@ -79,6 +79,7 @@ def gradient_of(loss, x, target, grad_output=None, **options):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.thin(6)
 def test_reference_and_torch(kind, shape, dtype, torch):
     """Values, and gradients by every argument that PyTorch differentiates."""
     import torch.nn.functional as F

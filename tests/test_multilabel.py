@@ -55,6 +55,7 @@ def floats_as(dtype, *arrays):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 @pytest.mark.parametrize("batched", (True, False))
+@pytest.mark.thin(5)
 def test_torch(case, dtype, reduction, batched, torch):
     function, x, y, options = case
     x, y = floats_as(dtype, x, y) if batched else floats_as(dtype, x[1], np.asarray(y[1]))
@@ -136,6 +137,7 @@ COMMON = {
 
 @pytest.mark.parametrize("common", COMMON)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.thin(5)
 def test_reference(case, common, reduction, rng):
     function, x, y, options = case
     common = dict(COMMON[common])

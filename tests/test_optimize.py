@@ -71,6 +71,7 @@ LINEAR = [
 
 @pytest.mark.parametrize(("loss", "options"), LINEAR, ids=lambda x: getattr(x, "__name__", ""))
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.thin(5)
 def test_derivatives_by_a_linear_models_parameters(loss, options, weighted):
     X, y, w = regression()
     options = {**options, "sample_weight": w} if weighted else options
@@ -175,6 +176,7 @@ def test_sparse_matrices():
             np.testing.assert_allclose(o.hessp(x, x), dense.hessp(x, x), rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.more
 def test_other_softmaxes_have_no_hessian():
     X, y = classes()[:2]
     x = np.random.default_rng(5).normal(size=12)
@@ -276,6 +278,7 @@ THEIRS = {"huber": nl.huber_loss, "soft_l1": soft_l1, "cauchy": cauchy, "linear"
 
 
 @pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.thin(4)
 def test_least_squares_with_scipys_losses(name):
     rng = np.random.default_rng(8)
     t = np.linspace(0, 3, 60)
@@ -333,6 +336,7 @@ def test_rho_of_a_kink_and_of_log_cosh():
     np.testing.assert_allclose(second[:4], -1 / 3, rtol=1e-5)
 
 
+@pytest.mark.more
 def test_what_is_no_loss_of_residuals_is_refused():
     with pytest.raises(
         ValueError, match="rho: loss must be the same for a residual and its negative, and quan"

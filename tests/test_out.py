@@ -50,6 +50,7 @@ def as_tuple(x):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.thin(6)
 def test_a_narrower_out_has_the_rounded_gradient(name, layout, rng, bfloat16):
     loss, arrays, options = getattr(nl, name), drawn(name, rng), LOSSES[name]
     value, gradients = loss.value_and_grad(**arrays, **options)

@@ -157,6 +157,7 @@ print(len(compiled))
     assert first > 0 and second == 0
 
 
+@pytest.mark.more
 def test_an_edited_definition_is_not_stale(python, tmp_path):
     script = """
 import numpy as np, numbaloss as nl
@@ -174,6 +175,7 @@ print(float(scaled(np.ones(4), np.zeros(4))))
         assert float(lines[-1]) == scale * factor * power
 
 
+@pytest.mark.more
 def test_a_definition_that_moved_to_another_module_loads_from_the_cache(python, tmp_path):
     script = """
 import sys, types

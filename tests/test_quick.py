@@ -185,6 +185,7 @@ def test_numbers_that_are_arrays_are_not_remembered(rng):
 @pytest.mark.parametrize(
     "more", sweep([{}, {"reduction": "none"}, {"sample_weight": True}, {"out": True}], {}), ids=str
 )
+@pytest.mark.thin(4)
 def test_what_is_remembered_of_a_call_holds_no_array(name, more):
     """Thousands of signatures are remembered, as many as a loss scale has values."""
     loss = nl.registry[name]

@@ -295,6 +295,7 @@ def of_scores(log_probs, **arguments):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.thin(6)
 def test_gradient_agrees_with_torch(torch, name):
     loss = of_scores if name == "ctc_loss" else getattr(reference, name)
     checked = 0

@@ -86,6 +86,7 @@ def points(name, dtype):
     ids=["some", "float64", "float32"],
 )
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.thin(6)
 def test_value_slope_and_curvature_are_the_mathematics(name, dtype, every):
     """Apart by a few roundings of a result, and by what a rounding of the residual, or input, moves it."""
     loss, definition, info = nl.registry[name], getattr(exact, name), np.finfo(dtype)
@@ -143,6 +144,7 @@ def test_which_losses_are_of_the_residual(rng):
 # ---- quantiles -------------------------------------------------------------------------------------
 
 
+@pytest.mark.more
 def test_several_quantiles_at_once(rng):
     x, y, levels = rng.normal(size=(30, 3)), rng.normal(size=(30, 1)), np.array([0.1, 0.5, 0.9])
     value, gradient = nl.quantile_loss.value_and_grad(x, y, quantiles=levels, reduction="none")
@@ -204,6 +206,7 @@ DOMAINS = [
 
 
 @pytest.mark.parametrize(("name", "argument", "value", "wanted"), DOMAINS)
+@pytest.mark.thin(5)
 def test_elements_out_of_the_domain(name, argument, value, wanted):
     arrays = {"input": np.ones(3), "target": np.ones(3)}
     arrays[argument][1] = value
@@ -293,6 +296,7 @@ def test_focal_far_off_is_finite_by_every_argument():
 
 @pytest.mark.parametrize("name", ["arctan_loss", "geman_mcclure_loss", "fair_loss"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.thin(6)
 def test_residuals_that_overflow_give_limits(name, dtype):
     """Bounded losses are at their bound, without slope; Fair's loss is linear, by its scale."""
     loss, big = nl.registry[name], np.finfo(dtype).max

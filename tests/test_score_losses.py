@@ -43,6 +43,7 @@ def test_check_loss(name):
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "focal_cross_entropy"))
 @pytest.mark.parametrize("shape", [(7,), (12, 9), (4, 80), (2, 5, 3)], ids=str)
+@pytest.mark.thin(4)
 def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
     loss, oracle = LOSSES[name], getattr(reference, name)
     arrays = testing.samples(loss, rng, shape)
@@ -82,6 +83,7 @@ def test_a_certain_class_has_no_gradient(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], np.float32))
+@pytest.mark.more
 def test_an_impossible_class_has_the_gradient_of_cross_entropy(dtype):
     """Where its probability is zero, exactly: the loss is infinite, but for one that is bounded."""
     x, y = np.array([[0.0, -np.inf, 1.0]], dtype), np.array([1])
@@ -97,6 +99,7 @@ def test_an_impossible_class_has_the_gradient_of_cross_entropy(dtype):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.more
 def test_limits_of_the_options(rng):
     x, y = 3 * rng.normal(size=(9, 6)), rng.integers(0, 6, 9)
     value, gradient = nl.cross_entropy.value_and_grad(x, y)
@@ -113,6 +116,7 @@ def test_limits_of_the_options(rng):
 
 
 @pytest.mark.parametrize("name", OF_ONE_CLASS)
+@pytest.mark.thin(3)
 def test_rows_of_weight_zero_and_ignored_rows_count_nothing(name, rng):
     loss = LOSSES[name]
     x, y = rng.normal(size=(6, 4)), np.array([0, 1, 2, 3, -100, 1])

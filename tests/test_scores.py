@@ -224,6 +224,7 @@ def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
 @pytest.mark.parametrize("name", ["cross_entropy", "z_loss"])
+@pytest.mark.thin(6)
 def test_gradients_by_probabilities_and_class_weights(name, shape, rng):
     p = problem_of(name, shape, "smoothed", True, rng)
     outs = {"input": np.empty(shape), "target": np.empty(shape)}
@@ -280,6 +281,7 @@ def test_threads_and_place_do_not_change_bits(shape, rng):
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
+@pytest.mark.thin(3)
 def test_rows_that_count_nothing_are_not_read(shape, rng):
     for name, bad in product(["cross_entropy", "focal", "z_loss"], [np.nan, np.inf, -np.inf]):
         p = weighted(problem_of(name, shape, "rows", False, rng), divisor=None)

@@ -155,6 +155,7 @@ def test_class_scores_in_one_pass():
     np.testing.assert_allclose(plain.grad(x, q), (softmax(x) - q) / 40, rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.more
 def test_parts_of_several_kinds():
     """Each mean has its own divisor: the class weights of rows that count, or the number of rows."""
     x, y = classes()
@@ -211,6 +212,7 @@ def test_reductions_may_differ():
         nl.MSELoss(reduction="none") + nl.L1Loss()
 
 
+@pytest.mark.more
 def test_gradients_that_parts_state_themselves():
     """BCE's slope at 0 and 1 is stated; a sum keeps it, and that of the others by differentiation."""
     p, q = np.array([0.0, 0.3, 1.0]), np.array([0.0, 0.5, 0.2])
@@ -343,6 +345,7 @@ def test_inside_compiled_code():
     np.testing.assert_allclose([one, mean], [terms[0], terms.mean()], rtol=1e-13)
 
 
+@pytest.mark.more
 def test_kernels_of_sums_are_kept_on_disk(tmp_path):
     """Another process finds them, whatever the factors."""
     script = """

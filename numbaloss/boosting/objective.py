@@ -34,6 +34,7 @@ class Objective:
         self.how: dict[str, Any] = {n: v for n, v in how.items() if v is not None}
         kind: Any = type(self.loss)
         kind._check_policy(kind._settings(VALUE_GRAD_HESS, {**self.loss._given, **self.how}))
+        self.spare = Spare()
 
     def __repr__(self) -> str:
         return f"{self.host}({', '.join([repr(self.loss), *(f'{k}={v!r}' for k, v in self.how.items())])})"
@@ -75,11 +76,13 @@ class Objective:
             Receives both. Without it they are float32 and lie in memory as the raw scores do.
         """
         raw, target, weight = self.arranged(raw, target, weight)
-        if out is None:
-            out = np.empty_like(raw, dtype=np.float32), np.empty_like(raw, dtype=np.float32)
-        if not raw.shape[0]:
-            return out
-        self.loss.value_grad_hess(raw, target, out=out, **self.how, **weighing(weight))
+        given = out
+        if given is None:
+            out = self.spare.take(raw)
+        if raw.shape[0]:
+            self.loss.value_grad_hess(raw, target, out=out, **self.how, **weighing(weight))
+        if given is None:
+            self.spare.keep(*out)
         return out
 
     def mean(self, raw: Any, target: Any, weight: Any = None) -> float:
@@ -201,6 +204,41 @@ class Objective:
         return minimum(sums, start - start.mean(), total)
 
 
+class Spare:
+    """The arrays that were given last, for the next round: to touch new memory takes as long as the pass.
+
+    They are taken again if nobody else has one of them, or a view of it.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[list[np.ndarray]] = []
+
+    def __reduce__(self) -> Any:
+        return Spare, ()
+
+    def take(self, raw: Any) -> tuple[Any, Any]:
+        """Return two float32 arrays that lie in memory as the raw scores do."""
+        new = [np.empty_like(raw[:0], dtype=np.float32), np.empty_like(raw[:0], dtype=np.float32)]
+        try:
+            pair = self.pairs.pop()  # at once, so that no two threads get it
+        except IndexError:
+            pair = new
+        laid = tuple(n // raw.itemsize * 4 for n in raw.strides)
+        if pair[0].shape == raw.shape and pair[0].strides == laid and references(pair) == references(new):
+            return pair[0], pair[1]
+        return np.empty_like(raw, dtype=np.float32), np.empty_like(raw, dtype=np.float32)
+
+    def keep(self, gradient: Any, curvature: Any) -> None:
+        """Have a pair for a later round."""
+        if isinstance(gradient, np.ndarray):  # CuPy keeps memory itself
+            self.pairs[:] = [[gradient, curvature]]
+
+
+def references(pair: list[Any]) -> list[int]:
+    """Return how many there are to each array, as seen from here."""
+    return [sys.getrefcount(array) for array in pair]
+
+
 def criterion_of(host: str, loss: Any, options: dict[str, Any]) -> Loss:
     """Return a summed criterion, of a function with options or a criterion; refuse what trees cannot fit."""
     if isinstance(loss, LossFunction):
@@ -248,8 +286,9 @@ def labels_of(name: str, target: Any) -> Any:
         return target
     with np.errstate(invalid="ignore"):
         labels = target.astype(np.int32)
-    if (labels != target).any():
-        wrong = target[labels != target][0]
+    exact = labels.astype(target.dtype) == target  # a comparison of two dtypes is slow
+    if not exact.all():
+        wrong = target[~exact][0]
         raise ValueError(f"{name}: target must hold class numbers, got {wrong}")
     return labels
 

@@ -134,6 +134,7 @@ def budget(scalars, request, code, vectors):
 @pytest.mark.parametrize(
     "k", sweep(range(len(COVERING)), 0), ids=lambda k: "-".join(map(str, COVERING[k][:2]))
 )
+@pytest.mark.thin(6)
 def test_covering(name, k):
     what, code, cc, vectors = COVERING[k]
     check(*compiled(name, k, what, code, cc, vectors), code, vectors)
@@ -152,6 +153,7 @@ OWN = [
 
 @pytest.mark.parametrize("code, cc", some([(FLOAT32, HOPPER), (FLOAT32, AMPERE), (FLOAT64, HOPPER)]))
 @pytest.mark.parametrize("scalars, what", OWN, ids=lambda x: getattr(x, "name", x))
+@pytest.mark.thin(7)
 def test_arithmetic_that_losses_are_made_of(scalars, what, code, cc):
     request, summed, divided = REQUESTS[what]
     request = request._replace(wrt=request.wrt[: scalars.arity])
@@ -169,6 +171,7 @@ def test_exhaustive(name, what, code, cc, vectors):
 
 @pytest.mark.parametrize("cc", [AMPERE, HOPPER])
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
+@pytest.mark.thin(8)
 def test_sums(code, cc):
     for vectors in (True, False):
         binary = reduce.compile_sums(code, cc, vectors)
@@ -187,6 +190,7 @@ def test_sums(code, cc):
     "dtype, to, axes",
     [("float32", "bfloat16", 3), ("float64", "float32", 1), ("bool", "float16", 2), ("int32", "int64", 2)],
 )
+@pytest.mark.thin(8)
 def test_copies(dtype, to, axes, cc, bfloat16):
     to = bfloat16 if to == "bfloat16" else np.dtype(to)
     for wide in (False, True):
@@ -215,6 +219,7 @@ BINARY = (nm.power, nm.xlogy, nm.maximum, nm.minimum, nm.logaddexp, nm.arctan2)
 
 
 @pytest.mark.parametrize("f", [*UNARY, *BINARY, nm.where], ids=lambda f: f.__name__)
+@pytest.mark.thin(4)
 def test_math_in_float32(f):
     def unary(x, y):
         y[0] = f(x[0]) * x[1]

@@ -112,6 +112,7 @@ SELECTED = [
 
 
 @pytest.mark.parametrize("name, what, dtype, cc, vectors", some(SELECTED))
+@pytest.mark.thin(5)
 def test_softmax(name, what, dtype, cc, vectors):
     softmax_compiled(name, what, dtype, cc, vectors)
 
@@ -155,6 +156,7 @@ DEFINED = [
 
 
 @pytest.mark.parametrize("name, what, dtype, cc, vectors, definition", some(DEFINED))
+@pytest.mark.thin(5)
 def test_definitions_of_scores(name, what, dtype, cc, vectors, definition):
     softmax_compiled(name, what, dtype, cc, vectors, functions_of(definition))
 
@@ -216,6 +218,7 @@ SELECTED_MARGINS = [
 
 
 @pytest.mark.parametrize("loss, variant, what, dtype, cc, vectors", some(SELECTED_MARGINS))
+@pytest.mark.thin(4)
 def test_margins(loss, variant, what, dtype, cc, vectors):
     margins_compiled(loss, variant, what, dtype, cc, vectors)
 
@@ -240,6 +243,7 @@ def nll_compiled(given, dtype, cc, variant, vectors):
 
 
 @pytest.mark.parametrize("variant, vectors", NLL_LAYOUTS)
+@pytest.mark.thin(8)
 def test_nll(variant, vectors):
     k = 3 * [TEAM, BLOCK, SPLIT, COLUMNS].index(variant) + 5 * vectors
     nll_compiled(*NLL[k % len(NLL)], variant, vectors)
@@ -324,6 +328,7 @@ def triplets_compiled(what, variant, dtype, cc, vectors_):
         ]
     ),
 )
+@pytest.mark.thin(3)
 def test_vectors(what, variant, dtype, cc, vectors_):
     triplets_compiled(what, variant, dtype, cc, vectors_)
 
@@ -358,6 +363,7 @@ OF_VECTORS = [
     sweep(OF_VECTORS, *OF_VECTORS[::4]),
     ids=lambda c: f"{c[0].__name__}-{c[2]}-{c[3]}",
 )
+@pytest.mark.thin(4)
 def test_definitions_of_vectors(case):
     _, request, _, dtype, cc, vectors_ = case
     fast = cc == HOPPER and dtype == "float32" and not request.curvature

@@ -52,6 +52,7 @@ def close(got, wanted, dtype=np.float32, roundings=40, atol=3e-8):
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum", "batchmean"])
 @pytest.mark.parametrize("normalizer", sweep([None, 5.0], 5.0))
+@pytest.mark.thin(4)
 def test_reductions(gpu, reduction, normalizer):
     loss = nl.kl_div
     arrays = drawn(loss)

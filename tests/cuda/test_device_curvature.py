@@ -36,6 +36,7 @@ def compare(loss, arrays, **options):
 
 
 @pytest.mark.parametrize(("loss", "curvature", "floor"), ELEMENTS)
+@pytest.mark.thin(5)
 def test_elements(loss, curvature, floor, rng):
     x, t = rng.normal(size=(2, 37)).astype(np.float32)
     t = abs(t) % 1
@@ -47,6 +48,7 @@ def test_elements(loss, curvature, floor, rng):
 
 
 @pytest.mark.parametrize(("shape", "probabilities", "curvature", "floor"), SCORES)
+@pytest.mark.thin(4)
 def test_class_scores(shape, probabilities, curvature, floor, rng):
     x, rows = rng.normal(0, 2, shape).astype(np.float32), shape[:1] + shape[2:]
     target = rng.uniform(size=shape).astype(np.float32) if probabilities else rng.integers(0, shape[1], rows)

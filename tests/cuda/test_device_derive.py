@@ -18,6 +18,7 @@ def surface(x, y):
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("float32", 5e-6), ("float64", 1e-14)])
+@pytest.mark.thin(2)
 def test_value_gradient_and_hessian(dtype, digits):
     derived = nl.derive(surface, order=2)
 
@@ -105,6 +106,7 @@ def every_function(x, out):
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("float32", 2e-6), ("float64", 3e-15)])
+@pytest.mark.more
 def test_functions_of_the_library(dtype, digits):
     """Where the CPU's are compared with mpmath, and at an edge of each."""
     T, smallest = np.dtype(dtype).type, np.finfo(dtype).smallest_normal

@@ -56,6 +56,7 @@ def arrays_of(loss, dtype, more, rng):
 
 
 @pytest.mark.parametrize(("loss", "options", "dtype", "more"), some(CALLS), ids=NAMES)
+@pytest.mark.thin(2)
 def test_two_ranks(loss, options, dtype, more, rng):
     arrays = arrays_of(loss, dtype, more, rng)
     others = {"count": 5.25, "value": 3.5}
@@ -77,6 +78,7 @@ def test_two_ranks(loss, options, dtype, more, rng):
 
 
 @pytest.mark.parametrize(("loss", "options", "dtype", "more"), some(CALLS), ids=NAMES)
+@pytest.mark.thin(2)
 def test_count(loss, options, dtype, more, rng):
     arrays = arrays_of(loss, dtype, more, rng)
     counting = {
@@ -101,6 +103,7 @@ SHARDS = [
 
 @pytest.mark.parametrize(("loss", "options", "dtype"), SHARDS, ids=["plain", "weights", "cap", "focal half"])
 @pytest.mark.parametrize("inner", [(), (3,)])
+@pytest.mark.thin(8)
 def test_classes_of_two_ranks(loss, options, dtype, inner, rng):
     """One rank's classes on the device, with the other's numbers, that were found on the CPU."""
     x = rng.normal(0, 2, (5, 600, *inner)).astype(dtype)

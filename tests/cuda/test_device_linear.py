@@ -154,6 +154,7 @@ def test_weights_of_terms_and_upstream(gpu, shape, kind):
 
 
 @pytest.mark.parametrize("axes", [(3,), (7, 1)], ids=str)
+@pytest.mark.thin(2)
 def test_sample_weights_that_broadcast(gpu, axes):
     arrays = sample((7,), (3,))
     weights = np.arange(math.prod(axes), dtype="f4").reshape(axes)
@@ -291,6 +292,7 @@ def test_transposed_weight_and_gradient_are_not_copied(gpu, monkeypatch):
 @pytest.mark.parametrize("chunking", CHUNKS, ids=str)
 @pytest.mark.parametrize("kind", sweep(["indices", "probabilities"], "indices"))
 @pytest.mark.parametrize("inner", [(), (2,)], ids=str)
+@pytest.mark.thin(4)
 def test_in_place(gpu, inner, kind, chunking):
     """Each gradient over its own argument, and all of them at once."""
     arrays = sample((7,), inner, kind)
@@ -710,6 +712,7 @@ def test_without_cupy(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+@pytest.mark.thin(2)
 def test_kernels_compile(cc):
     code, f4, f8 = CODES["float32"], np.dtype("f4"), np.dtype("f8")
     made = [

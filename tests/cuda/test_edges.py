@@ -112,6 +112,7 @@ def plain(shape):
     return {**arrays, "sample_weight": np.ones(arrays["target"].shape, "f4"), "reduction": "sum"}
 
 
+@pytest.mark.thin(3)
 def test_the_own_class_at_minus_infinity(gpu, row_plan):
     arrays = plain(row_plan)
     first = (0,) * arrays["target"].ndim
@@ -225,6 +226,7 @@ SIZES = {"float32": (1e-30, 1e25, 3e37), "float64": (1e-290, 1e200, 1e307)}
 @pytest.mark.parametrize("variant", sweep(VECTOR_PLANS, "team"))
 @pytest.mark.parametrize("dtype", sweep(SIZES, "float32"))
 @pytest.mark.parametrize("loss, p", [(PAIRS, None), (TRIPLETS, 2.0), (TRIPLETS, 3.0)], ids=str)
+@pytest.mark.thin(3)
 def test_huge_and_tiny_vectors(gpu, monkeypatch, loss, p, dtype, variant):
     """Rows of ordinary, huge and tiny numbers: neither powers nor their sums leave the range."""
     shape, _, plan = VECTOR_PLANS[variant]

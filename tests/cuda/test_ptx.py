@@ -11,5 +11,6 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.thin(6)
 def test_case(gpu, case):
     check(case, cpu=case.level > 0 and len(str(case)) % 3 == 0)

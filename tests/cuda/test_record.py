@@ -132,6 +132,7 @@ def worked_out(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sweep(CALLS, "plain", "labels"))
+@pytest.mark.thin(2)
 def test_repeated_calls_give_the_same_bits(gpu, worked_out, name):
     loss, make, options = CALLS[name]
     kind = Tensor if name in ("plain", "labels", "fortran") else CuPyArray
@@ -325,6 +326,7 @@ def test_refused_arrays_stay_refused(gpu):
 
 
 @pytest.mark.parametrize("loss,make", [(nl.mse_loss, pair), (nl.cross_entropy, labelled)])
+@pytest.mark.thin(2)
 def test_no_array_is_kept_alive(gpu, loss, make):
     """Neither the caller's, nor what was made for the recorded call."""
     before = arrays_alive()
