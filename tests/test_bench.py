@@ -411,6 +411,7 @@ def swept(made):
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.thin(4)
 def test_pictures(made, tmp_path, suffix, theme):
     plots = pytest.importorskip("numbaloss.bench.plots")
     paths = [tmp_path / f"{k}{suffix}" for k in range(2)]

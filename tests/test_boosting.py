@@ -257,6 +257,7 @@ def hist_model(kind, **params):
 
 
 @kinds_and_weights
+@pytest.mark.thin(5)
 def test_histograms_grow_the_trees_of_their_own_losses(kind, weights):
     losses = HIST[kind][0], make("hist_gradient", LOSSES[kind])
     theirs, ours = (hist_model(kind, loss=loss) for loss in losses)
@@ -328,6 +329,7 @@ def test_estimators_take_objective_and_metric(weights):
 
 
 @pytest.mark.parametrize("name", [*HOSTS, "hist_gradient"])
+@pytest.mark.thin(4)
 def test_custom_losses_train_better_than_a_constant(name):
     """On held-out rows, in their own terms."""
     first, last = slice(0, 400), slice(400, None)
@@ -656,6 +658,7 @@ CONSTANTS = {
 
 @cases
 @pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.thin(4)
 def test_initial_score_is_the_best_constant(name, weights):
     loss, options, y = CONSTANTS[name]
     w = WEIGHTS[weights]
@@ -682,6 +685,7 @@ def test_initial_score_is_the_best_constant(name, weights):
 
 @cases
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+@pytest.mark.thin(4)
 def test_initial_scores_of_classes(name, weights):
     y, w = TARGETS["softmax"], WEIGHTS[weights]
     loss, options = (

@@ -64,7 +64,7 @@ def shared(loss, x, y, n, mode="value_and_grad", **options):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("classes", [23, 3000])
 @pytest.mark.parametrize("name", sweep(LOSSES, "plain", "weights", "softcap", "own"))
-@pytest.mark.thin(8)
+@pytest.mark.thin(24)
 def test_ranks_get_what_one_gets(name, classes, dtype, rng):
     """No further from exact numbers than one rank is, but for a rounding."""
     loss, x, y, options = drawn(name, classes, dtype, rng)
@@ -281,6 +281,7 @@ def test_linear_layer(n, options, rng):
 
 
 @pytest.mark.parametrize("name", ["plain", "weights", "softcap", "own"])
+@pytest.mark.thin(4)
 def test_many_ranks_add_up(name, rng, monkeypatch):
     """Beyond a few ranks numbers are reduced, and not gathered."""
     loss, x, y, options = drawn(name, 30, np.float64, rng)

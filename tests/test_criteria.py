@@ -177,6 +177,7 @@ def run(tmp_path, script):
     return done.stdout.splitlines()
 
 
+@pytest.mark.more
 def test_cloudpickle_takes_definitions_of_main(tmp_path):
     """Into a process that has never seen them, as Dask does."""
     other = tmp_path / "other.py"

@@ -162,6 +162,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("name", EDGES)
+@pytest.mark.thin(6)
 def test_functions_of_the_library_at_edges(name):
     """No NaN of infinity times 0, or of infinity less infinity."""
     for point, wanted in EDGES[name]:
@@ -250,6 +251,7 @@ def test_roots_of_squares_have_no_slope_at_zero():
     assert (value, gradient) == (1.0, (0.0, 1.0)) and hessian[1] == (0.0, 0.0)
 
 
+@pytest.mark.more
 def test_float32_stays_float32():
     derived = nl.derive(everything)
     single, double = (derived(*map(t, (1.3, 0.7, 2.0)))[1] for t in (np.float32, np.float64))

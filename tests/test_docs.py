@@ -31,7 +31,7 @@ MODULES = [
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="scalars print differently")
 @pytest.mark.parametrize("name", MODULES)
-@pytest.mark.thin(6)
+@pytest.mark.thin(18)
 def test_docstring_examples(name):
     result = doctest.testmod(importlib.import_module(name), extraglobs={"__name__": "example"})
     assert not result.failed
@@ -96,7 +96,7 @@ OPTIONAL = "cupy", "torch", "xgboost", "lightgbm", "scipy", "jax"
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.thin(5)
+@pytest.mark.thin(15)
 def test_code_of_pages_runs(page, tmp_path, monkeypatch):
     """Each block of Python, one after another, as a reader copies them."""
     monkeypatch.chdir(tmp_path)

@@ -217,6 +217,7 @@ def test_a_tenth_of_the_scores_by_default():
 @pytest.mark.parametrize(
     ("inner", "kind"), some(itertools.product([(), (4,)], ["probabilities", "indices"]), 3)
 )
+@pytest.mark.thin(2)
 def test_budget(inner, kind, budget):
     arrays = sample((200,), inner, kind, np.float32, classes=4000 // math.prod(inner))
     arrays |= more(arrays)
@@ -251,7 +252,7 @@ def test_ignored_rows_are_not_multiplied(monkeypatch):
 @pytest.mark.parametrize("chunking", CHUNKS, ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("inner", [(), (3,)], ids=str)
-@pytest.mark.thin(4)
+@pytest.mark.thin(12)
 def test_in_place(inner, kind, chunking):
     """Each gradient over its own argument, and all of them at once."""
     arrays = sample((13,), inner, kind)
@@ -337,6 +338,7 @@ def test_transposed_weight_is_not_copied():
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("inner", [(), (3,)], ids=str)
+@pytest.mark.thin(4)
 def test_halves(half, inner, kind, request):
     """Arithmetic in float32: off by the rounding of the result, half a unit, and little else."""
     half = np.float16 if half == "float16" else request.getfixturevalue("bfloat16")

@@ -252,6 +252,7 @@ def test_weights_of_zero_hide_nan_and_infinity(rng):
     assert np.isnan(nl.mse_loss(x, y, sample_weight=np.zeros(40)))
 
 
+@pytest.mark.thin(4)
 def test_nan_spreads_to_its_own_term_alone(case):
     first = next(iter(case.arrays))
     if case.loss.Class.operands[first].domain is not None:
@@ -297,6 +298,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(rng):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)], ids=str)
+@pytest.mark.thin(6)
 def test_empty(loss, shape, rng):
     arrays = testing.samples(loss, rng, shape)
     assert loss(**arrays, reduction="sum") == 0
@@ -493,6 +495,7 @@ def test_combinations_are_of_every_loss():
 
 
 @pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
+@pytest.mark.more
 def test_no_digits_are_lost_in_between(dtype):
     """Hand-worked: derivatives and values of which an ordinary step is infinite, or cancels."""
     info = np.finfo(dtype)

@@ -177,6 +177,7 @@ def stratified(dtype, mantissas):
 
 
 @pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.thin(4)
 def test_float32_error(name, fused):
     x = stratified(F32, 4000)
     error, at = worst_single(call(name, x), TRUTH[name](x.astype(F64)))
@@ -185,6 +186,7 @@ def test_float32_error(name, fused):
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="longdouble is no wider than float64")
 @pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.thin(4)
 def test_float64_error(name, fused):
     rng = np.random.default_rng(1)
     x = np.concatenate([stratified(F64, 8), rng.normal(0, 1, 30_000), rng.normal(0, 100, 20_000)])
@@ -347,6 +349,7 @@ ITSELF = ("expm1", "log1p", "tanh", "sin", "arctan", "sinh", "tan", "arcsin", "a
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", SPECIAL)
+@pytest.mark.thin(4)
 def test_special_values(name, dtype):
     # A literal below the dtype's range is another value in it.
     pairs = [(a, b) for a, b in [*SPECIAL[name], (NAN, NAN)] if a == 0 or dtype(a) != 0]
@@ -464,6 +467,7 @@ LIBM = r"@(?:\w*(?:exp|log|sinh|cosh|tan|pow|sqrt|gamma|floor|erf|copysign)\w*f?
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", VECTORISED)
+@pytest.mark.thin(4)
 def test_loops_become_simd_and_float32_stays_float32(name, dtype):
     if name == "power" and dtype is F64:
         pytest.skip("libm's")
@@ -513,6 +517,7 @@ def test_losses_of_these_functions_pass_the_general_check(loss):
     nl.testing.check_loss(loss, roundings=100)  # what the slopes of the parts cancel to
 
 
+@pytest.mark.more
 def test_negative_binomial_against_scipy():
     rng = np.random.default_rng(5)
     r, k, mean = rng.uniform(0.05, 40, 300), rng.poisson(3, 300), 3.0

@@ -422,6 +422,7 @@ def test_in_place(kind, shape):
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 70), (3, 5, 4)], ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.thin(6)
 def test_curvature(kind, shape):
     """The diagonal of the Hessian over the scores, against differences of the gradient."""
     x, target = sample(shape, kind)

@@ -154,6 +154,7 @@ def test_reference(case, common, reduction, rng):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.thin(7)
 def test_halves(case, reduction, bfloat16):
     function, x, y, options = case
     oracle = getattr(reference, function.__name__)

@@ -83,6 +83,7 @@ def test_a_narrower_curvature_beside_the_gradient(name, rng):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.thin(6)
 def test_accumulate_adds(name, layout, rng):
     loss, arrays, options = getattr(nl, name), drawn(name, rng), LOSSES[name]
     value, gradients = loss.value_and_grad(**arrays, **options)

@@ -54,6 +54,7 @@ NAMES = (
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.thin(6)
 def test_a_prepared_call_gives_the_same_bits(name, layout, rng):
     loss, change = nl.registry[name], LAYOUTS[layout]
     for options, mode in itertools.product(OPTIONS, ("value", "grad", "value_and_grad")):

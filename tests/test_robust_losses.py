@@ -218,6 +218,7 @@ def test_elements_out_of_the_domain(name, argument, value, wanted):
 # ---- the general loss ------------------------------------------------------------------------------
 
 
+@pytest.mark.more
 def test_the_general_loss_has_the_others_at_its_shapes(rng):
     x, y = rng.normal(0, 3, (2, 200))
     for c in (1.0, 0.25, 4.0):
@@ -377,6 +378,7 @@ def test_they_are_scipys(name):
 # ---- inside compiled code --------------------------------------------------------------------------
 
 
+@pytest.mark.more
 def test_options_inside_compiled_code(rng):
     quantile, general = nl.quantile_loss.jit, nl.general_robust_loss.scalar
 

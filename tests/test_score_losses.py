@@ -36,6 +36,7 @@ def own_options(loss):
 
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "poly1_cross_entropy"))
+@pytest.mark.more
 def test_check_loss(name):
     held = {"softcap": None, "lse_square_scale": 0.0} if name == "cross_entropy" else {}
     testing.check_loss(LOSSES[name], label_smoothing=0.1, **held)
@@ -65,6 +66,7 @@ def test_values_and_gradients_are_those_of_the_reference(name, shape, rng):
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], np.float32))
 @pytest.mark.parametrize("shape", sweep(["rows", "columns", "turned"], "turned"))
+@pytest.mark.more
 def test_a_certain_class_has_no_gradient(shape, dtype):
     """Where the target class's probability is one, exactly, factors are zero and slopes infinite."""
     classes = 200 if shape == "rows" else 5

@@ -265,6 +265,7 @@ def test_nan_and_infinity_are_of_their_own_sequence(bad, zero_infinity, torch):
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.thin(2)
 def test_halves(half, request):
     """Arithmetic is float32: what a result differs by is its own rounding."""
     dtype = request.getfixturevalue("bfloat16") if half == "bfloat16" else np.dtype(half)

@@ -134,6 +134,7 @@ def softmax(x):
     return e / e.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.more
 def test_class_scores_in_one_pass():
     x, y = classes()
     w = np.linspace(0.5, 2, 5)

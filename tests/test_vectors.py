@@ -48,6 +48,7 @@ def differences(function, x, step=1e-4):
 
 
 @pytest.mark.parametrize("loss", sweep([*LOSSES, *BUILT_IN], *BUILT_IN), ids=lambda f: f.__name__)
+@pytest.mark.thin(4)
 def test_check_loss(loss):
     # A float32 sum over a row rounds each of its terms, a difference of distances has both distances' errors.
     check_loss(loss, roundings=64)
@@ -55,6 +56,7 @@ def test_check_loss(loss):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(3,), (37, 5), (9, 130), (1, 9000), (2, 3, 4)], ids=str)
+@pytest.mark.thin(5)
 def test_a_definition_and_a_distance_agree(shape, dtype, fused):
     vectors = sample(shape, dtype=dtype)
     value, found = SumTriplet(margin=1.5, reduction="sum").value_and_grad(*vectors)
@@ -103,6 +105,7 @@ def test_dtypes_of_row_arrays_promote_unless_they_are_labels():
 
 
 @pytest.mark.parametrize("name", ["x", "y"])
+@pytest.mark.thin(2)
 def test_derivatives_of_a_definition(name):
     """Gradient, curvature and the gradient of a row array, times weights and gradients from above."""
     x, y = sample((12, 5), 2)

@@ -124,6 +124,7 @@ def test_the_own_class_at_minus_infinity(gpu, row_plan):
 
 
 @pytest.mark.parametrize("gap", [20.0, 80.0])
+@pytest.mark.thin(3)
 def test_small_losses_do_not_cancel(gpu, row_plan, gap):
     arrays = plain(row_plan)
     arrays["input"] = np.zeros(row_plan, "f4")
