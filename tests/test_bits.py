@@ -9,6 +9,7 @@ from numbaloss.bench import bits
 
 @pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
 @pytest.mark.parametrize("loss", sweep(nl.registry, "mse_loss"))
+@pytest.mark.more
 def test_every_mode_has_the_same_bits(loss, dtype):
     for call, ways in bits.digests([loss], (dtype,)).items():
         assert not bits.differing(ways), call

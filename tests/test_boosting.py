@@ -273,6 +273,7 @@ def test_histograms_grow_the_trees_of_their_own_losses(kind, weights):
         np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=5e-6)
 
 
+@pytest.mark.more
 def test_histograms_stop_early_by_our_loss_and_by_our_metric():
     loss = make("hist_gradient", LOSSES["softmax"])
     y = np.array(["low", "mid", "top"])[TARGETS["softmax"].astype(int)]  # the host encodes them

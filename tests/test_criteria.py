@@ -219,7 +219,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", get_all_start_methods())
-@pytest.mark.thin(3)
+@pytest.mark.more
 def test_processes_take_definitions_of_main(tmp_path, method):
     script = f"""
 import multiprocessing

@@ -173,7 +173,7 @@ ALWAYS = ("rows", False), ("columns", True)  # the others compile as much again
         for q in (False, True)
     ],
 )
-@pytest.mark.thin(2)
+@pytest.mark.more
 def test_class_scores(shape, probabilities, rng):
     x, target, mass = scores(shape, rng, probabilities)
     rows = shape[:1] + shape[2:]

@@ -149,6 +149,7 @@ def test_cross_entropy_of_all_scores(inner, kind, reduction):
             close(found, expected[n], np.float64, n)
 
 
+@pytest.mark.more
 def test_gradients_by_differences():
     arrays = sample((4,), (2,), "probabilities")
     arrays |= more(arrays)

@@ -126,6 +126,7 @@ def test_reference_and_torch(kind, shape, dtype, torch):
 
 @pytest.mark.parametrize("loss", [cross_entropy, nll_loss], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.thin(6)
 def test_sample_weight_and_normalizer(loss, reduction):
     x, target = sample((7, 4, 3))
     target = ignoring(target)
@@ -147,6 +148,7 @@ def test_sample_weight_and_normalizer(loss, reduction):
 
 @pytest.mark.parametrize("shape", sweep(SHAPES, *SHAPES[::3]), ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.thin(6)
 def test_zero_sample_weight_is_zero(kind, shape):
     """Also where the row is NaN, in every layout; its class index is checked all the same."""
     x, target = sample(shape, kind)
@@ -328,6 +330,7 @@ def test_layouts(kind, shape, layout):
 @pytest.mark.parametrize("shape", [(40, 10), (9, 70), (3, 5, 40)], ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
+@pytest.mark.thin(12)
 def test_halves(half, kind, shape, request):
     """Arithmetic in float32: off by the rounding to the input's dtype alone, half a unit of it."""
     half = np.float16 if half == "float16" else request.getfixturevalue("bfloat16")
@@ -346,6 +349,7 @@ def test_halves(half, kind, shape, request):
         assert nll_loss.grad(x, target).dtype == half
 
 
+@pytest.mark.more
 def test_dtypes_promote():
     x, target = sample((6, 5), "probabilities")
     assert cross_entropy(x.astype("f4"), target.astype("f8")).dtype == np.float64

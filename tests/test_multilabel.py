@@ -279,6 +279,7 @@ def test_lists_of_labels(torch):
     np.testing.assert_allclose(gradient, tx.grad.numpy(), rtol=1e-14)
 
 
+@pytest.mark.thin(7)
 def test_empty_batch(case):
     function, x, y, options = case
     x, y = x[:0], y[:0]
@@ -457,6 +458,7 @@ print("done")
 """
 
 
+@pytest.mark.more
 def test_nothing_is_indexed_out_of_bounds(python, tmp_path):
     environment = dict(NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert python(ADVERSARIAL, **environment) == ["done"]

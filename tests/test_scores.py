@@ -281,7 +281,7 @@ def test_threads_and_place_do_not_change_bits(shape, rng):
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
-@pytest.mark.thin(3)
+@pytest.mark.more
 def test_rows_that_count_nothing_are_not_read(shape, rng):
     for name, bad in product(["cross_entropy", "focal", "z_loss"], [np.nan, np.inf, -np.inf]):
         p = weighted(problem_of(name, shape, "rows", False, rng), divisor=None)

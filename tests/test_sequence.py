@@ -599,6 +599,7 @@ def test_a_call_seen_before_takes_any_layout_and_extent():
             t[1, 0] = kept
 
 
+@pytest.mark.more
 def test_nothing_is_read_or_written_out_of_bounds(python, tmp_path):
     """With Numba's checks, and between guards: everything that is bad, and lengths at all their edges."""
     python(

@@ -154,7 +154,7 @@ def test_weights_of_terms_and_upstream(gpu, shape, kind):
 
 
 @pytest.mark.parametrize("axes", [(3,), (7, 1)], ids=str)
-@pytest.mark.thin(2)
+@pytest.mark.more
 def test_sample_weights_that_broadcast(gpu, axes):
     arrays = sample((7,), (3,))
     weights = np.arange(math.prod(axes), dtype="f4").reshape(axes)
@@ -712,7 +712,7 @@ def test_without_cupy(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
-@pytest.mark.thin(2)
+@pytest.mark.more
 def test_kernels_compile(cc):
     code, f4, f8 = CODES["float32"], np.dtype("f4"), np.dtype("f8")
     made = [

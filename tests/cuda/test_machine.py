@@ -326,6 +326,7 @@ def test_arithmetic():
 
 
 @pytest.mark.parametrize("group", sweep(mutants.GROUPS, "cross_entropy"))
+@pytest.mark.more
 def test_mutants_are_noticed(group):
     """All that move an address, take lanes from a shuffle or bytes from shared memory; most others.
 
