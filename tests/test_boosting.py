@@ -16,6 +16,7 @@ from scipy.special import expit, log_softmax, softmax
 from threadpoolctl import threadpool_limits
 
 import numbaloss as nl
+from numbaloss.boosting.called import field
 from numbaloss.boosting.objective import on_host, together
 
 ROWS, ROUNDS = 600, 8
@@ -146,6 +147,23 @@ def test_xgboost_grows_the_trees_of_its_own_objectives(kind, weights):
     np.testing.assert_allclose(
         objective.transform(ours.predict(data(), output_margin=True)), theirs.predict(data()), rtol=1e-5
     )
+
+
+def test_a_matrix_is_not_copied(rng, monkeypatch):
+    """Labels and weights are read where XGBoost has them, and by its getters in other versions of it."""
+    xgboost = pytest.importorskip("xgboost")
+    x, y, w = rng.normal(size=(50, 2)), rng.normal(size=50).astype(np.float32), np.ones(50, np.float32)
+    data = xgboost.DMatrix(x, label=y, weight=w)
+    label = field(data, "label")
+    np.testing.assert_array_equal(label, y)
+    assert field(data, "label").ctypes.data == label.ctypes.data != data.get_label().ctypes.data
+    np.testing.assert_array_equal(field(data, "weight"), w)
+    assert not field(xgboost.DMatrix(x), "weight").size
+    data.set_label(2 * y)
+    np.testing.assert_array_equal(field(data, "label"), 2 * y)
+    monkeypatch.delattr(xgboost.core, "from_array_interface")
+    monkeypatch.setattr(xgboost.DMatrix, "get_label", lambda self: 3 * y)
+    np.testing.assert_array_equal(field(data, "label"), 3 * y)
 
 
 def test_memory_is_taken_again_where_nobody_has_it(rng):

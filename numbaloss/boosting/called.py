@@ -1,5 +1,7 @@
 """Objectives that are called: XGBoost's and LightGBM's."""
 
+import ctypes
+import json
 import sys
 from typing import Any
 
@@ -27,8 +29,22 @@ class Called(Objective):
 def arguments(first: Any, second: Any, weight: Any) -> tuple[Any, Any, Any]:
     """Return raw scores, target and weight, whichever way they were given."""
     if hasattr(second, "get_label"):  # a DMatrix or a Dataset
-        return first, second.get_label(), second.get_weight()
+        return first, field(second, "label"), field(second, "weight")
     return second, first, weight
+
+
+def field(data: Any, name: str) -> Any:
+    """Return labels or weights of a host's data: of XGBoost's where they lie, as its getters copy them."""
+    core, getter = sys.modules.get("xgboost.core"), f"get_{name}"
+    if core is not None and getattr(type(data), getter, None) is getattr(core.DMatrix, getter):
+        told = ctypes.c_char_p()
+        try:
+            call = core._LIB.XGDMatrixGetInfoRef(data.handle, name.encode(), ctypes.byref(told))
+            core._check_call(call)
+            return core.from_array_interface(json.loads(told.value or b""), zero_copy=True)
+        except (AttributeError, TypeError):
+            pass  # of another version
+    return getattr(data, getter)()
 
 
 class XGBoostObjective(Called):
