@@ -1,8 +1,12 @@
 """A little of the battery's trials; most of them in the sweep. `test_calls.py` has those of calls."""
 
+from pathlib import Path
+
 import pytest
 from battery import bare, disk, memory, processes
 from sweeps import sweep
+
+import numbaloss
 
 ALWAYS = ["memory held after the same definition"]
 SWEEP = [
@@ -26,3 +30,11 @@ def test_trial(name):
     assert not tally.lost, "\n".join(tally.lost)
     if not tally.tried:
         pytest.skip("what it takes is not installed")
+
+
+def test_what_versions_edit_is_there():
+    """The trial of versions edits the library's files: its texts have to follow them."""
+    for edits, _ in disk.VERSIONS:
+        for name, old, new in edits:
+            assert old in (Path(numbaloss.__file__).parent / name).read_text()
+            assert len(old) == len(new)
