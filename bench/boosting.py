@@ -191,8 +191,8 @@ def main() -> None:
             "",
             f"## A round of {options.rows:,} rows of 20 features",
             "",
-            "Medians; our objective and the usual one in NumPy in turn, 2 threads. The usual one gets its copy",
-            "of the targets from XGBoost; ours reads them where they lie.",
+            "Medians; our objective and the usual one in NumPy in turn, 2 threads. The usual one gets its",
+            "copy of the targets from XGBoost; ours reads them where they lie.",
             "",
             markdown(
                 [
