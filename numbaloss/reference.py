@@ -275,7 +275,7 @@ def tukey_biweight_loss(input, target, c=4.685):
 def fair_loss(input, target, c=1.0):
     """``c**2 (a - log(1 + a))`` of ``a = abs(r) / c``."""
     a = abs(input - target) / c
-    return c**2 * (a - np.log1p(a))
+    return c**2 * (a - np.minimum(np.log1p(a), 1000))  # no logarithm is, but an infinite one
 
 
 @elementwise

@@ -77,12 +77,13 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
         evaluation = ranks.attempt(begin)
         part: Any = None if evaluation is None else evaluation.part
         given: Any = None
-        reduced = counts = False
+        reduced = averages = counts = False
         if part is not None:
             settings, dtype = part.settings, part.problem.dtype
             given = part.call.get("normalizer")
             reduced = settings.reduction != "none"
-            counts = settings.reduction not in ("none", "sum") and given is None
+            averages = settings.reduction not in ("none", "sum")
+            counts = averages and given is None
             options = [(n, v) for n, v in settings.options.items() if isinstance(v, bool | int | float | str)]
             more = (
                 settings.wrt,
@@ -105,7 +106,7 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
             return part.backend.as_float(result if mode == VALUE else result[0])
 
         counted: Any = ranks.attempt(lambda: part.divisor()) if counts else 0.0
-        divisor = 1.0 if given is None else float(given)
+        divisor = float(given) if averages and given is not None else 1.0
         if counts and mode in OF_DERIVATIVES:
             divisor, _ = ranks.meet(counted or 0.0, 0.0)
             if "weight" in settings.wrt and cls._weights_have_part(settings, call):

@@ -214,6 +214,9 @@ def test_other_ways_to_call(batch):
             mixed.value_and_grad(a, b, **more),
             apart.value_and_grad(a, b, **more),
             nl.mse_loss.value_and_grad(a, b, weight=weight[rows], wrt="weight", **more),
+            nl.mse_loss.value_and_grad(a, b, normalizer=2.5, **more),
+            nl.mse_loss.value_and_grad(a, b, normalizer=2.5, reduction="sum", **more),
+            nl.mse_loss(a, b, normalizer=2.5, reduction="sum", **more),
         )
 
     def flat(results, of_rows):

@@ -451,7 +451,7 @@ def bad_out(call: Call, k: random.Random, rng: Any) -> None:
     fine = np.zeros(shape, dtype)
     bad: list[Any] = [np.zeros((*shape, 1), dtype), np.zeros(shape, np.int32), np.zeros(shape, complex)]
     bad += [read_only(fine), np.ma.masked_array(fine), fine.tolist(), "out", 7, [], (), (None,) * 5]
-    if like.size > 1 and like.dtype.isnative:
+    if like.size > 1 and like.dtype.isnative and like.dtype.kind != "O":
         bad += [repeated(fine), unaligned(fine)]
         if k.random() < 0.2:  # an element further than the argument
             both = np.concatenate([like.reshape(-1), like.reshape(-1)[:1]])
