@@ -216,7 +216,7 @@ def margin_ranking_loss(input1, input2, target, margin=0.0):
 def quantile_loss(input, target, quantile=0.5, quantiles=None):
     """Pinball loss; ``quantiles`` are an array of them, in place of the one."""
     q = quantile if quantiles is None else as_float(quantiles)
-    return np.maximum(q * (target - input), (1 - q) * (input - target))
+    return np.where(input < target, q, 1 - q) * abs(input - target)
 
 
 @elementwise
@@ -228,6 +228,8 @@ def expectile_loss(input, target, expectile=0.5):
 @elementwise
 def pseudo_huber_loss(input, target, delta=1.0):
     """``delta**2 (sqrt(1 + (r / delta)**2) - 1)``."""
+    if np.isinf(delta):
+        return (input - target) ** 2 / 2
     z = ((input - target) / delta) ** 2
     root = np.sqrt(1 + z)
     return delta**2 * np.where(z < 1, z / (1 + root), root - 1)
@@ -274,6 +276,8 @@ def tukey_biweight_loss(input, target, c=4.685):
 @elementwise
 def fair_loss(input, target, c=1.0):
     """``c**2 (a - log(1 + a))`` of ``a = abs(r) / c``."""
+    if np.isinf(c):
+        return (input - target) ** 2 / 2
     a = abs(input - target) / c
     return c**2 * (a - np.minimum(np.log1p(a), 1000))  # no logarithm is, but an infinite one
 
@@ -289,7 +293,7 @@ def general_robust_loss(input, target, alpha=1.0, c=1.0):
     if np.isinf(alpha):
         return np.sign(alpha) * np.expm1(np.sign(alpha) * z / 2)
     b = abs(alpha - 2)
-    return b / alpha * ((z / b + 1) ** (alpha / 2) - 1)
+    return b / alpha * np.expm1(alpha / 2 * np.log1p(z / b))
 
 
 @elementwise

@@ -61,8 +61,8 @@ class Ranks:
         self.said = zlib.crc32(repr(said).encode()) & 0xFFFF
 
 
-def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
-    """Evaluate a loss of the rows of all ranks."""
+def evaluate(cls: Any, mode: str, call: dict[str, Any], rounded: bool = True) -> Any:
+    """Evaluate a loss of the rows of all ranks; the value is of the call's dtype if it is to be rounded."""
     ranks = Ranks(cls.function.__name__, call["comm"])
     call = {n: v for n, v in call.items() if n != "comm"}
     if ranks.comm.size == 1:
@@ -112,7 +112,8 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
             if "weight" in settings.wrt and cls._weights_have_part(settings, call):
                 of_value = {n: v for n, v in call.items() if n not in (*OF_GRADIENT, *OF_CURVATURE)}
                 part.call[MEAN] = part.backend.constant(
-                    float(evaluate(cls, VALUE, {**of_value, "comm": ranks.comm})), part.problem.arithmetic
+                    float(evaluate(cls, VALUE, {**of_value, "comm": ranks.comm}, rounded=False)),
+                    part.problem.arithmetic,
                 )
             result = ranks.attempt(lambda: finish(divisor))
             if mode == GRAD:  # there is nothing to add up
@@ -127,6 +128,7 @@ def evaluate(cls: Any, mode: str, call: dict[str, Any]) -> Any:
             count, total = ranks.meet(counted or 0.0, value or 0.0)
             divisor = count if counts else divisor
         if reduced and mode != GRAD:
-            value = part.backend.constant(part.backend.over(total, divisor)[0], dtype)
+            of = dtype if rounded else part.problem.arithmetic
+            value = part.backend.constant(part.backend.over(total, divisor)[0], of)
             result = value if mode == VALUE else (value, *result[1:])
         return part.backend.give(result)

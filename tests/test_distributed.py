@@ -231,6 +231,30 @@ def test_other_ways_to_call(batch):
         np.testing.assert_allclose(got, one, rtol=4e-15, atol=1e-17)
 
 
+def test_rows_without_axes_infinite_weights_and_halves():
+    """A number is one row; sums of weights warn of nothing; a mean is rounded after it was used."""
+    one, two = np.float64(0.2), np.array([0.4, -0.1])
+    whole = nl.kl_div.value_and_grad(two, np.array([one, one]), reduction="batchmean")
+    found = on_ranks(
+        2,
+        lambda comm: nl.kl_div.value_and_grad(
+            two[comm.rank].reshape(()), one, reduction="batchmean", comm=comm
+        ),
+    )
+    np.testing.assert_allclose([found[0][0], found[1][0]], whole[0], rtol=1e-15)
+    np.testing.assert_allclose([found[0][1], found[1][1]], whole[1], rtol=1e-15)
+    weights = np.array([-np.inf, np.inf])
+    assert all(np.isnan(on_ranks(2, lambda comm: nl.mse_loss(two, two, sample_weight=weights, comm=comm))))
+    x, w = np.array([[1.37]], np.float16), np.array([[0.7]], np.float16)
+
+    def of(comm):
+        return nl.l1_loss.grad(x, np.zeros_like(x), weight=w, wrt="weight", comm=comm)
+
+    x_of_both = np.concatenate([x, x])
+    wanted = nl.l1_loss.grad(x_of_both, 0 * x_of_both, weight=np.concatenate([w, w]), wrt="weight")
+    np.testing.assert_array_equal(np.concatenate(on_ranks(2, of)), wanted)
+
+
 def test_probabilities_and_their_weights(rng):
     """Gradients by probabilities are of the own rows, those by class weights have to be added up."""
     x, q, weight = rng.normal(size=(ROWS, 4)), rng.random((ROWS, 4)), rng.uniform(0.2, 2, 4)

@@ -295,16 +295,20 @@ def test_focal_far_off_is_finite_by_every_argument():
 # ---- hosts -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["arctan_loss", "geman_mcclure_loss", "fair_loss"])
+@pytest.mark.parametrize("name", ["arctan_loss", "geman_mcclure_loss", "fair_loss", "cauchy_loss"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.thin(6)
 def test_residuals_that_overflow_give_limits(name, dtype):
-    """Bounded losses are at their bound, without slope; Fair's loss is linear, by its scale."""
+    """Bounded losses are at their bound, without slope; Fair's is linear, Cauchy's a logarithm."""
     loss, big = nl.registry[name], np.finfo(dtype).max
     x = np.array([big, -big, np.inf, big / 4], dtype)
     c = 0.25
     value, slope, curvature = loss.value_grad_hess(x, np.zeros_like(x), c=c, reduction="none")
-    if name == "fair_loss":
+    if name == "cauchy_loss":
+        size = np.abs(x.astype(float))
+        np.testing.assert_allclose(value, c * c * (np.log(size) - np.log(c)), rtol=1e-6)
+        assert np.all(np.abs(slope) <= 1e-30)
+    elif name == "fair_loss":
         np.testing.assert_allclose(value, c * np.abs(x.astype(float)), rtol=1e-6)
         np.testing.assert_array_equal(slope, np.sign(x) * dtype(c))
     else:

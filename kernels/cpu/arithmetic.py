@@ -55,6 +55,7 @@ def inverse(divisor: float) -> float:
     return 1.0 / divisor if divisor else math.nan
 
 
+@np.errstate(all="ignore")
 def divisor(p: Any) -> float:
     """Return the number that divides a problem's sum."""
     given = p.weighting.divisor
@@ -66,7 +67,7 @@ def divisor(p: Any) -> float:
     if p.counts == BY_WEIGHTS:
         weights = p.weighting.sample_weight
         return float(np.broadcast_to(weights, p.shape).sum(dtype=DOUBLE))
-    return float(size if p.counts == BY_TERMS else p.shape[0])
+    return float(size if p.counts == BY_TERMS else (*p.shape, 1)[0])
 
 
 def counted_rows(p: Any) -> float:

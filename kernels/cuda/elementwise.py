@@ -408,7 +408,7 @@ def divisor_of(p: Elements) -> Any:
         return p.weighting.divisor
     size = math.prod(p.shape)
     if p.counts != BY_WEIGHTS or not size:
-        return float(0 if p.counts == BY_WEIGHTS else p.shape[0] if p.counts == BY_ROWS else size)
+        return float(0 if p.counts == BY_WEIGHTS else (*p.shape, 1)[0] if p.counts == BY_ROWS else size)
     weights = p.weighting.sample_weight
     if not isinstance(weights, DeviceArray):
         return float(weights.sum(dtype=np.float64)) * (size / weights.size)

@@ -132,9 +132,10 @@ class CauchyLoss(ElementwiseLoss, function="cauchy_loss"):
 
     def value(input, target, c):
         r = input - target
-        size, u = abs(r) / c, r / c
-        # Where the square would overflow the 1 counts nothing.
-        return c * (c * math.where(size > 1e9, math.log(size), 0.5 * math.log1p(u * u)))
+        u = r / c
+        # Where the square would overflow, or the ratio itself, the 1 counts nothing.
+        far = math.log(abs(r)) - math.log(c)
+        return c * (c * math.where(abs(u) > 1e9, far, 0.5 * math.log1p(u * u)))
 
 
 class ArctanLoss(ElementwiseLoss, function="arctan_loss"):
