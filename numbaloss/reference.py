@@ -33,6 +33,11 @@ def as_float(value):
     return np.asarray(value, dtype=np.float64)
 
 
+def as_option(value):
+    """Return a number of NumPy's, which may be of few digits, as a float of Python's; all else as it is."""
+    return float(value) if isinstance(value, np.floating) else value
+
+
 def as_index(value):
     """Return class labels or lengths as an int64 array."""
     return np.asarray(value).astype(np.int64)
@@ -102,7 +107,9 @@ def elementwise(terms=None, *, options=None, mean_divides_by_weight=False):
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        own_values = {name: as_float(given[name]) if name in arrays else given[name] for name in own}
+        own_values = {
+            name: as_float(given[name]) if name in arrays else as_option(given[name]) for name in own
+        }
         weight = given.get("weight")
         weight = 1.0 if weight is None else as_float(weight)
         with np.errstate(all="ignore"):
