@@ -41,10 +41,29 @@ def field(data: Any, name: str) -> Any:
         try:
             call = core._LIB.XGDMatrixGetInfoRef(data.handle, name.encode(), ctypes.byref(told))
             core._check_call(call)
-            return core.from_array_interface(json.loads(told.value or b""), zero_copy=True)
-        except (AttributeError, TypeError):
+            interface = json.loads(told.value or b"")
+            if "stream" in interface:  # on a device
+                return core.from_array_interface(interface, zero_copy=True)
+            return as_array(**interface)
+        except (AttributeError, TypeError, ValueError):
             pass  # of another version
     return getattr(data, getter)()
+
+
+class Interface:
+    """Has what NumPy asks of an array."""
+
+    def __init__(self, **told: Any) -> None:
+        self.__array_interface__ = told
+
+
+def as_array(*, data: list[int], shape: list[int], typestr: str, version: int, **more: Any) -> np.ndarray:
+    """Return the array of an interface, with no copy."""
+    if not all(shape):  # its address may be 0
+        return np.empty(shape, np.dtype(typestr))
+    strides = more.get("strides")
+    told = dict(data=tuple(data), shape=tuple(shape), typestr=typestr, version=version)
+    return np.asarray(Interface(**told, strides=None if strides is None else tuple(strides)))
 
 
 class XGBoostObjective(Called):
