@@ -167,6 +167,21 @@ def test_a_matrix_is_not_copied(rng, monkeypatch):
     np.testing.assert_array_equal(field(data, "label"), 3 * y)
 
 
+def test_class_numbers_that_change_are_seen(rng):
+    """They become integers anew where they are others than in the last round, if in the same memory."""
+    raw, y = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30).astype(np.float32)
+    objective = nl.boosting.xgboost(nl.cross_entropy)
+    data = SimpleNamespace(get_label=lambda: y, get_weight=lambda: None)
+    for _ in range(3):
+        wanted = nl.cross_entropy.grad(raw, y.astype(int), reduction="sum")
+        np.testing.assert_array_equal(objective(raw, data)[0], wanted)
+        np.testing.assert_array_equal(objective(raw, data)[0], wanted)
+        y[...] = (y + 1) % 3
+    y[4] = 0.5
+    with pytest.raises(ValueError, match="class numbers, got 0.5"):
+        objective(raw, data)
+
+
 def test_memory_is_taken_again_where_nobody_has_it(rng):
     """What a caller still has, or a view of, stays as it is."""
     objective, y = nl.boosting.xgboost(nl.MSELoss()), np.zeros(1000, np.float32)

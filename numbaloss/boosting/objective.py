@@ -34,7 +34,7 @@ class Objective:
         self.how: dict[str, Any] = {n: v for n, v in how.items() if v is not None}
         kind: Any = type(self.loss)
         kind._check_policy(kind._settings(VALUE_GRAD_HESS, {**self.loss._given, **self.how}))
-        self.spare = Spare()
+        self.spare, self.labels = Spare(), Labels()
 
     def __repr__(self) -> str:
         return f"{self.host}({', '.join([repr(self.loss), *(f'{k}={v!r}' for k, v in self.how.items())])})"
@@ -107,7 +107,7 @@ class Objective:
                 wanted = f"raw scores must have shape (N, C), got {raw.shape}"
                 raise ValueError(f"{self.name}: {wanted}; tell {self.host} the number of classes")
             if target.shape != raw.shape:
-                target = labels_of(self.name, target)
+                target = self.labels.of(self.name, target)
         elif target.shape != raw.shape and target.size == raw.size:
             target = target.reshape(raw.shape)
         elif raw.ndim == 2 and target.ndim == 1 and self.loss.operands[self.loss._required[1]].broadcast:
@@ -232,6 +232,25 @@ class Spare:
         """Have a pair for a later round."""
         if isinstance(gradient, np.ndarray):  # CuPy keeps memory itself
             self.pairs[:] = [[gradient, curvature]]
+
+
+class Labels:
+    """Class numbers as integers: those of the last round again, if the numbers given are the same."""
+
+    def __init__(self) -> None:
+        self.last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __reduce__(self) -> Any:
+        return Labels, ()
+
+    def of(self, name: str, target: Any) -> Any:
+        """Return the labels of class numbers of any dtype."""
+        if not isinstance(target, np.ndarray) or target.dtype.kind in "iu":
+            return labels_of(name, target)
+        last = self.last
+        if last is None or last[0].dtype != target.dtype or not np.array_equal(last[0], target):
+            last = self.last = target.copy(), labels_of(name, target)
+        return last[1]
 
 
 def references(pair: list[Any]) -> list[int]:
