@@ -44,7 +44,7 @@ def field(data: Any, name: str) -> Any:
             interface = json.loads(told.value or b"")
             if "stream" in interface:  # on a device
                 return core.from_array_interface(interface, zero_copy=True)
-            return as_array(**interface)
+            return lying(**interface)
         except (AttributeError, TypeError, ValueError):
             pass  # of another version
     return getattr(data, getter)()
@@ -57,8 +57,8 @@ class Interface:
         self.__array_interface__ = told
 
 
-def as_array(*, data: list[int], shape: list[int], typestr: str, version: int, **more: Any) -> np.ndarray:
-    """Return the array of an interface, with no copy."""
+def lying(*, data: list[int], shape: list[int], typestr: str, version: int, **more: Any) -> np.ndarray:
+    """Return the array that an interface tells of, where it lies."""
     if not all(shape):  # its address may be 0
         return np.empty(shape, np.dtype(typestr))
     strides = more.get("strides")

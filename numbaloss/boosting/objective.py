@@ -73,17 +73,16 @@ class Objective:
             Of the raw scores' shape; or (N), of class numbers in any dtype.
         weight : array, (N), optional
         out : pair of arrays, optional
-            Receives both. Without it they are float32 and lie in memory as the raw scores do.
+            Receives both. Without it they are float32 and lie in memory as the raw scores do: the arrays that
+            were given last, where nobody has them any more.
         """
         raw, target, weight = self.arranged(raw, target, weight)
-        given = out
-        if given is None:
-            out = self.spare.take(raw)
+        made = self.spare.take(raw) if out is None else out
         if raw.shape[0]:
-            self.loss.value_grad_hess(raw, target, out=out, **self.how, **weighing(weight))
-        if given is None:
-            self.spare.keep(*out)
-        return out
+            self.loss.value_grad_hess(raw, target, out=made, **self.how, **weighing(weight))
+        if out is None:
+            self.spare.keep(*made)
+        return made
 
     def mean(self, raw: Any, target: Any, weight: Any = None) -> float:
         """Return the weighted mean of the terms, of `derivatives`' arguments; NaN where there are no rows."""
@@ -218,13 +217,14 @@ class Spare:
 
     def take(self, raw: Any) -> tuple[Any, Any]:
         """Return two float32 arrays that lie in memory as the raw scores do."""
-        new = [np.empty_like(raw[:0], dtype=np.float32), np.empty_like(raw[:0], dtype=np.float32)]
         try:
             pair = self.pairs.pop()  # at once, so that no two threads get it
         except IndexError:
-            pair = new
+            pair = []
         laid = tuple(n // raw.itemsize * 4 for n in raw.strides)
-        if pair[0].shape == raw.shape and pair[0].strides == laid and references(pair) == references(new):
+        fits = [a.shape == raw.shape and a.strides == laid for a in pair]
+        # As many references as to arrays that nobody else has, counted in the same way.
+        if all(fits) and references(pair) == references([np.empty(0), np.empty(0)]):
             return pair[0], pair[1]
         return np.empty_like(raw, dtype=np.float32), np.empty_like(raw, dtype=np.float32)
 

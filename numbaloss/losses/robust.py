@@ -421,7 +421,7 @@ class GeneralRobustLoss(ElementwiseLoss, function="general_robust_loss"):
         q = math.where(limit, 0, r / math.sqrt(b))
         size = abs(q)
         w, far = 1 / size, size > 1
-        root = math.sqrt(1 + w * w)  # times `size` of 1 + q * q, a square that is no overflow
+        root = math.sqrt(1 + w * w)  # times `size` it is that of 1 + q * q, whose square may overflow
         log = math.log1p(math.where(far, size * root - 1, q * q))
         m = math.where(limit, z, b * math.where(far, 2 * log, log))
         # Below -1000 e**t is 0, and would meet an infinite square.
