@@ -457,6 +457,9 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
         lambda a, b: const(val(a, b) / val(b, a)),
     )
 
+    # In second derivatives the outer one multiplies the inner slope twice, and not its square, which may
+    # overflow where it is 0.
+
     @jit
     def along(slope, inner):
         """The chain rule for a slope that may be infinite where the value is finite: 0 where the inner is 0.
@@ -486,7 +489,7 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
         y, y1, y2 = powers(x, n, n1, n2)
         d1 = zero if n == zero else n * y1
         d2 = zero if n * n1 == zero else n * n1 * y2
-        return jet(y, along_slope(d1, D(a)), along(d2, D(a) * D(a)) + along(d1, H(a)))
+        return jet(y, along_slope(d1, D(a)), along_slope(d2, D(a)) * D(a) + along(d1, H(a)))
 
     @jit
     def power_of_jets(a, b):
@@ -502,7 +505,7 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
         by_ab = y1 + n * nm.where(y1 == zero, zero, y1 * log)
         by_bb = nm.where(y == zero, zero, by_b * log)
         cross = along(by_ab, D(a) * D(b))
-        h = along(by_aa, D(a) * D(a)) + (cross + cross) + along(by_bb, D(b) * D(b))
+        h = along_slope(by_aa, D(a)) * D(a) + (cross + cross) + along_slope(by_bb, D(b)) * D(b)
         d = along_slope(by_a, D(a)) + along_slope(by_b, D(b))
         return jet(y, d, h + along(by_a, H(a)) + along(by_b, H(b)))
 
@@ -584,11 +587,11 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
 
         def of_jet(a):
             y, d1, d2 = at(const(V(a)))
-            return jet(V(y), V(d1) * D(a), V(d2) * (D(a) * D(a)) + V(d1) * H(a))
+            return jet(V(y), V(d1) * D(a), V(d2) * D(a) * D(a) + V(d1) * H(a))
 
         def of_steep(a):
             y, d1, d2 = at(const(V(a)))
-            return jet(V(y), along_slope(V(d1), D(a)), along(V(d2), D(a) * D(a)) + along(V(d1), H(a)))
+            return jet(V(y), along_slope(V(d1), D(a)), along_slope(V(d2), D(a)) * D(a) + along(V(d1), H(a)))
 
         def of_exponential(a):
             y, d, _ = at(const(V(a)))

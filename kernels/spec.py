@@ -257,8 +257,9 @@ class VectorRequest(NamedTuple):
 
 # ---- rows of class scores that are shared out ---------------------------------------------------------
 
-# Numbers of a row, as ranks exchange them: the largest score; the sum of exponentials, relative to it, of the
-# classes that are not the row's own; the own class's score; the weighted sum of distances from the largest.
+# Numbers of a row, as ranks exchange them: the largest score; the sum of the exponentials of the classes that
+# are not the row's own, divided as `kernels.powers` says; the own class's score; the weighted sum of
+# distances from the largest.
 MAXIMUM, OTHERS, HIT, FAR, NUMBERS_OF_ROW = range(5)
 # Of a row's label: of another rank's classes; of a row that does not count, and is not read.
 ELSEWHERE, DEAD = -1, -2

@@ -26,6 +26,7 @@ from .arrays import (
 from .kernels import devices, inside
 from .kernels.layout import overlaps_itself, share_memory
 from .kernels.spec import (
+    CODES,
     CURVATURES,
     DOUBLE,
     EXACT,
@@ -341,8 +342,12 @@ def numbers_of(cls: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {
         n: v.item()
         for n, v in call.items()
-        if v.__class__ is np.ndarray and not v.ndim and v.dtype.kind in "iuf" and n not in arrays
+        if v.__class__ is np.ndarray and not v.ndim and holds_numbers(v.dtype) and n not in arrays
     }
+
+
+def holds_numbers(dtype: np.dtype) -> bool:
+    return dtype.kind in "iuf" or dtype.name in CODES  # bfloat16 is of another kind
 
 
 def arrays_of(cls: Any, call: dict[str, Any]) -> tuple[str, ...]:

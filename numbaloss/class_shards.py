@@ -18,6 +18,7 @@ from .call import make_outputs
 from .kernels import devices
 from .kernels.chunks import chunk_rows
 from .kernels.layout import class_axis
+from .kernels.powers import between
 from .kernels.spec import DEAD, ELSEWHERE, GRAD, NUMBERS_OF_ROW, VALUE, VALUE_AND_GRAD, bad_index
 from .loss import OF_RANKS
 from .shared import Ranks
@@ -153,7 +154,7 @@ class Part:
         weight = self.weight[self.start : self.stop].sum()
         moved = (m != top) & (weight != 0)
         sums = numbers[1:, 1:].copy()
-        sums[:, 0] = np.where((m == top) | (sums[:, 0] == 0), sums[:, 0], sums[:, 0] * np.exp(m - top))
+        sums[:, 0] *= np.where((m == top) | (sums[:, 0] == 0), 1, between(m, top))
         sums[:, 2] += np.where(moved, weight * (top - m), 0)
         comm.all_reduce(sums)
         numbers[0, :2] = 0, self.total
@@ -185,7 +186,7 @@ class Part:
         own_weights = self.weight[np.where(self.own == DEAD, 0, self.labels)]
         values, factors = devices.cpu().shards().merged(
             p.functions, numbers, gathered, sums, self.own, own_weights, self.row_weights,
-            self.over_rows(ups), p.lse_square_scale != 0,
+            self.over_rows(ups), p.lse_square_scale != 0, p.arithmetic,
         )  # fmt: skip
         if self.mode != VALUE:
             self.write(factors)

@@ -277,7 +277,8 @@ def welsch_loss(input, target, c=2.985):
 @elementwise
 def tukey_biweight_loss(input, target, c=4.685):
     """``c**2 / 6 (1 - (1 - (r / c)**2)**3)`` up to an error of ``c``, constant from there on."""
-    return c**2 / 6 * (1 - np.maximum(0, 1 - ((input - target) / c) ** 2) ** 3)
+    z = np.minimum(((input - target) / c) ** 2, 1)
+    return c**2 / 6 * (z * (3 - z * (3 - z)))
 
 
 @elementwise

@@ -2,10 +2,11 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 from sweeps import sweep
-from test_distributed import Counting, on_ranks
+from test_distributed import Counting, on_ranks, spacing
 
 import numbaloss as nl
 import numbaloss.class_shards
@@ -61,12 +62,14 @@ def shared(loss, x, y, n, mode="value_and_grad", **options):
     return on_ranks(n, of_rank)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "dtype", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__
+)
 @pytest.mark.parametrize("classes", [23, 3000])
 @pytest.mark.parametrize("name", sweep(LOSSES, "plain", "weights", "softcap", "own"))
 @pytest.mark.thin(24)
 def test_ranks_get_what_one_gets(name, classes, dtype, rng):
-    """No further from exact numbers than one rank is, but for a rounding."""
+    """To one unit in the last place of each value and slope; in float64 as close to exact numbers."""
     loss, x, y, options = drawn(name, classes, dtype, rng)
     wide = {n: v.astype(np.float64) if isinstance(v, np.ndarray) else v for n, v in options.items()}
     for reduction in ("mean", "sum", "none"):
@@ -79,13 +82,37 @@ def test_ranks_get_what_one_gets(name, classes, dtype, rng):
                 np.testing.assert_array_equal(v, found[0][0])
             got = np.concatenate([g for _, g in found], axis=1)
             assert got.dtype == dtype
+            if dtype is not np.float64:
+                for ours, whole in ((found[0][0], value), (got, slopes)):
+                    apart = abs(ours.astype(np.float64) - whole.astype(np.float64))
+                    assert (apart <= spacing(whole)).all(), (n, reduction)
+                continue
             for ours, whole, true in ((found[0][0], value, exact[0]), (got, slopes, exact[1])):
                 allowed = abs(whole.astype(np.float64) - true) + 2 * np.spacing(abs(whole)).astype(np.float64)
-                # What is left of two numbers that cancel has their roundings; in float64 nothing here is
-                # exact, and log p of -10 has a rounding of eight.
-                roundings = 16 if dtype is np.float64 else 1
-                allowed = allowed + roundings * np.finfo(dtype).eps * np.max(abs(true), initial=0)
+                # What is left of two numbers that cancel has their roundings; nothing here is exact, and
+                # log p of -10 has a rounding of eight.
+                allowed = allowed + 16 * np.finfo(dtype).eps * np.max(abs(true), initial=0)
                 assert (abs(ours.astype(np.float64) - true) <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_few_classes_and_large_scores(dtype, rng):
+    """Sums of few numbers lie half way between two others; scores beyond 2048 have another reference."""
+    for classes, size in ((2, 1), (3, 5), (10, 30), (10, 300), (10, 700), (10, 3000), (10, 1e30)):
+        x = (rng.normal(0, size, (2000, classes))).astype(dtype)
+        if size > 2048:
+            x[::2] = x[::2, :1] + rng.normal(0, 8, (1000, classes))
+        y = rng.integers(0, classes, 2000)
+        value, slopes = nl.cross_entropy.value_and_grad(x, y, reduction="none")
+        found = shared(nl.cross_entropy, x, y, 3, reduction="none")
+        got = np.concatenate([g for _, g in found], axis=1)
+        # Beyond 2048 exponentials are relative to the largest score, which a rank need not have: a distance
+        # of 700 has roundings of 512 in float64. Exponentials that are subnormal beside the largest are 0,
+        # but not beside a rank's own.
+        roundings = 1 if dtype is np.float32 and abs(x).max() <= 2048 else 8 if dtype is np.float32 else 512
+        for ours, whole in ((found[0][0], value), (got, slopes)):
+            allowed = roundings * spacing(whole) + classes * np.finfo(dtype).tiny
+            assert (abs(ours.astype(np.float64) - whole) <= allowed).all(), size
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7, 4)])

@@ -10,7 +10,7 @@ from numbaloss.loss import registry
 
 ROOT = Path(__file__).parent.parent
 # What `numbaloss` may know of `kernels`; `inside` alone gives the functions for compiled code.
-KNOWN = {"spec", "lift", "freeze", "devices", "layout", "chunks", "math", "inside"}
+KNOWN = {"spec", "lift", "freeze", "devices", "layout", "chunks", "powers", "math", "inside"}
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for top in ("numbaloss", "kernels")

@@ -4,6 +4,7 @@ import gc
 import itertools
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from sweeps import sweep
@@ -177,6 +178,19 @@ def test_numbers_that_are_arrays_are_not_remembered(rng):
         by = nl.huber_loss.grad(one, 0 * one, reduction="none", grad_output=np.array(number))
         assert by == number
         assert np.array_equal(nl.huber_loss.grad(x, y, reduction="sum", grad_output=number), number * plain)
+
+
+def test_a_number_of_bfloat16_is_not_remembered():
+    """NumPy knows it as no number: the first one multiplied all later gradients, whatever was given."""
+    x = np.ones((1, 1), ml_dtypes.bfloat16)
+    for up in (2.0, 0.5, 4.0):
+        number = np.array(up, ml_dtypes.bfloat16)
+        given = {"reduction": "none", "grad_output": number}
+        assert nl.l1_loss.grad(x[0, 0], 0 * x[0, 0], **given) == up
+        given["grad_output"] = number.reshape(1, 1)
+        assert nl.l1_loss.grad(x, 0 * x, **given) == up
+    with pytest.raises(ValueError, match="must have the value's shape"):
+        nl.l1_loss.grad(x, 0 * x, reduction="none", grad_output=number.reshape(1))
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,20 @@ def test_shapes_close_to_2_do_not_overflow_before_the_square():
     np.testing.assert_allclose(slope, x, rtol=1e-4)
 
 
+def test_tiny_scales_have_curvature():
+    """A power's second derivative is 0, and was multiplied by the square of a slope that overflows."""
+    x = np.array([1.0, 3.0], np.float32)
+    for alpha in (1.0, 0.5, -2.0):
+        made = nl.general_robust_loss.value_grad_hess(x, 0 * x, alpha=alpha, c=1e-30, reduction="none")
+        assert np.isfinite(made).all()
+        assert (abs(made[2]) <= 1e-28).all()
+
+
+def test_tukeys_reference_of_a_large_scale():
+    """Half a square, but for one part in 1e13: 1 less a cube would lose nine digits."""
+    assert abs(reference.tukey_biweight_loss(np.float64(3), 0.0, c=1e7, reduction="none") / 4.5 - 1) < 1e-12
+
+
 def test_they_are_scikit_learns(rng):
     """Its losses of the raw predictions, up to what depends on the target alone; slopes are the same."""
     losses = pytest.importorskip("sklearn._loss.loss")

@@ -12,10 +12,14 @@ p_y, by the cross entropy and by logsumexp (see `kernels.lift`), the gradient is
 Rows lie along the classes (`rows_*`: one row at a time, vectorised along the classes; the exponentials are
 stored where the gradient goes, and scaled there) or across them (`columns_*`: a class at a time, vectorised
 along the rows).
+
+A row's exponentials are relative to a power of two near that of its largest score, not to this score itself:
+nothing is rounded before they are taken, and they have the same digits whatever other scores there are. They
+are added up in float64. So classes that are shared out (`shards`) have the gradients of all in one place.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -23,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .. import math
+from .. import math, powers
 from ..bind import bind
 from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
@@ -61,8 +65,8 @@ SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
 VECTORS = 15
 PAD = 16  # elements of memory in which a row's end is filled up to whole lanes, at least
-RUN = 1024  # elements that are summed in the arithmetic dtype, before the sum goes on in float64
-GROUP = 64  # the same for columns, where the sum goes on in the arithmetic dtype
+RUN = 1024  # elements of which all is done that is done, before the next are taken
+GROUP = 64  # classes of columns of probabilities that are summed before their sum is added to the others'
 LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
 LINE = 64  # bytes that are fetched at once
 # One eighth of the next row is fetched while this one is read for its maximum, four while its exponentials
@@ -78,7 +82,10 @@ T: Any = np.float32
 ITEM: Any = 4
 WIDE: Any = 64
 NARROW: Any = 16
+LANES: Any = 32
 exp: Any = None
+reference: Any = None
+plain: Any = None
 log: Any = None
 log1p: Any = None
 tanh: Any = None
@@ -156,55 +163,110 @@ def largest(at, count):
     return max_of_lanes(tops, WIDE)
 
 
-def exponential(k, x, g, m):
-    """Store an element's exponential, relative to the maximum's."""
-    g[k] = exp(x[k] - m)
+def exponential(k, x, g, shift, low):
+    """Store an element's exponential by the row's `reference`, whose base is 0."""
+    g[k] = exp(x[k], shift, low)
 
 
-def exponential_of_column(i, x, g, m, own, name, part):
-    """The same in a column, and add it to the row's sum but where the class is the row's own."""
-    e = exp(x[i] - m[i])
-    g[i] = e
-    part[i] += select(own[i] == name, T(0), e)
+def exponential_of_column(i, x, g, shifts, lows):
+    """The same in a column: each row has a reference."""
+    g[i] = exp(x[i], shifts[i], lows[i])
 
 
 def sum_in_lanes(at, count):
-    """Return the sum of whole `NARROW` elements at an address, in an order that no processor changes."""
-    wide, narrow = new_lanes(WIDE, T(0)), new_lanes(NARROW, T(0))
-    for start in range(0, count - WIDE + 1, WIDE):
-        add_lanes(wide, at_address(at + start * ITEM, T(0)), WIDE)
-    for start in range(count - count % WIDE, count, NARROW):
-        add_lanes(narrow, at_address(at + start * ITEM, T(0)), NARROW)
-    return sum_of_lanes(wide, WIDE) + sum_of_lanes(narrow, NARROW)
+    """Return the sum, in float64, of numbers at an address, in an order that no processor changes."""
+    many, few, numbers = new_lanes(LANES, 0.0), new_lanes(NARROW, 0.0), at_address(at, T(0))
+    for start in range(0, count - LANES + 1, LANES):
+        add_lanes(many, at_address(at + start * ITEM, T(0)), LANES)
+    for start in range(count - count % LANES, count - NARROW + 1, NARROW):
+        add_lanes(few, at_address(at + start * ITEM, T(0)), NARROW)
+    total = sum_of_lanes(many, LANES) + sum_of_lanes(few, NARROW)
+    for i in range(count - count % NARROW, count):
+        total += numbers[i]
+    return total
 
 
-def exp_in(form: math.Format) -> Any:
-    """Compile e**x of numbers that are not positive; 0 where that is subnormal.
+def sum_columns(at, step, classes, rows, sums):
+    """Store the rows' sums, of columns `step` bytes apart; they are added up in float64."""
+    if rows < NARROW:
+        for i in range(rows):
+            total = 0.0
+            for c in range(classes):
+                total += at_address(at + c * step, T(0))[i]
+            sums[i] = T(total)
+        return
+    for start in range(0, rows, NARROW):  # the last ones overlap those before
+        first = smaller(start, rows - NARROW)
+        lanes = new_lanes(NARROW, 0.0)
+        for c in range(classes):
+            add_lanes(lanes, at_address(at + c * step + first * ITEM, T(0)), NARROW)
+        for k in range(NARROW):
+            sums[first + k] = T(lanes[k])
 
-    A third quicker than `math.exp`, and subnormal numbers, which cost a hundred times a normal one, never
-    enter the sums and products.
+
+class Exponential(NamedTuple):
+    """Exponentials of a row's scores, in one format: all but the subnormal ones, which are 0.
+
+    A third quicker than `math.exp`; and subnormal numbers, which cost a hundred times a normal one, hardly
+    ever enter the sums and products.
+
+    Attributes
+    ----------
+    exp : function
+        ``exp(x - base, shift, low)``: e**x relative to a row's reference.
+    reference : function
+        ``base, shift, low = reference(m)`` of a row's largest score. The base is 0, and e**x is divided by
+        2**k, with k the nearest to m / log(2); or, where m is so large that a score less m is exact, the base
+        is m.
+    plain : function
+        ``plain(x)``: e**x of a number that is not positive.
+    exponent : function
+        ``exponent(shift)``: that k, in float64.
     """
+
+    exp: Any
+    reference: Any
+    plain: Any
+    exponent: Any
+
+
+def exponential_in(form: math.Format) -> Exponential:
+    """Compile the exponentials of a format."""
     F, Z = form.float, form.int
-    LOW = F((1 - form.bias) * np.log(2))
-    ZERO, ONE, LOG2_E = F(0), F(1), F(1 / np.log(2))
+    ZERO, ONE, LOG2_E, LOG_2 = F(0), F(1), F(powers.LOG2_E), F(powers.LOG_2)
     LOG2_HIGH, LOG2_LOW = F(form.log2[0]), F(form.log2[1])
     POLYNOMIAL = (ONE, ONE, *(F(c) for c in form.exp))
-    MANTISSA = Z(form.mantissa)
-    # Its sum with v has round(v) + bias, an exponent field, in the low bits.
-    SHIFT = F(1.5 * 2.0**form.mantissa + form.bias)
+    MANTISSA, LARGE = Z(form.mantissa), F(powers.LARGE)
+    # Its sum with v has round(v) in the low bits; with the bias added, that is an exponent field.
+    ROUND, BIAS = F(1.5 * 2.0**form.mantissa), F(form.bias)
+    SHIFT, LOW = F(ROUND + BIAS), F(-BIAS * LOG_2)
 
     @njit(**math.STRICT)
-    def at(x):
-        t = multiply_add(x, LOG2_E, SHIFT)
-        n = t - SHIFT
+    def exp(x, shift, low):
+        x = select(x < low, low, x)  # the exponent field is 0 there, and so is that power of two
+        t = multiply_add(x, LOG2_E, shift)
+        n = t - shift
         r = multiply_add(n, -LOG2_LOW, multiply_add(n, -LOG2_HIGH, x))
-        y = math.polynomial(r, POLYNOMIAL)
-        return select(x < LOW, ZERO, y * unbits(Z(bits(t) << MANTISSA)))
+        return math.polynomial(r, POLYNOMIAL) * unbits(Z(bits(t) << MANTISSA))
 
-    return at
+    @njit(**math.STRICT)
+    def reference(m):
+        base = select(abs(m) <= LARGE, ZERO, m)
+        k = multiply_add(m - base, LOG2_E, ROUND) - ROUND
+        return base, SHIFT - k, (k - BIAS) * LOG_2
+
+    @njit(**math.STRICT)
+    def plain(x):
+        return exp(x, SHIFT, LOW)
+
+    @njit(**math.STRICT)
+    def exponent(shift):
+        return np.float64(SHIFT - shift)
+
+    return Exponential(exp, reference, plain, exponent)
 
 
-EXP = {types.float32: exp_in(math.SINGLE), types.float64: exp_in(math.DOUBLE)}
+EXPONENTIAL = {types.float32: exponential_in(math.SINGLE), types.float64: exponential_in(math.DOUBLE)}
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -215,7 +277,7 @@ def rows_of_labels(record):
     prefer_widest_vectors()
     a = at_address(record, 0)
     numbers = at_address(a[NUMBERS], 0.0)
-    zero, one, low = T(0), T(1), T(-np.inf)
+    zero, one, nothing = T(0), T(1), T(-np.inf)
     scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
     weight_sum, cap, square = T(numbers[WEIGHT_SUM]), T(numbers[CAP]), T(numbers[SQUARE])
     o, floor = options(numbers, zero), zero
@@ -264,6 +326,7 @@ def rows_of_labels(record):
         x = at_address(x_at, zero)
         hit = x[label]
         m = largest(x_at, classes)
+        base, shift, low = reference(m)
         far = zero
         if SMOOTHED:
             distances = 0.0
@@ -280,19 +343,24 @@ def rows_of_labels(record):
         # Exponentials, where the gradient goes. The row's end is done in scratch memory, filled up to whole
         # lanes: a few scalar exponentials would cost as much as hundreds in vectors. The one of the row's own
         # class is not summed.
-        sum_of_others, start = 0.0, 0
+        sum_of_others, start, source_at = 0.0, 0, x_at
+        if base != zero:
+            source_at = g_at
+            for i in range(classes):
+                g[i] = x[i] - base
+        source = at_address(source_at, zero)
         while start < classes:
             end = start >= whole
             size = NARROW if end else smaller(whole - start, RUN)
             count = classes - start if end else size
-            scores_at, run_at = (pad, pad) if end else (x_at + start * ITEM, g_at + start * ITEM)
+            scores_at, run_at = (pad, pad) if end else (source_at + start * ITEM, g_at + start * ITEM)
             run = at_address(run_at, zero)
             if end:
                 for i in range(NARROW):
-                    run[i] = low
+                    run[i] = nothing
                 for i in range(count):
-                    run[i] = x[start + i]
-            interleave(exponential, size, (at_address(scores_at, zero), run, m))
+                    run[i] = source[start + i]
+            interleave(exponential, size, (at_address(scores_at, zero), run, shift, low))
             if start <= label < start + count:
                 run[label - start] = zero
             sum_of_others += sum_in_lanes(run_at, size)
@@ -302,9 +370,9 @@ def rows_of_labels(record):
             else:
                 fetch_next(x_at, classes, ITEM, start, start + size, 1, 4)
             start += size
-        others, own = T(sum_of_others), exp(hit - m)
+        others, own, top = T(sum_of_others), exp(hit - base, shift, low), exp(m - base, shift, low)
         total = own + others
-        log_total = log1p(select(hit == m, others, (others - one) + own))
+        log_total = log1p(select(hit == m, others, (others - top) + own) / top)
         inverse = one / total
         entropy = mass * log_total
         if SMOOTHED:
@@ -449,7 +517,7 @@ def rows_of_probabilities(record):
             part_e = part_t = part_far = zero
             for i in range(smaller(RUN, classes - start)):
                 d = m - run[i]
-                e = exp(-d)
+                e = plain(-d)
                 run[i] = d if HAS_TARGET_GRAD else e
                 t = ws[i] * (keep * qs[i] + spread)
                 part_e = plus(part_e, e)
@@ -487,7 +555,7 @@ def rows_of_probabilities(record):
                 distance = g[i]
                 if HAS_GRAD:
                     t = by_target * weight[i] * (keep * q[i] + spread)
-                    g[i] = r * exp(-distance) - t
+                    g[i] = r * plain(-distance) - t
                 if BY_WEIGHT:
                     gq[i] = by_target * (distance + log_total)
                 else:
@@ -544,7 +612,7 @@ def columns_of_labels(record):
         at_address(scratch + step, zero),
         at_address(scratch + 2 * step, zero),
     )
-    own, part = at_address(scratch + 3 * step, np.int32(0)), at_address(scratch + 4 * step, zero)
+    own, factors = at_address(scratch + 3 * step, np.int32(0)), at_address(scratch + 4 * step, zero)
     own_weights, far = at_address(scratch + 5 * step, zero), at_address(scratch + 6 * step, zero)
     totals, masses = at_address(scratch + 7 * step, zero), at_address(scratch + 8 * step, zero)
     of_p, of_both = at_address(scratch + 9 * step, zero), at_address(scratch + 10 * step, zero)
@@ -596,24 +664,33 @@ def columns_of_labels(record):
                 if w != zero:
                     for i in range(rows):
                         far[i] += w * (m[i] - x[i])
+    bases, shifts, lows, moved = totals, masses, factors, 0
     for i in range(rows):
-        others[i] = zero
-    for start in range(0, classes, GROUP):
-        for i in range(rows):
-            part[i] = zero
-        for c in range(start, smaller(start + GROUP, classes)):
+        bases[i], shifts[i], lows[i] = reference(m[i])
+        moved += bases[i] != zero
+    source_at, source_step = x_at, x_step
+    if moved:
+        source_at, source_step = g_at, g_step
+        for c in range(classes):
             x, g = at_address(x_at + c * x_step, zero), at_address(g_at + c * g_step, zero)
-            fetch_next_tile(x_at + c * x_step, x_step, rows * ITEM)
-            interleave(exponential_of_column, rows, (x, g, m, own, np.int32(c), part))
-        for i in range(rows):
-            others[i] += part[i]
+            for i in range(rows):
+                g[i] = x[i] - bases[i]
+    for c in range(classes):
+        x, g = at_address(source_at + c * source_step, zero), at_address(g_at + c * g_step, zero)
+        fetch_next_tile(source_at + c * source_step, source_step, rows * ITEM)
+        interleave(exponential_of_column, rows, (x, g, shifts, lows))
+    for i in range(rows):  # that of the row's own class is not summed
+        if own[i] >= 0:
+            at_address(g_at + own[i] * g_step, zero)[i] = zero
+    sum_columns(g_at, g_step, classes, rows, others)
     # Results take the place of vectors that are done with: LLVM has fewer pointers to tell apart.
     slopes, grad_own, values, asked = m, others, hit, far
     for i in range(rows):
         live = own[i] >= 0
-        s, e = others[i], exp(hit[i] - m[i])
-        distance, top = m[i] - hit[i], m[i]
-        log_total = log1p(select(hit[i] == top, s, (s - one) + e))
+        base, shift, low, largest_score = bases[i], shifts[i], lows[i], m[i]
+        s, e, top = others[i], exp(hit[i] - base, shift, low), exp(largest_score - base, shift, low)
+        distance = largest_score - hit[i]
+        log_total = log1p(select(hit[i] == largest_score, s, (s - top) + e) / top)
         total = s + e
         inverse = one / total
         own_weight = one
@@ -628,7 +705,7 @@ def columns_of_labels(record):
             entropy = mass * log_total
         entropy += select(own_mass == zero, zero, own_mass * distance)
         p, rest = e * inverse, s * inverse
-        d = loss(-(distance + log_total), rest, p, own_weight, entropy, top + log_total, square, o)
+        d = loss(-(distance + log_total), rest, p, own_weight, entropy, largest_score + log_total, square, o)
         value = d[0]
         if FACTORS:
             value = row_weights[i] * value
@@ -663,8 +740,8 @@ def columns_of_labels(record):
             if SMOOTHED and HAS_MIXED:
                 asked[i] = select(live, up * d[2] * spread, zero)
             if HAS_CURVATURE:
-                totals[i] = total
-                h_own = r * e * (s / total)
+                totals[i], factors[i] = total, r * inverse
+                h_own = r * e * (s * inverse)
                 if CURVED:
                     u1, u2, u3 = rest, -own_mass * rest, p
                     if SMOOTHED:
@@ -694,7 +771,7 @@ def columns_of_labels(record):
                 h = at_address(h_at + c * h_step, zero)
                 for i in range(rows):
                     e = g[i]
-                    h[i] = select(slopes[i] == zero, zero, slopes[i] * e * ((totals[i] - e) / totals[i]))
+                    h[i] = select(slopes[i] == zero, zero, factors[i] * e * (totals[i] - e))
                 if CURVED:
                     for i in range(rows):
                         p = g[i] / totals[i]
@@ -705,7 +782,8 @@ def columns_of_labels(record):
                         h[i] += select(own[i] < np.int32(0), zero, quadratic)
             if SMOOTHED and HAS_MIXED:
                 for i in range(rows):
-                    g[i] = select(slopes[i] == zero, zero, slopes[i] * g[i]) - asked[i] * w
+                    e = select(slopes[i] == zero, zero, g[i])
+                    g[i] = multiply_add(slopes[i], e, -(asked[i] * w))
             else:
                 for i in range(rows):
                     g[i] = select(slopes[i] == zero, zero, slopes[i] * g[i])
@@ -730,11 +808,10 @@ def columns_of_labels(record):
                 g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)
                 for i in range(rows):
                     h[i] = stands(g[i], h[i], ups[i], most[i], floor)
-    out, total_value = at_address(a[VALUES], zero), 0.0
+    out = at_address(a[VALUES], zero)
     for i in range(rows):
         out[i] = values[i]
-        total_value += values[i]
-    return total_value
+    return sum_in_lanes(a[VALUES], rows)
 
 
 def columns_of_probabilities(record):
@@ -804,7 +881,7 @@ def columns_of_probabilities(record):
                     g[i] = x[i]
             for i in range(rows):
                 d = m[i] - g[i]
-                e = exp(-d)
+                e = plain(-d)
                 g[i] = d if HAS_TARGET_GRAD else e
                 t = w * (keep * q[i] + spread)
                 part[i] += e
@@ -849,7 +926,7 @@ def columns_of_probabilities(record):
                     d, by = g[i], by_target[i]
                     t = by * w
                     if HAS_GRAD:
-                        x_slope = slopes[i] * exp(-d) - t * (keep * q[i] + spread)
+                        x_slope = slopes[i] * plain(-d) - t * (keep * q[i] + spread)
                         g[i] = select((by == zero) & (slopes[i] == zero), zero, x_slope)
                     if BY_WEIGHT:
                         gq[i] = select(by == zero, zero, by * (d + log_totals[i]))
@@ -887,24 +964,25 @@ def columns_of_probabilities(record):
             g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)
             for i in range(rows):
                 h[i] = stands(g[i], h[i], ups[i], most[i], floor)
-    out, total_value = at_address(a[VALUES], zero), 0.0
+    out = at_address(a[VALUES], zero)
     for i in range(rows):
         out[i] = values[i]
-        total_value += values[i]
-    return total_value
+    return sum_in_lanes(a[VALUES], rows)
 
 
 @cache
 def row_scope(dtype: np.dtype) -> dict[str, Any]:
     """Return what is bound in all blocks of a dtype."""
     size, name = dtype.itemsize, dtype.name
-    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size)
+    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size, LANES=WIDTH // 8)
     compiled = njit(**LINKED)
     number = types.float32 if dtype == np.float32 else types.float64
-    scope["exp"] = EXP[number]
+    scope |= EXPONENTIAL[number]._asdict()
     for f in (exponential, exponential_of_column):
         scope[f.__name__] = bind(f, scope, name, name, njit(forceinline=True, **LINKED))
-    return scope | {f.__name__: bind(f, scope, name, name, compiled) for f in (largest, sum_in_lanes)}
+    return scope | {
+        f.__name__: bind(f, scope, name, name, compiled) for f in (largest, sum_in_lanes, sum_columns)
+    }
 
 
 def bound_block(
@@ -921,7 +999,6 @@ def bound_block(
     jets = derivatives()
     stands = lift_score_curvature(request.policy, request.floored, jets) if request.curvature else None
     scope = row_scope(dtype) | dict(
-        exp=EXP[number],
         log=CPU[number]["log"],
         log1p=CPU[number]["log1p"],
         tanh=CPU[number]["tanh"],

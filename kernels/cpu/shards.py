@@ -1,13 +1,17 @@
 """Class scores of which other ranks have other classes: each row's statistics, and the gradient by them.
 
-A rank reads its part of a row once and keeps four numbers: the largest score m, the sum of exp(x - m) of the
-classes that are not the row's own, the own class's score where it is among these classes (else 0), and under
-label smoothing the sum of w (m - x). All ranks exchange them and merge them, in the ranks' order and in
-float64. The gradient of a class is then a multiple of exp(x - M), with M the largest score of all, less its
-part of the smoothed target; the own class's is known before. Nothing as large as the scores is kept.
+A rank reads its part of a row once and keeps four numbers: the largest score m, the sum of the exponentials
+of the classes that are not the row's own (see `kernels.powers`), the own class's score where it is among
+these classes (else 0), and under label smoothing the sum of w (m - x). All ranks exchange them and add them
+up, in the ranks' order and in float64. From there on a row is computed as `score_blocks` computes it, in the
+arithmetic dtype. The gradient of a class is a multiple of its exponential, less its part of the smoothed
+target; the own class's is known before. Nothing as large as the scores is kept.
 
-Scores are (rows, classes), contiguous, of the arithmetic dtype. The row's sums begin anew every `RUN`
-classes, so that none of them loses digits, and go on in float64.
+Exponentials are those of `score_blocks`, relative to a power of two, so that a rank's have the digits that
+they have where all classes are in one place: there they are the same numbers, added up in another order, and
+float64 hides that.
+
+Scores are (rows, classes), contiguous, of the arithmetic dtype.
 """
 
 from collections.abc import Iterator
@@ -23,7 +27,8 @@ from ..bind import bind
 from ..errors import at_users_line
 from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_scores, moves
-from ..math import CPU, multiply_add, select
+from ..math import CPU, multiply_add, select, unbits
+from ..powers import LARGE, LOG2_E, LOG_2_PARTS
 from ..spec import (
     ASKED,
     DEAD,
@@ -60,12 +65,16 @@ ITEM: Any = 4
 WIDE: Any = 64
 NARROW: Any = 16
 exp: Any = None
+reference: Any = None
+exponent: Any = None
+scale_of_sum: Any = None
+ratio_of_sums: Any = None
 wide_exp: Any = None
 log1p: Any = None
 tanh: Any = None
 largest: Any = None
 sum_in_lanes: Any = None
-exponential: Any = None
+exponential_less: Any = None
 make_ready: Any = None
 loss: Any = None
 options: Any = None
@@ -78,7 +87,28 @@ MULTIPLE: Any = True
 
 PARALLEL_FROM = 16384  # scores from which two threads beat one
 MERGING = 64  # scores that take as long as one row's numbers
+ROUND = 1.5 * 2.0**52  # a sum with it is of a whole number
+LOG_2_HIGH, LOG_2_LOW = LOG_2_PARTS
 COPIED = 4 << 20  # bytes of scores that are converted at a time
+
+
+def scale_of(m):
+    """What a sum by the largest score m is divided by, e**base and 2**k: as in `kernels.powers`."""
+    base = select(abs(m) <= LARGE, 0.0, m)
+    return base, ((m - base) * LOG2_E + ROUND) - ROUND
+
+
+def between(base, k, then_base, then_k):
+    """What a sum by e**base and 2**k is multiplied by, to be one by others."""
+    n = k - then_k
+    if base != then_base:
+        return wide_exp(base - then_base + n * LOG_2_HIGH + n * LOG_2_LOW)
+    return unbits(np.int64(n + 1023.0) << np.int64(52)) if n > -1023.0 else 0.0
+
+
+def exponential_by(k, x, e, base, shift, low):
+    """Store an element's exponential by a row's `reference`."""
+    e[k] = exp(x[k] - base, shift, low)
 
 
 def ready_scores(x, run, count, size, cap):
@@ -89,7 +119,7 @@ def ready_scores(x, run, count, size, cap):
         x[i] = T(-np.inf)
 
 
-def statistics(context, k):
+def statistics(context, share):
     """The task that reads one share of the rows."""
     prefer_widest_vectors()
     c = at_address(context, 0)
@@ -98,10 +128,10 @@ def statistics(context, k):
     labels, cap = at_address(c[LABELS], 0), T(at_address(c[CAP], 0.0)[0])
     scores, room = stack(8192), stack(8192)  # of `RUN` scores, where they are made ready, and exponentials
     x, e = at_address(scores, zero), at_address(room, zero)
-    for row in range(k * rows // c[SHARES], (k + 1) * rows // c[SHARES]):
+    for row in range(share * rows // c[SHARES], (share + 1) * rows // c[SHARES]):
         found = at_address(c[ROW_STATISTICS] + 8 * NUMBERS_OF_ROW * row, 0.0)
         label, at = labels[row], c[SCORES] + row * classes * ITEM
-        m, others, hit, far, passed = low, 0.0, 0.0, 0.0, 0.0
+        m, others, hit, far, passed, by_base, by_k = low, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         if label != DEAD:
             for start in range(0, classes, RUN):
                 count = smaller(RUN, classes - start)
@@ -115,20 +145,22 @@ def statistics(context, k):
                 if start <= label < start + count:
                     hit = np.float64(run[label - start])
                 if top > m:
-                    # What came before was relative to a smaller score.
-                    if others != 0.0:
-                        others *= wide_exp(np.float64(m) - np.float64(top))
                     if passed != 0.0:
                         far += passed * (np.float64(top) - np.float64(m))
                     m = top
                 if m == low:  # nothing yet but -inf, or NaN
                     lost = sum_in_lanes(run_at, size)
-                    others += 0.0 if lost == low else np.float64(lost)
+                    others += 0.0 if lost == low else lost
                 else:
-                    interleave(exponential, size, (run, e, m))
+                    base, shift, least = reference(m)
+                    interleave(exponential_less, size, (run, e, base, shift, least))
+                    then_base, then_k = np.float64(base), exponent(shift)
+                    if others != 0.0:  # it may be by a smaller score
+                        others *= ratio_of_sums(by_base, by_k, then_base, then_k)
+                    by_base, by_k = then_base, then_k
                     if start <= label < start + count:
                         e[label - start] = zero
-                    others += np.float64(sum_in_lanes(room, size))
+                    others += sum_in_lanes(room, size)
                 if SMOOTHED:
                     part = of_weights = zero
                     ws = at_address(c[WEIGHT] + start * ITEM, zero)
@@ -139,11 +171,14 @@ def statistics(context, k):
                         of_weights = plus(of_weights, w)
                     far += np.float64(part)
                     passed += np.float64(of_weights)
+        if others != 0.0:
+            base, k = scale_of_sum(np.float64(m))
+            others *= ratio_of_sums(by_base, by_k, base, k)
         found[MAXIMUM], found[OTHERS], found[HIT], found[FAR] = np.float64(m), others, hit, far
     return 0
 
 
-def merge(context, k):
+def merge(context, share):
     """The task that merges the numbers of one share of the rows, and finds their values and factors."""
     c = at_address(context, 0)
     rows, ranks = c[ROWS], c[RANKS]
@@ -154,69 +189,75 @@ def merge(context, k):
         at_address(c[UPS], 0.0),
         at_address(c[VALUES], 0.0),
     )
-    keep, spread, weight_sum = numbers[KEEP], numbers[SPREAD], numbers[WEIGHT_SUM]
-    o = options(numbers, 0.0)
+    zero, one, square = T(0), T(1), T(numbers[SQUARE])
+    scale, keep, spread = T(numbers[SCALE]), T(numbers[KEEP]), T(numbers[SPREAD])
+    weight_sum, o = T(numbers[WEIGHT_SUM]), options(numbers, zero)
     step = 8 * NUMBERS_OF_ROW * (rows + 1)  # from rank to rank, whose first numbers are of no row
-    for row in range(k * rows // c[SHARES], (k + 1) * rows // c[SHARES]):
+    for row in range(share * rows // c[SHARES], (share + 1) * rows // c[SHARES]):
         made = at_address(c[MADE] + 8 * FACTORS_OF_ROW * row, 0.0)
-        own_weight, row_weight = own_weights[row], row_weights[row]
-        own_mass = keep * own_weight
-        mass = own_mass + spread * weight_sum
+        own_weight, row_weight = T(own_weights[row]), T(row_weights[row])
+        own_mass = mass = own_weight
+        if spread != zero:
+            own_mass = keep * own_weight
+            mass = multiply_add(spread, weight_sum, own_mass)
         live = labels[row] != DEAD
         if MULTIPLE:
-            live = live & ((own_mass != 0) | (mass != 0))
+            live = live & ((own_mass != zero) | (mass != zero))
         if not live:
             values[row] = made[TOP] = made[SLOPE] = made[ASKED] = made[OWN_SLOPE] = 0.0
             continue
         first = c[GATHERED] + 8 * NUMBERS_OF_ROW * (row + 1)
-        top, others, hit, far = -np.inf, 0.0, 0.0, 0.0
+        largest_score, sum_of_others, hit_score, distances = -np.inf, 0.0, 0.0, 0.0
         for q in range(ranks):
-            m = at_address(first + q * step, 0.0)[MAXIMUM]
-            if m > top:
-                top = m
+            of_rank = at_address(first + q * step, 0.0)[MAXIMUM]
+            if of_rank > largest_score:
+                largest_score = of_rank
+        m = T(largest_score)
+        base, shift, least = reference(m)
+        then_base, then_k = np.float64(base), exponent(shift)
         for q in range(ranks):
             part = at_address(first + q * step, 0.0)
-            m, more = part[MAXIMUM], part[OTHERS]
-            if m != top and more != 0:
-                more *= wide_exp(m - top)
-            others += more
-            hit += part[HIT]
-            far += part[FAR]
-            if m != top and of_ranks[q] != 0:
-                far += of_ranks[q] * (top - m)
-        own = wide_exp(hit - top)
+            of_rank, more = part[MAXIMUM], part[OTHERS]
+            if more != 0:
+                rank_base, rank_k = scale_of_sum(of_rank)
+                more *= ratio_of_sums(rank_base, rank_k, then_base, then_k)
+            sum_of_others += more
+            hit_score += part[HIT]
+            distances += part[FAR]
+            if of_rank != largest_score and of_ranks[q] != 0:
+                distances += of_ranks[q] * (largest_score - of_rank)
+        hit, far, others = T(hit_score), T(distances), T(sum_of_others)
+        own, top = exp(hit - base, shift, least), exp(m - base, shift, least)
         total = own + others
-        log_total = log1p(others if hit == top else (others - 1) + own)
-        inverse = 1 / total
+        log_total = log1p(select(hit == m, others, (others - top) + own) / top)
+        inverse = one / total
         entropy = mass * log_total
-        if spread != 0:
-            entropy += spread * far
-        if own_mass != 0:
-            entropy += own_mass * (top - hit)
+        if spread != zero:
+            entropy = multiply_add(mass, log_total, spread * far)
+        entropy += select(own_mass == zero, zero, own_mass * (m - hit))
         p, rest = own * inverse, others * inverse
-        d = loss(
-            -((top - hit) + log_total), rest, p, own_weight, entropy, top + log_total, numbers[SQUARE], o
-        )
-        values[row] = row_weight * d[0]
-        up = numbers[SCALE] * ups[row] * row_weight
-        slope = own_slope = asked = 0.0
+        d = loss(-((m - hit) + log_total), rest, p, own_weight, entropy, m + log_total, square, o)
+        values[row] = np.float64(row_weight * d[0])
+        up = scale * T(ups[row]) * row_weight
+        slope = own_slope = asked = zero
         if HAS_MIXED:
             slope = d[2] * mass
             asked = up * d[2] * spread
             t = own_mass + spread * own_weight
             own_slope = d[2] * (spread * (weight_sum - own_weight) * own - t * others)
         if HAS_NORM:
-            slope += d[3]
+            slope = slope + d[3] if HAS_MIXED else d[3]
             own_slope += d[3] * own
         if HAS_OWN:
-            slope -= d[1]
+            slope = slope - d[1]
             own_slope += d[1] * others
-        made[TOP], made[SLOPE], made[ASKED] = top, up * slope * inverse, asked
-        made[OWN_SLOPE] = up * own_slope * inverse
+        by = wide_exp(then_base - largest_score + then_k * LOG_2_HIGH + then_k * LOG_2_LOW)  # of e**(x - m)
+        made[TOP], made[SLOPE] = largest_score, np.float64(up * slope * inverse) / by
+        made[ASKED], made[OWN_SLOPE] = np.float64(asked), np.float64(up * own_slope * inverse)
     return 0
 
 
-def gradient(context, k):
+def gradient(context, share):
     """The task that writes the gradient of one share of the rows, which may be where the scores are."""
     prefer_widest_vectors()
     c = at_address(context, 0)
@@ -225,9 +266,12 @@ def gradient(context, k):
     labels, cap = at_address(c[LABELS], 0), T(at_address(c[CAP], 0.0)[0])
     scores, room = stack(8192), stack(8192)
     x, e = at_address(scores, zero), at_address(room, zero)
-    for row in range(k * rows // c[SHARES], (k + 1) * rows // c[SHARES]):
+    for row in range(share * rows // c[SHARES], (share + 1) * rows // c[SHARES]):
         factors = at_address(c[FACTORS] + 8 * FACTORS_OF_ROW * row, 0.0)
-        m, slope, asked = T(factors[TOP]), T(factors[SLOPE]), T(factors[ASKED])
+        m, asked = T(factors[TOP]), T(factors[ASKED])
+        base, shift, least = reference(m)
+        k = exponent(shift)
+        slope = T(factors[SLOPE] * wide_exp(np.float64(base - m) + k * LOG_2_HIGH + k * LOG_2_LOW))
         label, from_row = labels[row], row * classes * ITEM
         for start in range(0, classes, RUN):
             count = smaller(RUN, classes - start)
@@ -241,7 +285,7 @@ def gradient(context, k):
             if CAPS or size != count:
                 make_ready(x, run, count, size, cap)
                 run = x
-            interleave(exponential, size, (run, e, m))
+            interleave(exponential_less, size, (run, e, base, shift, least))
             if SMOOTHED:
                 ws = at_address(c[WEIGHT] + start * ITEM, zero)
                 for i in range(count):
@@ -277,22 +321,33 @@ def launcher() -> Any:
 
 
 @cache
+def shared_scope(dtype: np.dtype) -> dict[str, Any]:
+    """Return what is bound in all kernels of a dtype."""
+    scope = row_scope(dtype) | dict(wide_exp=CPU[types.float64]["exp"])
+    inlined: dict[str, Any] = dict(
+        exponential_less=exponential_by, scale_of_sum=scale_of, ratio_of_sums=between
+    )
+    how = njit(forceinline=True, **LINKED)
+    return scope | {n: bind(f, scope, "shards", dtype.name, how) for n, f in inlined.items()}
+
+
+@cache
 def compile_pass(template: Any, dtype: np.dtype, smoothed: bool, capped: bool) -> int:
     """Return the address of `statistics` or `gradient` for a dtype."""
     number = types.float32 if dtype == np.float32 else types.float64
-    more = dict(wide_exp=CPU[types.float64]["exp"], tanh=CPU[number]["tanh"], SMOOTHED=smoothed, CAPS=capped)
-    identity, scope = (template.__name__, dtype.name, smoothed, capped), row_scope(dtype) | more
+    more = dict(tanh=CPU[number]["tanh"], SMOOTHED=smoothed, CAPS=capped)
+    identity, scope = (template.__name__, dtype.name, smoothed, capped), shared_scope(dtype) | more
     scope["make_ready"] = bind(ready_scores, scope, "shards", identity, njit(**LINKED))
     return compile_function(template, scope, "shards", identity, TASK)
 
 
 @cache
-def compile_merge(functions: ScoreFunctions, lse_square: bool) -> int:
-    """Return the address of `merge` for a definition; an error in it leads to its line."""
+def compile_merge(functions: ScoreFunctions, lse_square: bool, dtype: np.dtype) -> int:
+    """Return the address of `merge` for a definition and a dtype; an error in it leads to its line."""
     jets, groups = derivatives(), moves(functions) | ({NORM} if lse_square else set())
-    scope = dict(
-        wide_exp=CPU[types.float64]["exp"],
-        log1p=CPU[types.float64]["log1p"],
+    number = types.float32 if dtype == np.float32 else types.float64
+    scope = shared_scope(dtype) | dict(
+        log1p=CPU[number]["log1p"],
         loss=lift_scores(functions, jets, False, lse_square),
         options=jets.options(functions.options, start=OPTIONS),
         HAS_OWN=OWN in groups,
@@ -300,7 +355,7 @@ def compile_merge(functions: ScoreFunctions, lse_square: bool) -> int:
         HAS_NORM=NORM in groups,
         MULTIPLE=is_linear(functions)[1] and not lse_square,
     )
-    identity = fingerprint(functions.value), functions.statistics, functions.options, lse_square
+    identity = fingerprint(functions.value), functions.statistics, functions.options, lse_square, dtype.name
     try:
         return compile_function(merge, scope, functions.name, identity, TASK)
     except NumbaError as error:
@@ -385,6 +440,7 @@ def merged(
     row_weights: np.ndarray,
     ups: np.ndarray,
     lse_square: bool,
+    arithmetic: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows' values and factors of all ranks' numbers, (ranks, 1 + R, `NUMBERS_OF_ROW`)."""
     rows = len(labels)
@@ -394,5 +450,5 @@ def merged(
         OWN_WEIGHTS: own_weights, ROW_WEIGHTS: row_weights, UPS: ups, NUMBERS: numbers, VALUES: values,
         MADE: factors,
     }  # fmt: skip
-    run(compile_merge(functions, lse_square), slots, rows, rows * MERGING)
+    run(compile_merge(functions, lse_square, arithmetic), slots, rows, rows * MERGING)
     return values, factors

@@ -1,8 +1,8 @@
 """Class scores of which other ranks have other classes: each row's statistics, and the gradient by them.
 
 `kernels.cpu.shards` is its twin, and says what ranks exchange. A block takes a row: its threads keep a
-running maximum, and a sum that is scaled anew whenever that rises, so the scores are read once. Sums are
-carried in two numbers. What ranks exchange goes by way of the host, which waits for it.
+running maximum, and a sum relative to it that is scaled anew whenever that rises, so the scores are read
+once. Sums are carried in two numbers. What ranks exchange goes by way of the host, which waits for it.
 """
 
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..math import exp, tanh
+from ..powers import from_largest
 from ..spec import (
     ASKED,
     DEAD,
@@ -188,6 +189,8 @@ class Shard(NamedTuple):
             found = current_queue().empty(out.shape, np.float64)
             self.launch(compile_statistics, self.arrays(), (found,))
             out[:] = to_host(found)
+            with np.errstate(all="ignore"):
+                out[:, OTHERS] *= np.where(out[:, OTHERS] == 0, 1, from_largest(out[:, MAXIMUM]))
 
     def gradient(self, factors: np.ndarray, out: DeviceArray) -> None:
         """Write the gradient of factors (R, `FACTORS_OF_ROW`) into an array like the scores, or these."""

@@ -304,7 +304,7 @@ def labels_of(name: str, target: Any) -> Any:
     if target.dtype.kind in "iu":
         return target
     with np.errstate(invalid="ignore"):
-        labels = target.astype(np.int32)
+        labels = target.astype(np.int64)  # as kernels read them
     exact = labels.astype(target.dtype) == target  # a comparison of two dtypes is slow
     if not exact.all():
         wrong = target[~exact][0]

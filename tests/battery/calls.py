@@ -511,7 +511,8 @@ def canonical(call: Call) -> Call:
         if isinstance(value, np.ndarray | list | np.generic) and name not in ("out", "wrt") and not labels:
             value = np.asarray(value)
             if name in call.loss.Class.fields and not call.loss.Class.fields[name].array:
-                value = call.arguments[name]
+                value = call.arguments[name]  # the reference would compute in a half's precision
+                value = value.item() if isinstance(value, np.floating) else value
             elif value.dtype.kind in "fV" or name in ("sample_weight", "grad_output", "weight", "pos_weight"):
                 value = value if value.dtype.kind in "OUSMc" else np.array(value, np.float64)
             elif value.dtype.kind in "iub" and name in ("target", "targets") and not is_labels(call):
@@ -675,7 +676,7 @@ def main() -> int:
             wrong = judge(call)
             lost += wrong is not None
             if wrong or options.count == 1:
-                print(f"{k}: {wrong}: {call}", flush=True)
+                print(" ".join(f"{k}: {wrong}: {call}".split()), flush=True)
     print(f"{options.count} calls, {lost} lost")
     return int(lost > 0)
 
