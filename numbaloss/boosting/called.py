@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,8 @@ def field(data: Any, name: str) -> Any:
         try:
             call = core._LIB.XGDMatrixGetInfoRef(data.handle, name.encode(), ctypes.byref(told))
             core._check_call(call)
-            interface = json.loads(told.value or b"")
-            if "stream" in interface:  # on a device
-                return core.from_array_interface(interface, zero_copy=True)
-            return lying(**interface)
+            interface, array = lying(told.value or b"")
+            return core.from_array_interface(interface, zero_copy=True) if array is None else array
         except (AttributeError, TypeError, ValueError):
             pass  # of another version
     return getattr(data, getter)()
@@ -57,13 +56,19 @@ class Interface:
         self.__array_interface__ = told
 
 
-def lying(*, data: list[int], shape: list[int], typestr: str, version: int, **more: Any) -> np.ndarray:
-    """Return the array that an interface tells of, where it lies."""
-    if not all(shape):  # its address may be 0
-        return np.empty(shape, np.dtype(typestr))
-    strides = more.get("strides")
-    told = dict(data=tuple(data), shape=tuple(shape), typestr=typestr, version=version)
-    return np.asarray(Interface(**told, strides=None if strides is None else tuple(strides)))
+@lru_cache(maxsize=16)
+def lying(told: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Return what an interface tells, and its array, where that lies: of an address that was just told.
+
+    Rounds tell the same. On a device the array is None.
+    """
+    said = json.loads(told)
+    interface = {n: tuple(v) if isinstance(v, list) else v for n, v in said.items()}
+    if "stream" in interface:
+        return interface, None
+    if not all(interface["shape"]):  # its address may be 0
+        return interface, np.empty(interface["shape"], np.dtype(interface["typestr"]))
+    return interface, np.asarray(Interface(**interface))
 
 
 class XGBoostObjective(Called):
