@@ -82,7 +82,6 @@ T: Any = np.float32
 ITEM: Any = 4
 WIDE: Any = 64
 NARROW: Any = 16
-LANES: Any = 32
 exp: Any = None
 reference: Any = None
 plain: Any = None
@@ -175,12 +174,10 @@ def exponential_of_column(i, x, g, shifts, lows):
 
 def sum_in_lanes(at, count):
     """Return the sum, in float64, of numbers at an address, in an order that no processor changes."""
-    many, few, numbers = new_lanes(LANES, 0.0), new_lanes(NARROW, 0.0), at_address(at, T(0))
-    for start in range(0, count - LANES + 1, LANES):
-        add_lanes(many, at_address(at + start * ITEM, T(0)), LANES)
-    for start in range(count - count % LANES, count - NARROW + 1, NARROW):
-        add_lanes(few, at_address(at + start * ITEM, T(0)), NARROW)
-    total = sum_of_lanes(many, LANES) + sum_of_lanes(few, NARROW)
+    lanes, numbers = new_lanes(NARROW, 0.0), at_address(at, T(0))
+    for start in range(0, count - NARROW + 1, NARROW):
+        add_lanes(lanes, at_address(at + start * ITEM, T(0)), NARROW)
+    total = sum_of_lanes(lanes, NARROW)
     for i in range(count - count % NARROW, count):
         total += numbers[i]
     return total
@@ -974,7 +971,7 @@ def columns_of_probabilities(record):
 def row_scope(dtype: np.dtype) -> dict[str, Any]:
     """Return what is bound in all blocks of a dtype."""
     size, name = dtype.itemsize, dtype.name
-    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size, LANES=WIDTH // 8)
+    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size)
     compiled = njit(**LINKED)
     number = types.float32 if dtype == np.float32 else types.float64
     scope |= EXPONENTIAL[number]._asdict()
