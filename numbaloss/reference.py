@@ -636,6 +636,15 @@ def triplet_margin_with_distance_loss(
     return reduce(loss, reduction, sample_weight, normalizer)
 
 
+def p_norm(d, p):
+    """The p-norm of the last axis; relative to the largest coordinate, whose power may overflow."""
+    if not 0 < p < np.inf:
+        return np.linalg.norm(d, ord=p, axis=-1)
+    size = abs(d).max(axis=-1, keepdims=True, initial=0)
+    size = np.where((size == 0) | ~np.isfinite(size), 1, size)
+    return size[..., 0] * np.linalg.norm(d / size, ord=p, axis=-1)
+
+
 @np.errstate(all="ignore")
 def triplet_margin_loss(
     anchor,
@@ -655,7 +664,7 @@ def triplet_margin_loss(
         anchor,
         positive,
         negative,
-        distance_function=lambda x1, x2: np.linalg.norm(x1 - x2 + eps, ord=p, axis=-1),
+        distance_function=lambda x1, x2: p_norm(x1 - x2 + eps, p),
         margin=margin,
         swap=swap,
         reduction=reduction,

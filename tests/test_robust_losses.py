@@ -340,6 +340,15 @@ def test_tukeys_reference_of_a_large_scale():
     assert abs(reference.tukey_biweight_loss(np.float64(3), 0.0, c=1e7, reduction="none") / 4.5 - 1) < 1e-12
 
 
+def test_the_reference_of_a_large_norm_does_not_overflow():
+    d = np.array([[3.0, 4.0, -7.0]])
+    np.testing.assert_allclose(reference.p_norm(d, 4096), [7], rtol=1e-15)
+    np.testing.assert_allclose(reference.p_norm(d, 3), [434 ** (1 / 3)], rtol=1e-15)
+    np.testing.assert_array_equal(
+        reference.p_norm(np.array([[0.0], [np.inf], [np.nan]]), 2), [0, np.inf, np.nan]
+    )
+
+
 def test_they_are_scikit_learns(rng):
     """Its losses of the raw predictions, up to what depends on the target alone; slopes are the same."""
     losses = pytest.importorskip("sklearn._loss.loss")

@@ -2,7 +2,7 @@
 
     python -m tests.battery [--share 1.0] [--markdown FILE] [PART ...]
 
-An hour for all of it, most of which is compiling for an empty cache.
+Two hours for all of it on two cores, most of which is compiling.
 """
 
 import argparse
