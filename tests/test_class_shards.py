@@ -10,6 +10,7 @@ from test_distributed import Counting, on_ranks, spacing
 
 import numbaloss as nl
 import numbaloss.class_shards
+from numbaloss.kernels import powers
 
 ROWS = 6
 CUTS = {1: (0, 1), 2: (0, 0.3, 1), 3: (0, 0.1, 0.2, 1), 8: (0, 0.05, 0.2, 0.3, 0.55, 0.6, 0.8, 0.95, 1)}
@@ -113,6 +114,24 @@ def test_few_classes_and_large_scores(dtype, rng):
         for ours, whole in ((found[0][0], value), (got, slopes)):
             allowed = roundings * spacing(whole) + classes * np.finfo(dtype).tiny
             assert (abs(ours.astype(np.float64) - whole) <= allowed).all(), size
+
+
+@pytest.mark.parametrize(
+    ("m", "top"), [(-3.0, 2.5), (0.1, 0.1), (900.0, 901.0), (2040.0, 2060.0), (1e5, 1e5 + 9)]
+)
+def test_sums_of_ranks_come_to_one_scale(m, top):
+    """As kernels of CUDA devices have them, which are relative to a rank's largest score, and of CPUs."""
+    x = m - np.array([0.0, 0.3, 4.0])
+    (base, k), (then_base, then_k) = powers.scale_of(np.array(m)), powers.scale_of(np.array(top))
+    relative = np.exp(x - m).sum()
+    np.testing.assert_allclose(
+        relative * powers.from_largest(np.array(m)), np.exp(x - base - k * np.log(2)).sum(), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        relative * powers.from_largest(np.array(m)) * powers.between(np.array(m), np.array(top)),
+        np.exp(x - then_base - then_k * np.log(2)).sum(),
+        rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7, 4)])

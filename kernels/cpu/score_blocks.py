@@ -65,7 +65,7 @@ SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
 VECTORS = 15
 PAD = 16  # elements of memory in which a row's end is filled up to whole lanes, at least
-RUN = 1024  # elements of which all is done that is done, before the next are taken
+RUN = 1024  # elements whose exponentials are taken and added up before the next ones are
 GROUP = 64  # classes of columns of probabilities that are summed before their sum is added to the others'
 LONG = 8192  # classes from which the processor does not fetch the next row by itself while it computes
 LINE = 64  # bytes that are fetched at once
