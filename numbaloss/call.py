@@ -23,6 +23,7 @@ from .arrays import (
     library_of,
     taken,
 )
+from .distributed.communicators import communicator
 from .kernels import devices, inside
 from .kernels.layout import overlaps_itself, share_memory
 from .kernels.spec import (
@@ -106,6 +107,12 @@ def evaluate(cls: Any, mode: str, binding: Binding, args: tuple[Any, ...], kwarg
         result = prepared(values)
         if result is not MISSING:
             return result
+    if (
+        kwargs.get("comm") is not None
+        and kwargs.get("classes") is None
+        and communicator(kwargs["comm"]).size == 1
+    ):
+        return cls.function._run(mode, args, {n: v for n, v in kwargs.items() if n != "comm"})
     call = call_arguments(binding, args, kwargs)
     if any(is_foreign(v) for n, v in call.items() for v in (v if n == "out" and type(v) is tuple else (v,))):
         return evaluate_foreign(cls, mode, binding, call, len(args), kwargs)
