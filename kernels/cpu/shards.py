@@ -67,14 +67,11 @@ NARROW: Any = 16
 exp: Any = None
 reference: Any = None
 exponent: Any = None
-scale_of_sum: Any = None
-ratio_of_sums: Any = None
 wide_exp: Any = None
 log1p: Any = None
 tanh: Any = None
 largest: Any = None
 sum_in_lanes: Any = None
-exponential_less: Any = None
 make_ready: Any = None
 loss: Any = None
 options: Any = None
@@ -106,7 +103,7 @@ def between(base, k, then_base, then_k):
     return unbits(np.int64(n + 1023.0) << np.int64(52)) if n > -1023.0 else 0.0
 
 
-def exponential_by(k, x, e, base, shift, low):
+def exponential_less(k, x, e, base, shift, low):
     """Store an element's exponential by a row's `reference`."""
     e[k] = exp(x[k] - base, shift, low)
 
@@ -156,7 +153,7 @@ def statistics(context, share):
                     interleave(exponential_less, size, (run, e, base, shift, least))
                     then_base, then_k = np.float64(base), exponent(shift)
                     if others != 0.0:  # it may be by a smaller score
-                        others *= ratio_of_sums(by_base, by_k, then_base, then_k)
+                        others *= between(by_base, by_k, then_base, then_k)
                     by_base, by_k = then_base, then_k
                     if start <= label < start + count:
                         e[label - start] = zero
@@ -172,8 +169,8 @@ def statistics(context, share):
                     far += np.float64(part)
                     passed += np.float64(of_weights)
         if others != 0.0:
-            base, k = scale_of_sum(np.float64(m))
-            others *= ratio_of_sums(by_base, by_k, base, k)
+            base, k = scale_of(np.float64(m))
+            others *= between(by_base, by_k, base, k)
         found[MAXIMUM], found[OTHERS], found[HIT], found[FAR] = np.float64(m), others, hit, far
     return 0
 
@@ -219,8 +216,8 @@ def merge(context, share):
             part = at_address(first + q * step, 0.0)
             of_rank, more = part[MAXIMUM], part[OTHERS]
             if more != 0:
-                rank_base, rank_k = scale_of_sum(of_rank)
-                more *= ratio_of_sums(rank_base, rank_k, then_base, then_k)
+                rank_base, rank_k = scale_of(of_rank)
+                more *= between(rank_base, rank_k, then_base, then_k)
             sum_of_others += more
             hit_score += part[HIT]
             distances += part[FAR]
@@ -324,11 +321,9 @@ def launcher() -> Any:
 def shared_scope(dtype: np.dtype) -> dict[str, Any]:
     """Return what is bound in all kernels of a dtype."""
     scope = row_scope(dtype) | dict(wide_exp=CPU[types.float64]["exp"])
-    inlined: dict[str, Any] = dict(
-        exponential_less=exponential_by, scale_of_sum=scale_of, ratio_of_sums=between
-    )
     how = njit(forceinline=True, **LINKED)
-    return scope | {n: bind(f, scope, "shards", dtype.name, how) for n, f in inlined.items()}
+    inlined = exponential_less, scale_of, between
+    return scope | {f.__name__: bind(f, scope, "shards", dtype.name, how) for f in inlined}
 
 
 @cache
