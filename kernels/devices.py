@@ -4,6 +4,7 @@ A backend is a module of these names, whatever the device:
 
 - `describe(loss, call, host)`: a context with the call's arrays as checks and kernels take them;
 - `holds`, `give`: whether an array is the device's; results for the caller's library;
+- `from_program`, on CUDA devices: a buffer of JAX's as an array of a call;
 - `empty`, `empty_like`, `assign`: memory;
 - `product`, `masked_product`, `sum_of_products`, `ratio`, `excess`, `total`, `fold`: arithmetic with arrays;
 - `run(problem, outputs)`: write the outputs, return the value;
@@ -11,7 +12,8 @@ A backend is a module of these names, whatever the device:
 - `synchronize`, `free_memory`.
 """
 
-import importlib
+import importlib.util
+import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -46,7 +48,15 @@ def is_device_array(value: Any) -> bool:
         return True
     if hasattr(value, "is_cuda"):  # PyTorch's interface raises for some of its tensors
         return bool(value.is_cuda)
-    return hasattr(value, "__cuda_array_interface__")
+    if not hasattr(value, "__cuda_array_interface__"):
+        return False
+    # By way of DLPack and CuPy results are of the array's own library; without CuPy they are Numba's.
+    return not (hasattr(value, "__dlpack__") and hasattr(value, "__array_namespace__") and _has_cupy())
+
+
+@cache
+def _has_cupy() -> bool:
+    return "cupy" in sys.modules or importlib.util.find_spec("cupy") is not None
 
 
 def of(values: Iterable[Any]) -> Any:

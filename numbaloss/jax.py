@@ -1,4 +1,4 @@
-"""Losses in JAX programs, on the CPU: under ``jax.jit``, with ``jax.grad`` and ``jax.value_and_grad``.
+"""Losses in JAX programs, on CPU and GPU: under ``jax.jit``, with ``jax.grad`` and ``jax.value_and_grad``.
 
 ``numbaloss.jax.cross_entropy`` is ``nl.cross_entropy`` for JAX's arrays, and so is each built-in loss by its
 name; `function` makes one of any loss, yours too. Arrays are traced, options are not: they are numbers and
@@ -16,9 +16,11 @@ the backward pass multiplies them. Of ``reduction='none'`` the backward pass com
 that multiply terms come there. ``jax.jvp``, ``jax.jacfwd`` and second derivatives are errors that JAX raises.
 Under ``jax.vmap`` calls are made one after the other: rows of the loss's own are faster.
 
-GPUs have no such path yet. Its callback has to make arrays of the buffers' ``__cuda_array_interface__``, and
-to run kernels on its context's stream (``ctx.stream``), without waiting. Until then a program on a GPU raises
-an error that says so: run it on the CPU, or give the arrays to the loss outside of the program.
+On a GPU the kernels run on the program's stream, on its buffers, and the callback waits for none of them;
+one of elements gives NaN there, and its error is raised by `numbaloss.synchronize`. It needs numba-cuda
+(``pip install 'numbaloss[cuda13]'``), and a JAX that has such a callback: with ``jax.pure_callback`` arrays
+travel to the CPU and back. Value and temporary arrays lie outside of the memory that JAX sets aside: it has
+to leave some (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
 """
 
 from collections.abc import Callable
@@ -45,10 +47,7 @@ from .terms import shape_of_terms
 
 __all__ = ["function", *registry]
 
-ON_DEVICE = (
-    "numbaloss.jax computes on the CPU: place the computation on jax.devices('cpu')[0], or give the arrays "
-    "to the loss itself, outside of jax.jit"
-)
+ELSEWHERE = "numbaloss.jax computes on CPUs and CUDA devices: place the computation on jax.devices('cpu')[0]"
 
 
 def function(loss: Any) -> Callable[..., Any]:
@@ -231,10 +230,13 @@ class Task(NamedTuple):
         try:
             arrays, results = [np.asarray(b) for b in buffers], [np.asarray(b) for b in outs]
         except Exception as error:
-            raise NotImplementedError(ON_DEVICE) from error
+            if not all(map(devices.is_device_array, (*buffers, *outs))):
+                raise NotImplementedError(ELSEWHERE) from error
+            cuda = devices.cuda()
+            arrays, results = ([cuda.from_program(b, context.stream) for b in bs] for bs in (buffers, outs))
         self.compute(results, arrays)
 
-    def compute(self, results: list[np.ndarray], arrays: list[np.ndarray]) -> None:
+    def compute(self, results: list[Any], arrays: list[Any]) -> None:
         call = dict(zip(self.names, arrays, strict=True)) | dict(self.options)
         if self.mode == VALUE:
             results[0][...] = self.loss(**call)

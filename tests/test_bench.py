@@ -496,6 +496,10 @@ def test_gpu_table(capsys, monkeypatch, tmp_path):
     tests.write_text("def test_trivial():\n    pass\n")
     monkeypatch.setattr(gpu, "open_device", lambda name: HOST)
     monkeypatch.setattr(gpu, "WORK", work)
+    monkeypatch.setattr(gpu, "EVERY", 1 << 10)
+    monkeypatch.setattr(gpu, "FEWER", 1 << 8)
+    monkeypatch.setattr(gpu, "EVERY_DTYPES", ("float32",))
+    monkeypatch.setattr(nl, "registry", {n: nl.registry[n] for n in ("mse_loss", "cross_entropy")})
     monkeypatch.setattr(gpu, "BUDGET", 0.1)
     monkeypatch.setattr(gpu, "COMPARED", ())
     monkeypatch.setattr(gpu, "TESTS", tests)
@@ -509,6 +513,7 @@ def test_gpu_table(capsys, monkeypatch, tmp_path):
     assert [r.loss for r in rows] == ["mse_loss", "cross_entropy"] and all(r.in_place for r in rows)
     assert f"| {1.5 * rows[1].share_of_copy:.0%} (85%) | - (2) | - (1) |" in text
     assert "| mse_loss 1000 float32 | 2 µs |" in text
+    assert "| mse_loss 1024 float32 |" in text and "| cross_entropy 1x1000 float32 |" in text
     tests.write_text("def test_trivial():\n    assert False\n")
     assert gpu.main(["--folder", str(tmp_path)]) == 1
 

@@ -584,3 +584,9 @@ def test_nan_scores_are_not_lost_in_a_hinge():
     for x in ([NAN, 0.0, 1.0], [0.0, NAN, 1.0]):
         assert math.isnan(reference.multi_margin_loss(x, 0))
         assert math.isnan(reference.multilabel_margin_loss(x, [0, -1, -1]))
+
+
+def test_rows_of_many_classes_take_no_matrix_of_all():
+    """A class index as a row of zeros and a one, of its own row alone: not of every class."""
+    x = np.zeros((2, 300_000), np.float32)
+    assert reference.cross_entropy(x, np.array([1, 299_999])) == pytest.approx(np.log(300_000))

@@ -52,6 +52,7 @@ __all__ = [
     "excess",
     "fold",
     "from_host",
+    "from_program",
     "give",
     "holds",
     "masked_product",
@@ -136,6 +137,12 @@ def given_to_caller(array: DeviceArray, dtype: np.dtype) -> Any:
     """Return an array for a function of the caller's: of the call's library, C-contiguous, in a dtype."""
     plain = array.dtype == dtype and array.flags.c_contiguous and array.library is current_queue().library
     return (array if plain else array.astype(dtype)).owner
+
+
+def from_program(buffer: Any, stream: int) -> libraries.Memory:
+    """Return a buffer of a program that calls a loss from within, to be used on a stream."""
+    address, dtype = buffer.__cuda_array_interface__["data"][0] or 0, np.dtype(buffer.dtype)
+    return libraries.Memory(address, dtype, tuple(buffer.shape), stream, buffer)
 
 
 def taken_from_caller(loss: str, what: str, value: Any) -> DeviceArray:

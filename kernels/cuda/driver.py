@@ -112,6 +112,10 @@ class Driver:
             self.api.cuMemcpyHtoDAsync(address, values.ctypes.data, values.nbytes, self._stream(stream))
         )
 
+    def copy(self, address: int, source: int, nbytes: int, stream: int) -> None:
+        """Copy a device's memory."""
+        self._check(self.api.cuMemcpyDtoDAsync(address, source, nbytes, self._stream(stream)))
+
     def wait(self, stream: int, other: int) -> None:
         """Let a stream wait for what another has been given so far."""
         flags = self.api.CUevent_flags.CU_EVENT_DISABLE_TIMING

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import driver
+
 
 def strides_of(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     """Return the strides of a C-contiguous array."""
@@ -173,7 +175,64 @@ class Torch(Library):
         return x.data_ptr(), (x.dtype, tuple(x.shape), x.stride(), device)
 
 
-LIBRARIES: dict[str, type[Library]] = {"cupy": CuPy, "torch": Torch}
+class Memory:
+    """A C-contiguous array of a program that calls this library from within, such as JAX's.
+
+    Parameters
+    ----------
+    address : int
+    dtype : numpy.dtype
+    shape : tuple of int
+    stream : int
+        On which the program uses it.
+    owner : object
+        What holds the memory.
+    """
+
+    def __init__(
+        self, address: int, dtype: np.dtype, shape: tuple[int, ...], stream: int, owner: Any
+    ) -> None:
+        self.address, self.dtype, self.shape, self.stream, self.owner = address, dtype, shape, stream, owner
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        said = {"shape": self.shape, "typestr": self.dtype.str, "data": (self.address, False)}
+        return {"version": 3, **said, "stream": self.stream}
+
+    def __setitem__(self, key: Any, array: "Memory") -> None:
+        """Copy another array here, on the stream."""
+        assert key is Ellipsis and (array.shape, array.dtype) == (self.shape, self.dtype)
+        api = driver.driver()
+        entered = api.enter(api.device_of(self.address))
+        try:
+            nbytes = math.prod(self.shape) * self.dtype.itemsize
+            api.copy(self.address, array.address, nbytes, self.stream)
+        finally:
+            if entered:
+                api.leave()
+
+
+class Program(Library):
+    """What makes arrays for a call from within a program, on its stream: of Numba's memory."""
+
+    name = "program"
+
+    def locate(self, x: Memory) -> Location:
+        return Location(x.address, x.dtype, x.shape, None, True, None, x.stream)
+
+    def empty(
+        self, shape: tuple[int, ...], dtype: np.dtype, device: int, axes: tuple[int, ...] | None = None
+    ) -> Memory:
+        assert axes is None, "the program's arrays are C-contiguous"
+        nbytes = max(1, math.prod(shape) * dtype.itemsize)
+        owner = super().empty((nbytes,), np.dtype(np.uint8), device)
+        return Memory(super().address(owner), dtype, shape, 0, owner)
+
+    def address(self, x: Memory) -> int:
+        return x.address
+
+
+LIBRARIES: dict[str, type[Library]] = {"cupy": CuPy, "torch": Torch, "numbaloss": Program}
 
 
 @cache

@@ -28,7 +28,7 @@ from ..spec import (
 )
 from .arrays import VECTOR_BYTES, DeviceArray, current_queue, flat, store_sum, total
 from .elementwise import over
-from .reduce import MOST_BLOCKS, THREADS, Launch, add, partial_sum
+from .reduce import SUMMING_BLOCKS, THREADS, Launch, add, partial_sum
 from .reduce import launch as launch_of_elements
 from .target import (
     EVERY_LANE,
@@ -117,13 +117,13 @@ def plan(batch: int, classes: int, inner: int, code: int, vectors: bool, split: 
         deal = 0  # a thread reads two classes at a time
         while deal < 3 and columns << deal < ENOUGH_THREADS and 4 << deal <= classes:
             deal += 1
-        blocks = max(1, min(MOST_BLOCKS, -(-(columns << deal) // THREADS)))
+        blocks = max(1, min(SUMMING_BLOCKS, -(-(columns << deal) // THREADS)))
         return Plan(COLUMNS, blocks, THREADS, deal, blocks)
     deal = _log2(-(-classes // (width * repeat(code, vectors, TEAM))))
     if 1 << deal <= WARP:
-        blocks = max(1, min(MOST_BLOCKS, -(-(rows << deal) // THREADS)))
+        blocks = max(1, min(SUMMING_BLOCKS, -(-(rows << deal) // THREADS)))
         return Plan(TEAM, blocks, THREADS, deal, blocks)
-    blocks = max(1, min(MOST_BLOCKS, rows))
+    blocks = max(1, min(SUMMING_BLOCKS, rows))
     threads = 1 << _log2(-(-classes // (width * repeat(code, vectors, BLOCK))))
     if threads <= MOST_HOLDING:
         return Plan(BLOCK, blocks, max(WARP, threads), 0, blocks)

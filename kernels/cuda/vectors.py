@@ -44,7 +44,7 @@ from ..spec import (
 )
 from . import rows
 from .arrays import aligned
-from .reduce import MOST_BLOCKS, THREADS, add, quotient
+from .reduce import SUMMING_BLOCKS, THREADS, add, quotient
 from .rows import (
     AHEAD,
     BLOCK,
@@ -689,9 +689,9 @@ def plan(count: int, size: int, code: int, vectors: bool) -> Plan:
     """
     deal = max(0, -(-size // (storage(code, vectors).width * repeat(code, vectors))) - 1).bit_length()
     if 1 << deal <= WARP:
-        blocks = max(1, min(MOST_BLOCKS, -(-(count << deal) // THREADS)))
+        blocks = max(1, min(SUMMING_BLOCKS, -(-(count << deal) // THREADS)))
         return Plan(TEAM, blocks, THREADS, deal, blocks)
-    blocks = max(1, min(MOST_BLOCKS, count))
+    blocks = max(1, min(SUMMING_BLOCKS, count))
     if 1 << deal <= MOST_HOLDING >> (code == FLOAT64):
         return Plan(BLOCK, blocks, 1 << deal, 0, blocks)
     return Plan(STREAM, blocks, THREADS, 0, blocks)

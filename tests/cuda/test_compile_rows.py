@@ -442,7 +442,7 @@ def test_plans(code, vectors_):
     for batch, classes, inner in shapes:
         plan = rows.plan(batch, classes, inner, code, vectors_)
         held = rows.repeat(code, vectors_, plan.variant) * width
-        assert 1 <= plan.blocks <= max(reduce.MOST_BLOCKS, 2 * rows.ENOUGH_BLOCKS)
+        assert 1 <= plan.blocks <= max(reduce.SUMMING_BLOCKS, 2 * rows.ENOUGH_BLOCKS)
         assert plan.threads % 32 == 0 and plan.threads <= 512
         assert (plan.variant == COLUMNS) == (inner > 1)
         assert plan.variant != TEAM or (held << plan.deal >= classes and plan.deal <= 5)
@@ -452,7 +452,7 @@ def test_plans(code, vectors_):
     held = vectors.repeat(code, vectors_) * width
     for count, size in itertools.product((0, 1, 64, 10**7), (1, 8, 128, 1000, 10**5)):
         plan = vectors.plan(count, size, code, vectors_)
-        assert 1 <= plan.blocks <= reduce.MOST_BLOCKS and plan.partials == plan.blocks
+        assert 1 <= plan.blocks <= reduce.SUMMING_BLOCKS and plan.partials == plan.blocks
         assert plan.threads % 32 == 0 and plan.threads <= vectors.MOST_HOLDING
         assert plan.variant != TEAM or (held << plan.deal >= size and plan.deal <= 5)
         most = vectors.MOST_HOLDING >> (code == FLOAT64)
@@ -480,4 +480,4 @@ def test_variants_and_launches():
     assert vectors.plan(10**5, 128, code, True).variant == TEAM
     assert copy.launch(0).blocks == copy.launch(1024).blocks == 1 and copy.launch(1025).blocks == 2
     assert reduce.launch(0, np.float32).blocks == 1
-    assert reduce.launch(2**40, np.float32).blocks == reduce.MOST_BLOCKS
+    assert reduce.launch(2**40, np.float32).blocks == reduce.SUMMING_BLOCKS

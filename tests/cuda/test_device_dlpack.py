@@ -5,9 +5,10 @@ import types
 
 import numpy as np
 import pytest
-from ptx.device import CuPyArray, host, put
+from ptx.device import CuPyArray, Plain, host, put
 
 import numbaloss as nl
+from numbaloss.kernels import devices
 
 pytestmark = pytest.mark.usefixtures("gpu")
 
@@ -42,3 +43,15 @@ def test_results_are_of_its_library(rng, monkeypatch):
     _, written = nl.huber_loss.value_and_grad(lent, put(CuPyArray, t), out=lent)
     assert written is lent
     np.testing.assert_allclose(host(lent.array), wanted[1], rtol=1e-6, atol=1e-9)
+
+
+def test_of_both_interfaces_with_and_without_cupy(rng, monkeypatch):
+    """As JAX's arrays on a GPU: DLPack's way where CuPy is there, for results of their library."""
+    x = rng.normal(size=(6, 4)).astype(np.float32)
+
+    class Both(Lent):
+        __cuda_array_interface__ = property(lambda self: put(Plain, x).__cuda_array_interface__)
+
+    for there in (True, False):
+        monkeypatch.setattr(devices, "_has_cupy", lambda there=there: there)
+        assert devices.is_device_array(Both(x)) is not there

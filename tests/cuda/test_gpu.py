@@ -113,6 +113,7 @@ def test_quick_calls_of_many_sizes(library, name, shape):
     close(library.get(given[0]), slope, "float32")
 
 
+@pytest.mark.filterwarnings("ignore:.*Grid size")  # Numba's own transposition of its arrays
 def test_layouts_and_weights(library):
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(2, 20, 30)).astype("f4")

@@ -414,7 +414,7 @@ def elementwise() -> Iterator[Case]:
                 level = 0 if dtype == "float32" or ((dtype, offset) in QUICK and n in (9, TILE + 1)) else 1
                 arrays = drawn(huber, (n,), dtype)
                 yield Case(f"{dtype} {n} offset {offset}", huber, arrays, level=level, offset=offset, error=2)
-    few = {"reduce.MOST_BLOCKS": 2}
+    few = {"reduce.SUMMING_BLOCKS": 2}
     yield Case("more tiles than blocks", huber, drawn(huber, (5 * TILE + 3,)), patches=few, error=4)
     for k, (a, b) in enumerate((a, b) for a in LAYOUTS for b in LAYOUTS):
         arrays = drawn(huber, (6, 20))

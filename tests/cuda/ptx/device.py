@@ -318,6 +318,11 @@ class Driver(driver.Driver):
         assert values.flags.c_contiguous
         self._set(address, values.tobytes())
 
+    def copy(self, address: int, source: int, nbytes: int, stream: int) -> None:
+        at = source - MACHINE.base
+        assert (MACHINE.memory.flags[at : at + nbytes] & INIT).all(), "what is copied was not written"
+        self._set(address, MACHINE.memory.bytes[at : at + nbytes].tobytes())
+
     def wait(self, stream: int, other: int) -> None:
         self.waits.append((stream, other))
 
