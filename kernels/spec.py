@@ -19,6 +19,9 @@ BLOCK = 8192
 # ---- modes of a call ----------------------------------------------------------------------------------
 
 VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
+# The same without the value, as boosters want it: any number stands in its place.
+GRAD_HESS = "grad_hess"
+OF_CURVATURES = VALUE_GRAD_HESS, GRAD_HESS
 
 # Given back by a prepared call that the general one must serve.
 MISSING = object()
@@ -169,6 +172,7 @@ class ScoreRequest(NamedTuple):
     floored: bool = False  # it is at least a number, the last of those that a kernel is given
     softcap: bool = False  # scores are capped first
     lse_square: bool = False  # the squared logsumexp is added to the value
+    valued: bool = True  # the value itself; where it costs next to nothing it is always computed
 
 
 class MarginFunctions(NamedTuple):
@@ -336,6 +340,7 @@ class Scores(NamedTuple):
     arithmetic: Any
     curvature: str = EXACT  # what stands for it
     floor: float | None = None  # that it is not below, before what multiplies and divides a row's value
+    valued: bool = True  # whether the value is asked for
 
 
 class Picks(NamedTuple):

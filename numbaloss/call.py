@@ -33,14 +33,14 @@ from .kernels.spec import (
     EXACT,
     GRAD,
     MISSING,
-    VALUE_GRAD_HESS,
+    OF_CURVATURES,
     ScoreOption,
     Weighting,
     arithmetic_dtype,
     common_dtype,
     is_described,
 )
-from .loss import COUNT, OF_DERIVATIVES, PARTIAL, Binding, Loss
+from .loss import COUNT, OF_DERIVATIVES, PARTIAL, VALUED, Binding, Loss
 from .quick import Prepared, is_said, never, prepare, signature, with_outputs
 
 MEAN = shared.MEAN
@@ -219,7 +219,7 @@ class Evaluation:
                 name = cls.function.__name__
                 raise TypeError(f"{name}: {n} must be an array on the device to be differentiated")
         self.problem = cls._problem(settings, call, backend)
-        if mode == VALUE_GRAD_HESS:
+        if mode in OF_CURVATURES:
             cls._check_curvature(settings.options, settings.wrt)
             if settings.policy != EXACT or settings.floor is not None:
                 cls._check_policy(settings)
@@ -255,7 +255,7 @@ class Evaluation:
         if self.mode not in OF_DERIVATIVES:
             return value
         gradients = tuple(outputs[n] for n in settings.wrt)
-        if self.mode == VALUE_GRAD_HESS:
+        if self.mode in OF_CURVATURES:
             return value, gradients[0], outputs["curvature"]
         result = gradients[0] if settings.single else gradients
         return result if self.mode == GRAD else (value, result)
@@ -271,7 +271,7 @@ class Evaluation:
         if self.settings.adds:
             return self._prepared_to_add(values)
         made = () if self.call.get("out") is not None else tuple(outputs)
-        again = repeat(self.problem, outputs, made, values, self.mode != GRAD)
+        again = repeat(self.problem, outputs, made, values, self.mode in VALUED)
         if again is None:
             return never
         given = {n: self.backend.give(o) for n, o in outputs.items()}
@@ -284,7 +284,7 @@ class Evaluation:
             return never
         inputs, mode, single = values[: -len(arrays)], self.mode, self.settings.single
         new = {n: backend.empty_like(as_plain(a)) for n, a in self.outputs.items()}
-        again = backend.repeat(self.problem, new, tuple(new), inputs, mode != GRAD)
+        again = backend.repeat(self.problem, new, tuple(new), inputs, mode in VALUED)
         if again is None:
             return never
 
@@ -301,7 +301,7 @@ class Evaluation:
                 return MISSING
             for out, made in zip(outs, found[1], strict=True):
                 backend.add(out, made)
-            if mode == VALUE_GRAD_HESS:
+            if mode in OF_CURVATURES:
                 return found[0], *outs
             gradient = outs[0] if single else outs
             return gradient if mode == GRAD else (found[0], gradient)
@@ -312,7 +312,7 @@ class Evaluation:
 def make_outputs(cls: Any, settings: Settings, call: dict[str, Any], backend: Any) -> dict[str, Any]:
     """Return the arrays to write: gradients by their argument's name, and ``"curvature"``."""
     name, wrt = cls.function.__name__, settings.wrt
-    names = (*wrt, "curvature") if settings.mode == VALUE_GRAD_HESS else wrt
+    names = (*wrt, "curvature") if settings.mode in OF_CURVATURES else wrt
     out = call.get("out")
     if out is None:
         if settings.adds:

@@ -16,14 +16,15 @@ from typing import Any, ClassVar, NamedTuple, dataclass_transform
 from . import arguments
 from .arguments import Operand, Option
 from .kernels.freeze import Read, freeze, has_changed
-from .kernels.spec import EXACT, GRAD, MISSING, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
+from .kernels.spec import EXACT, GRAD, MISSING, OF_CURVATURES, VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, Memo
 
 # Every built-in loss by its function's name, in order of definition.
 registry: dict[str, "LossFunction"] = {}
 
 # Ways to call a loss that are no kernel's: what a mean divides by; the sum of a part, and that number.
 COUNT, PARTIAL = "count", "partial"
-OF_DERIVATIVES = VALUE_AND_GRAD, GRAD, VALUE_GRAD_HESS
+OF_DERIVATIVES = VALUE_AND_GRAD, GRAD, *OF_CURVATURES
+VALUED = VALUE, VALUE_AND_GRAD, VALUE_GRAD_HESS, PARTIAL
 
 OF_RANKS = ("comm", "classes")
 COMMON = ("sample_weight", "normalizer", *OF_RANKS)
@@ -583,14 +584,14 @@ class Loss(Modes):
             "normalizer": ("float | None", None),
             "comm": ("Any", None),
         }
-        if cls._shares_classes and mode != VALUE_GRAD_HESS:
+        if cls._shares_classes and mode not in OF_CURVATURES:
             extra["classes"] = ("tuple[int, int] | None", None)
         if mode in (COUNT, PARTIAL):
             extra = {"sample_weight": extra["sample_weight"]}
             extra |= {n: ("Array | None", None) for n in cls._required if n not in counted}
         if mode in OF_DERIVATIVES:
             extra |= OF_GRADIENT
-        if mode == VALUE_GRAD_HESS:
+        if mode in OF_CURVATURES:
             extra |= OF_CURVATURE
         parameters += [P(n, P.KEYWORD_ONLY, default=d, annotation=a) for n, (a, d) in extra.items()]
         return inspect.Signature(parameters)
@@ -605,7 +606,7 @@ class Loss(Modes):
             text += CLASSES_DOC.rstrip()
         if mode in OF_DERIVATIVES:
             text += GRADIENT_DOC.format(default=repr(cls._default_wrt())).rstrip()
-        if mode == VALUE_GRAD_HESS:
+        if mode in OF_CURVATURES:
             text += CURVATURE_DOC.rstrip()
         return text + "\n"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels.spec import GRAD, MISSING, VALUE, VALUE_GRAD_HESS
+from .kernels.spec import GRAD, MISSING, OF_CURVATURES, VALUE
 
 ndarray = np.ndarray
 LAYOUT = 0x1 | 0x2 | 0x100 | 0x400  # C or Fortran order, aligned, writeable: bits of NumPy's `flags.num`
@@ -95,7 +95,7 @@ def prepare(
     # Each output among what was made, then the values.
     count = len(made)
     at = [made.index(n) if n in made else count + _place(values, o) for n, o in outputs.items()]
-    if single and mode != VALUE_GRAD_HESS:
+    if single and mode not in OF_CURVATURES:
         place = at[0] - count
 
         def one(values: tuple[Any, ...]) -> Any:
@@ -115,7 +115,7 @@ def prepare(
         value, new = found
         arrays = (*new, *values)
         written = tuple([arrays[k] for k in at])
-        if mode == VALUE_GRAD_HESS:
+        if mode in OF_CURVATURES:
             return value, *written
         return written if mode == GRAD else (value, written)
 

@@ -22,7 +22,9 @@ from .kernels.spec import (
     FISHER,
     GERSHGORIN,
     GRAD,
+    GRAD_HESS,
     MAJORIZER,
+    OF_CURVATURES,
     STATISTICS,
     VALUE,
     VALUE_GRAD_HESS,
@@ -383,7 +385,7 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
             return count
         return sum(factor * value for (factor, _), (value, _) in zip(terms, found, strict=True)), count
     policy = kwargs.get("curvature", EXACT)
-    if kwargs.get("floor") is not None or (policy not in (EXACT, FISHER) and mode == VALUE_GRAD_HESS):
+    if kwargs.get("floor") is not None or (policy not in (EXACT, FISHER) and mode in OF_CURVATURES):
         raise ValueError(
             "a sum of losses that are not computed in one pass has the curvatures 'exact' and 'fisher', "
             f"without a floor, got {policy!r} and {kwargs.get('floor')}"
@@ -397,7 +399,7 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
         scale = factor if up is None else factor * up
         found = part._run(mode, args, {**given, "grad_output": scale})
         found = [None, found] if mode == GRAD else list(found)
-        if found[0] is not None:
+        if found[0] is not None and mode != GRAD_HESS:
             found[0] = factor * found[0]
         return found
 
@@ -411,8 +413,8 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
                 a += b
     if mode == GRAD:
         return derivatives[0]
-    values = _total([value, *(more[0] for more in found)])
-    return (values, *derivatives) if mode == VALUE_GRAD_HESS else (values, derivatives[0])
+    values = None if mode == GRAD_HESS else _total([value, *(more[0] for more in found)])
+    return (values, *derivatives) if mode in OF_CURVATURES else (values, derivatives[0])
 
 
 def _default_wrt(terms: Terms) -> Any:

@@ -63,7 +63,7 @@ RECORD = 22
 # options, and the curvature's floor.
 SCALE, KEEP, SPREAD, WEIGHT_SUM, CAP, SQUARE, OPTIONS = range(7)
 
-VECTORS = 15
+VECTORS = 16
 PAD = 16  # elements of memory in which a row's end is filled up to whole lanes, at least
 RUN = 1024  # elements whose exponentials are taken and added up before the next ones are
 GROUP = 64  # classes of columns of probabilities that are summed before their sum is added to the others'
@@ -93,6 +93,7 @@ options: Any = None
 WEIGHTED: Any = False
 SMOOTHED: Any = False
 FACTORS: Any = False
+VALUED: Any = True
 HAS_GRAD: Any = True
 HAS_TARGET_GRAD: Any = False
 BY_WEIGHT: Any = False
@@ -615,6 +616,7 @@ def columns_of_labels(record):
     of_p, of_both = at_address(scratch + 9 * step, zero), at_address(scratch + 10 * step, zero)
     of_t, hess_own = at_address(scratch + 11 * step, zero), at_address(scratch + 12 * step, zero)
     ups, most = at_address(scratch + 13 * step, zero), at_address(scratch + 14 * step, zero)
+    own_powers = at_address(scratch + 15 * step, zero)
     if CAPS:
         for c in range(classes):
             scores, capped = (
@@ -639,7 +641,8 @@ def columns_of_labels(record):
                 else:
                     live = live & (w != zero)
         own[i] = np.int32(label) if live else np.int32(-1)
-        hit[i] = at_address(x_at + label * x_step, zero)[i]
+        if VALUED or CURVED:
+            hit[i] = at_address(x_at + label * x_step, zero)[i]
     first = at_address(x_at, zero)
     for i in range(rows):
         m[i] = first[i]
@@ -677,15 +680,17 @@ def columns_of_labels(record):
         fetch_next_tile(source_at + c * source_step, source_step, rows * ITEM)
         interleave(exponential_of_column, rows, (x, g, shifts, lows))
     for i in range(rows):  # that of the row's own class is not summed
-        if own[i] >= 0:
-            at_address(g_at + own[i] * g_step, zero)[i] = zero
+        live = own[i] >= 0
+        power = at_address(g_at + (own[i] if live else np.int32(0)) * g_step, zero)
+        own_powers[i] = power[i]
+        power[i] = zero if live else power[i]
     sum_columns(g_at, g_step, classes, rows, others)
     # Results take the place of vectors that are done with: LLVM has fewer pointers to tell apart.
     slopes, grad_own, values, asked = m, others, hit, far
     for i in range(rows):
         live = own[i] >= 0
         base, shift, low, largest_score = bases[i], shifts[i], lows[i], m[i]
-        s, e, top = others[i], exp(hit[i] - base, shift, low), exp(largest_score - base, shift, low)
+        s, e, top = others[i], own_powers[i], exp(largest_score - base, shift, low)
         distance = largest_score - hit[i]
         log_total = log1p(select(hit[i] == largest_score, s, (s - top) + e) / top)
         total = s + e
@@ -703,10 +708,11 @@ def columns_of_labels(record):
         entropy += select(own_mass == zero, zero, own_mass * distance)
         p, rest = e * inverse, s * inverse
         d = loss(-(distance + log_total), rest, p, own_weight, entropy, largest_score + log_total, square, o)
-        value = d[0]
-        if FACTORS:
-            value = row_weights[i] * value
-        values[i] = select(live, value, zero)
+        if VALUED:
+            value = d[0]
+            if FACTORS:
+                value = row_weights[i] * value
+            values[i] = select(live, value, zero)
         if HAS_GRAD:
             up = scale
             if FACTORS:
@@ -805,6 +811,8 @@ def columns_of_labels(record):
                 g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)
                 for i in range(rows):
                     h[i] = stands(g[i], h[i], ups[i], most[i], floor)
+    if not VALUED:
+        return 0.0
     out = at_address(a[VALUES], zero)
     for i in range(rows):
         out[i] = values[i]
@@ -1004,6 +1012,7 @@ def bound_block(
         WEIGHTED=request.weighted,
         SMOOTHED=request.smoothed,
         FACTORS=request.row_factors,
+        VALUED=request.valued,
         HAS_GRAD=request.grad,
         HAS_TARGET_GRAD=request.target_grad,
         BY_WEIGHT=request.by_weight,

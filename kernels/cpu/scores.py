@@ -616,6 +616,7 @@ def request_of(p: Scores, outputs: dict[str, Any]) -> ScoreRequest:
         floored=CURVED in outputs and p.floor is not None,
         softcap=p.softcap is not None,
         lse_square=p.lse_square_scale != 0,
+        valued=p.valued,
     )
 
 
@@ -642,6 +643,8 @@ def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) ->
 
 def block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
     """Compile a definition's block; an error in it leads to its line."""
+    if request.probabilities or not columns:
+        request = request._replace(valued=True)
     try:
         return compile_block(functions, request, columns, dtype)
     except NumbaError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..families.elementwise import ElementwiseLoss
 from ..families.scores import ScoreLoss
-from ..kernels.spec import EXACT, VALUE_GRAD_HESS
+from ..kernels.spec import EXACT, GRAD_HESS, VALUE_GRAD_HESS
 from ..loss import Loss, LossFunction
 from ..sums import SumLoss
 from .constant import minimum, root
@@ -79,7 +79,8 @@ class Objective:
         raw, target, weight = self.arranged(raw, target, weight)
         made = self.spare.take(raw) if out is None else out
         if raw.shape[0]:
-            self.loss.value_grad_hess(raw, target, out=made, **self.how, **weighing(weight))
+            call = {"out": made, **self.how, **weighing(weight)}
+            self.loss._run(GRAD_HESS, (raw, target), call)
         if out is None:
             self.spare.keep(*made)
         return made

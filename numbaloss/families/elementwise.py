@@ -30,16 +30,15 @@ from ..kernels.spec import (
     EXACT,
     FISHER,
     GERSHGORIN,
-    GRAD,
     GRADIENT,
     MAJORIZER,
+    OF_CURVATURES,
     VALUE,
-    VALUE_GRAD_HESS,
     Elements,
     Scalars,
     Weighting,
 )
-from ..loss import OF_CURVATURE, OF_GRADIENT, Binding, Loss, plain_function
+from ..loss import OF_CURVATURE, OF_GRADIENT, VALUED, Binding, Loss, plain_function
 
 # Settings of a gradient's call, beside `wrt`.
 HOW = ("accumulate", *OF_CURVATURE)
@@ -58,7 +57,7 @@ class ElementSettings(Settings):
 
     def __init__(self, cls: "type[ElementwiseLoss]", mode: str, call: Mapping[str, Any]) -> None:
         super().__init__(cls, mode, call)
-        if mode == VALUE_GRAD_HESS and not self.single:
+        if mode in OF_CURVATURES and not self.single:
             raise ValueError(
                 f"{cls.function.__name__}: value_grad_hess takes one name in wrt, got {self.wrt!r}"
             )
@@ -242,7 +241,7 @@ class ElementwiseLoss(Loss):
     def _problem(cls, settings: ElementSettings, call: dict[str, Any], backend: Any) -> Elements:
         name, mode = cls.function.__name__, settings.mode
         arrays = Arrays(cls, settings.wrt, call)
-        if "weight" in settings.wrt and mode == VALUE_GRAD_HESS:
+        if "weight" in settings.wrt and mode in OF_CURVATURES:
             raise ValueError(f"{name}: the loss is linear in weight; value_grad_hess needs another wrt")
         weighting, counts = cls._weighting(settings, arrays, call, backend)
         return Elements(
@@ -253,7 +252,7 @@ class ElementwiseLoss(Loss):
             settings.numbers,
             weighting,
             counts,
-            mode != GRAD,
+            mode in VALUED,
             arrays.shape,
             arrays.dtype,
             arrays.arithmetic,

@@ -18,6 +18,7 @@ from ..kernels.spec import (
     ABSOLUTE,
     EXACT,
     FISHER,
+    GRAD_HESS,
     GRADIENT,
     MANY,
     ONE,
@@ -229,7 +230,8 @@ class ScoreLoss(ClassLoss):
                 f"{cls.function.__name__}: there is no curvature {FISHER!r} with class weights, as it would "
                 "have to weigh each class that the model may draw"
             )
-        return problem._replace(curvature=settings.policy, floor=settings.floor)
+        valued = settings.mode != GRAD_HESS
+        return problem._replace(curvature=settings.policy, floor=settings.floor, valued=valued)
 
     @classmethod
     def _check_policy(cls, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from ..arguments import Interval, Operand, numbers_of_rows, scores
 from ..arrays import as_array, floating, is_weak
 from ..call import RowLoss, Settings, dtypes_of
 from ..kernels import inside
-from ..kernels.spec import VALUE_GRAD_HESS, Distance, VectorFunctions, Vectors
+from ..kernels.spec import OF_CURVATURES, Distance, VectorFunctions, Vectors
 from ..loss import plain_function
 
 MOST_SUMS, MOST_ROW_ARRAYS, MOST_OPTIONS = 6, 4, 28
@@ -133,7 +133,7 @@ class VectorLoss(RowLoss):
     @classmethod
     def _settings(cls, mode: str, call: Mapping[str, Any]) -> Settings:
         settings = super()._settings(mode, call)
-        if mode == VALUE_GRAD_HESS:
+        if mode in OF_CURVATURES:
             cls._check_curvature(settings.options, settings.wrt)
             if not settings.single:
                 raise ValueError(

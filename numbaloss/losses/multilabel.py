@@ -22,7 +22,7 @@ from ..families.scores import MarginLoss
 from ..kernels import inside
 from ..kernels import math as nm
 from ..kernels.devices import is_device_array
-from ..kernels.spec import EXACT, GRAD, MANY, MISSING, SOFT, VALUE_GRAD_HESS, Margins, arithmetic_dtype
+from ..kernels.spec import EXACT, GRAD, MANY, MISSING, OF_CURVATURES, SOFT, Margins, arithmetic_dtype
 from ..loss import COUNT, OF_DERIVATIVES, Binding
 from ..quick import never
 
@@ -267,7 +267,7 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
         if (
             backend.HAS_SOFT_MARGINS
             and "weight" not in wrt
-            and (mode != VALUE_GRAD_HESS or wrt == ("input",))
+            and (mode not in OF_CURVATURES or wrt == ("input",))
             and call.get("curvature", EXACT) == EXACT
             and call.get("floor") is None
         ):
