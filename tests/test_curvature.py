@@ -301,13 +301,19 @@ def test_a_power_above_the_square_has_no_majorizer(pair):
         nl.general_robust_loss.value_grad_hess(x, t, alpha=2.5, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"lse_square_scale": 0.1}], ids=str)
-@pytest.mark.parametrize("name", ["cross_entropy", "focal_cross_entropy"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cross_entropy", {}),
+        ("cross_entropy", {"softcap": 5.0}),
+        ("cross_entropy", {"lse_square_scale": 0.1}),
+        ("focal_cross_entropy", {}),
+    ],
+    ids=str,
+)
 def test_without_the_value(rng, name, options):
     """As boosters ask for derivatives: the same bits, of few classes by a kernel that has no value."""
     loss = nl.registry[name]
-    if not options.keys() <= loss.Class.fields.keys():
-        pytest.skip("has no such option")
     for classes in (2, 5, 300):
         x, y = rng.normal(0, 4, (103, classes)).astype("f4"), rng.integers(0, classes, 103)
         y[::7] = loss.Class().ignore_index
