@@ -502,3 +502,31 @@ def test_more_elements_than_threads(gpu, monkeypatch):
     monkeypatch.setattr(copy, "MOST_BLOCKS", 2)
     a = np.random.default_rng(0).normal(size=7001).astype("f4")
     np.testing.assert_array_equal(copied(a[::-1], np.zeros_like(a)), a[::-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("cross_entropy", (1500, 16)),
+        ("cross_entropy", (7, 700)),
+        ("cross_entropy", (2, 5, 3001)),
+        ("triplet_margin_loss", (1500, 8)),
+        ("triplet_margin_loss", (7, 900)),
+    ],
+    ids=str,
+)
+def test_more_rows_than_blocks_have(gpu, rng, monkeypatch, name, shape):
+    for module in (rows, vectors):
+        monkeypatch.setattr(module, "SUMMING_BLOCKS", 2)
+    loss = nl.registry[name]
+    arrays = [rng.normal(size=shape).astype("f4") for _ in range(3)]
+    if name == "cross_entropy":
+        labels = rng.integers(0, shape[1], (shape[0], *shape[2:]))
+        labels.flat[::5] = -100
+        arrays[1:] = [labels]
+    value, gradients = loss.value_and_grad(*(put(CuPyArray, a) for a in arrays))
+    wanted, slopes = loss.value_and_grad(*arrays)
+    np.testing.assert_allclose(host(value), wanted, rtol=2e-6)
+    pairs = zip(gradients, slopes, strict=True) if isinstance(gradients, tuple) else [(gradients, slopes)]
+    for found, slope in pairs:
+        np.testing.assert_allclose(host(found), slope, rtol=1e-5, atol=1e-6 * abs(slope).max())
