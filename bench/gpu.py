@@ -2,10 +2,10 @@
 
     python -m numbaloss.bench.gpu [--folder bench/results] [--jobs 12]
 
-It runs the tests of `tests/cuda/test_gpu.py`, those of `SANITIZED` again under compute-sanitizer where that
-is installed, measures the table of `WORK` against a copy, PyTorch and Liger-Kernel, and each loss against a
-copy, and writes `cuda.md` and `cuda.json`: device, versions and figures. ``--only`` does a part. The exit
-code is 0 if every test passed.
+It runs the tests of `tests/cuda/test_gpu.py`, again under compute-sanitizer where that is installed, measures
+the table of `WORK` against a copy, PyTorch and Liger-Kernel, and each loss against a copy, and writes
+`cuda.md` and `cuda.json`: device, versions and figures. ``--only`` and ``--select`` do a part. The exit code
+is 0 if every test passed.
 """
 
 import argparse
@@ -43,8 +43,10 @@ DRAWN = 1 << 20  # elements that are drawn; more are these again
 
 TESTS = Path("tests/cuda/test_gpu.py")
 SANITIZERS = ("memcheck", "racecheck")
-SANITIZED = "(value_and_gradients and numba and float32) or many_sizes or layouts"
 PARTS = ("tests", "sanitizers", "table", "losses")
+
+EVERY, FEWER = 1 << 25, 1 << 21  # elements of a case of each loss; where products or time steps bound it
+EVERY_DTYPES = ("float32", "bfloat16")
 
 
 class Work(NamedTuple):
@@ -115,10 +117,6 @@ def table(work: Sequence[Work], report: Report) -> str:
             ]
         )
     return markdown(head, cells)
-
-
-EVERY, FEWER = 1 << 25, 1 << 21  # elements of a case of each loss; where products or time steps bound it
-EVERY_DTYPES = ("float32", "bfloat16")
 
 
 def every_case(device: Device) -> list[Case]:
@@ -208,16 +206,18 @@ def small(device: Device, torch: Peer) -> str:
     return markdown(["from Python to launched", "ours", "torch", "torch / ours"], cells)
 
 
-def run_tests(parts: Collection[str], jobs: int) -> list[tuple[str, str, bool]]:
+def run_tests(parts: Collection[str], jobs: int, select: str) -> list[tuple[str, str, bool]]:
     """The tests, plain and under each sanitizer: what, the last line that it said, and whether it passed."""
     plain = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
+    if select:
+        plain += ["-k", select]
     if jobs:
         plain += ["-p", "no:benchmark", "-n", str(jobs)]
     runs = {"tests": plain} if "tests" in parts else {}
     sanitizer = shutil.which("compute-sanitizer")
     for tool in SANITIZERS if "sanitizers" in parts and sanitizer else ():
         options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-        runs[f"compute-sanitizer {tool}"] = [str(sanitizer), *options, *plain, "-k", SANITIZED]
+        runs[f"compute-sanitizer {tool}"] = [str(sanitizer), *options, *plain]
     done = []
     for what, command in runs.items():
         print(f"{what} ...", flush=True)
@@ -252,7 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--folder", type=Path, default=Path("bench/results"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="what to do (default: all)")
-    parser.add_argument("--jobs", type=int, default=0, help="processes for the tests, by pytest-xdist")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="processes for tests (pytest-xdist) and compiling"
+    )
+    parser.add_argument("--select", default="", help="tests, as pytest's -k takes them (default: all)")
     parser.add_argument("--peers", nargs="*", choices=COMPARED, default=COMPARED)
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds of timing")
     options = parser.parse_args(arguments)
@@ -264,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not TESTS.exists() or not options.folder.is_dir():
         print(f"numbaloss: run this where {TESTS} and {options.folder} are", file=sys.stderr)
         return 2
-    tested = run_tests(options.only, options.jobs)
+    tested = run_tests(options.only, options.jobs, options.select)
     passed = all(passed for _, _, passed in tested)
     losses = every_loss(device, options.jobs) if "losses" in options.only else ""
     if "table" not in options.only:

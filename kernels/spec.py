@@ -19,7 +19,7 @@ BLOCK = 8192
 # ---- modes of a call ----------------------------------------------------------------------------------
 
 VALUE, GRAD, VALUE_AND_GRAD, VALUE_GRAD_HESS = "value", "grad", "value_and_grad", "value_grad_hess"
-# The same without the value, as boosters want it: any number stands in its place.
+# The same without the value, as boosters want it: what stands in its place means nothing.
 GRAD_HESS = "grad_hess"
 OF_CURVATURES = VALUE_GRAD_HESS, GRAD_HESS
 

@@ -16,11 +16,11 @@ the backward pass multiplies them. Of ``reduction='none'`` the backward pass com
 that multiply terms come there. ``jax.jvp``, ``jax.jacfwd`` and second derivatives are errors that JAX raises.
 Under ``jax.vmap`` calls are made one after the other: rows of the loss's own are faster.
 
-On a GPU the kernels run on the program's stream, on its buffers, and the callback waits for none of them;
-one of elements gives NaN there, and its error is raised by `numbaloss.synchronize`. It needs numba-cuda
-(``pip install 'numbaloss[cuda13]'``), and a JAX that has such a callback: with ``jax.pure_callback`` arrays
-travel to the CPU and back. Value and temporary arrays lie outside of the memory that JAX sets aside: it has
-to leave some (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
+On a GPU the kernels run on the program's stream, on its buffers. What is wrong with elements gives NaN there,
+and an error by `numbaloss.synchronize`. It needs numba-cuda (``pip install 'numbaloss[cuda13]'``), and a JAX
+that has such a callback: with ``jax.pure_callback`` arrays travel to the CPU and back. Memory for the value
+and for temporary arrays is asked of the driver in each call, which may wait for the device, and lies outside
+of what JAX sets aside: it has to leave some (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
 """
 
 from collections.abc import Callable

@@ -399,7 +399,7 @@ def _evaluate(terms: Terms, mode: str, args: tuple[Any, ...], kwargs: dict[str, 
         scale = factor if up is None else factor * up
         found = part._run(mode, args, {**given, "grad_output": scale})
         found = [None, found] if mode == GRAD else list(found)
-        if found[0] is not None and mode != GRAD_HESS:
+        if found[0] is not None:
             found[0] = factor * found[0]
         return found
 

@@ -230,7 +230,7 @@ class ScoreLoss(ClassLoss):
                 f"{cls.function.__name__}: there is no curvature {FISHER!r} with class weights, as it would "
                 "have to weigh each class that the model may draw"
             )
-        valued = settings.mode != GRAD_HESS
+        valued = settings.mode != GRAD_HESS  # a gradient alone shares the kernel of value and gradient
         return problem._replace(curvature=settings.policy, floor=settings.floor, valued=valued)
 
     @classmethod

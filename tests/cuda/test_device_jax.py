@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from ptx.device import Plain, host, put
 
-pytest.importorskip("jax")
+pytest.importorskip("jax")  # which README's test command does not install; ml_dtypes comes along with it
+
+import ml_dtypes
 
 import numbaloss as nl
 import numbaloss.jax as module
@@ -38,7 +40,6 @@ def computed(task, outs, *arrays):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_value_and_gradient(gpu, rng, dtype):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     x, y = rng.normal(size=(2, 6, 8)).astype(dtype)
     names = "input", "target"
