@@ -168,7 +168,7 @@ def test_a_matrix_is_not_copied(rng, monkeypatch):
 
 
 def test_class_numbers_that_change_are_seen(rng):
-    """They become integers anew where they are others than in the last round, if in the same memory."""
+    """They are read in each round, be they in the same memory."""
     raw, y = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30).astype(np.float32)
     objective = nl.boosting.xgboost(nl.cross_entropy)
     data = SimpleNamespace(get_label=lambda: y, get_weight=lambda: None)
@@ -180,6 +180,27 @@ def test_class_numbers_that_change_are_seen(rng):
     y[4] = 0.5
     with pytest.raises(ValueError, match="class numbers, got 0.5"):
         objective(raw, data)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4", np.int8, np.int16])
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 2), (700, 5), (37, 200), (9000, 3)])
+def test_class_numbers_of_any_dtype(shape, step, dtype, rng):
+    """Kernels read floats as they lie, and check them before anything is written."""
+    raw, y = rng.normal(size=shape).astype(np.float32), rng.integers(0, min(shape[1], 100), shape[0])
+    y[1], objective = -100, nl.boosting.xgboost(nl.cross_entropy)
+    wanted = nl.cross_entropy.value_grad_hess(raw, y, reduction="sum")[1:]
+    given = np.repeat(y, step).astype(dtype)[::step]
+    for found, expected in zip(objective.derivatives(raw, given), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    if np.dtype(dtype).kind != "f":
+        return
+    out = np.full_like(raw, 7), np.full_like(raw, 7)
+    for bad, error in ((0.5, ValueError), (np.inf, ValueError), (-1, IndexError), (1e18, IndexError)):
+        given[-1] = bad
+        with pytest.raises(error, match="target"):
+            objective.derivatives(raw, given, out=out)
+        assert (out[0] == 7).all() and (out[1] == 7).all()
 
 
 def test_memory_is_taken_again_where_nobody_has_it(rng):

@@ -106,7 +106,15 @@ from .score_blocks import (
     WEIGHT_SUM,
     compile_block,
 )
-from .strided import INTEGERS, gatherer, integer_gatherer, scatterer, transfer
+from .strided import (
+    CLASS_NUMBERS,
+    INTEGERS,
+    class_number_gatherer,
+    gatherer,
+    integer_gatherer,
+    scatterer,
+    transfer,
+)
 from .transpose import TRANSPOSE, transposer
 
 ARRAYS, OF_SCORES = 9, 5  # of a call: `INPUT` to `VALUES`; of them the first have the input's shape
@@ -141,12 +149,12 @@ BY_ONE, BY_NUMBER, BY_COUNT = range(3)  # 1; a number; what the rows count for
 DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
 
 # Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's numbers
-# and class weights, the labels, the tiles' sums; memory to be released; the layout's kind; classes, inner
-# positions, batch; rows of a tile, the same in scratch memory, tiles along the inner positions, tiles in all;
-# how many workers there are; the bits of what the call needs.
+# and class weights, the labels (0 where they are gathered), the tiles' sums; memory to be released; the
+# layout's kind; classes, inner positions, batch; rows of a tile, the same in scratch memory, tiles along the
+# inner positions, tiles in all; how many workers there are; the bits of what the call needs.
 RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = range(10)
-SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_LABELS, MADE_WEIGHTS = range(10, 19)
-SCRATCH_AT, SCRATCH_BYTES = 19, 20  # of the first worker, and bytes that each has
+SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_WEIGHTS = range(10, 18)
+SCRATCH_AT, SCRATCH_BYTES = 18, 19  # of the first worker, and bytes that each has
 
 run_block = caller(types.float64, 1)
 run_transpose = caller(types.int64, len(TRANSPOSE.args))
@@ -196,6 +204,16 @@ def rows_at(function, array, code, size, first, count, room):
         function, (a[CODE], a[ADDRESS], array + 8 * SHAPE, array + 8 * STRIDES, a[AXES], first, room, count)
     )
     return room
+
+
+@njit(**HELPER)
+def labels_at(context, first, count, room):
+    """Where labels are as int64: in the target's memory, or in `room`, where they are gathered."""
+    c = at_address(context, 0)
+    if c[LABELS]:
+        return c[LABELS] + 8 * first
+    r = at_address(c[RECIPE], 0)
+    return rows_at(r[GATHER_INTEGERS], c[LAYOUTS] + 8 * LAYOUT * TARGET, INT64, 8, first, count, room)
 
 
 def carry(context, k, back, straight, start, rows, tile, pitch, flat):
@@ -261,16 +279,18 @@ def weigh(context, counted):
     by_class, by_row = code != ABSENT and not r[PROBABILITIES], r[CODES + ROW_WEIGHT] != ABSENT
     if not by_class and not by_row:
         return OK
-    divisor, labels = 0.0, at_address(c[LABELS], 0)
-    room, row_weight, rows = stack(8 * 512), c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
+    divisor, room, labels_room = 0.0, stack(8 * 512), stack(8 * 512)
+    row_weight, rows = c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
     for start in range(0, rows, CHUNK):
-        n, w = smaller(CHUNK, rows - start), 0
+        n, w, y = smaller(CHUNK, rows - start), 0, 0
         if by_row:
             w = rows_at(r[GATHER], row_weight, own, size, start, n, room)
+        if not r[PROBABILITIES]:
+            y = labels_at(context, start, n, labels_room)
         for i in range(n):
             counts = 1.0
             if not r[PROBABILITIES]:
-                label = labels[start + i]
+                label = at_address(y, 0)[i]
                 if label == r[IGNORED]:
                     continue
                 if by_class:
@@ -341,14 +361,8 @@ def arrange(context):
         if labels:
             c[LABELS] = at_address(array, 0)[ADDRESS]
             if not lies_straight(array, INT64, 8):
-                if r[GATHER_INTEGERS] == 0:
-                    return INCOMPLETE - (1 << GATHER_INTEGERS)
-                rows = c[BATCH] * c[INNER]
-                c[LABELS] = allocate(8 * rows)
-                if not c[LABELS]:
-                    return NO_MEMORY
-                c[MADE_LABELS] = c[LABELS]
-                rows_at(r[GATHER_INTEGERS], array, INT64, 8, 0, rows, c[LABELS])
+                c[LABELS] = 0
+                c[NEEDED] |= 1 << GATHER_INTEGERS
         elif not lies_straight(array, own, size):
             output = GRAD <= k <= CURVATURE or k == VALUES
             c[NEEDED] |= 1 << SCATTER if output else 1 << GATHER
@@ -367,6 +381,7 @@ def worker_tiles(context, worker):
     tile_bytes = (classes * larger(height, pitch) * size + 127) // 64 * 64
     line_bytes = (larger(height, PAD) * size + 127) // 64 * 64
     lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
+    labels_bytes = 8 * larger(height, 8) if c[NEEDED] >> GATHER_INTEGERS & 1 else 0
     record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
     a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
     # Per array: its offset in scratch memory; 0 where it is used in its place, -1 where it goes into the
@@ -389,7 +404,7 @@ def worker_tiles(context, worker):
     if r[CAPS]:
         free += tile_bytes
     if worker < 0:
-        c[SCRATCH_BYTES] = free + lines * line_bytes
+        c[SCRATCH_BYTES] = (free + lines * line_bytes + labels_bytes + 63) // 64 * 64
         return 0
     base = c[SCRATCH_AT] + worker * c[SCRATCH_BYTES]  # the first offset is 64
     flat, room = base + flat, base + free
@@ -418,7 +433,7 @@ def worker_tiles(context, worker):
             if tile_at[k]:
                 run_carry(r[CARRY], (context, k, 0, straight[k], start, rows, a[k], a[PITCH + k], flat))
         if not r[PROBABILITIES]:
-            a[TARGET] = c[LABELS] + first * 8
+            a[TARGET] = labels_at(context, first, rows, room + lines * line_bytes)
         a[VALUES] = room
         if brings:
             run_bring(r[BRING], (context, record, 0, first, rows, room, line_bytes))
@@ -470,7 +485,7 @@ def drive(recipe, numbers, arrays, task, fork):
         filled,
         objects,
     )
-    c[NEEDED], c[MADE_LABELS], c[MADE_WEIGHTS], c[CLASS_WEIGHTS], c[SHARES] = r[NEEDS], 0, 0, 0, 1
+    c[NEEDED], c[MADE_WEIGHTS], c[CLASS_WEIGHTS], c[SHARES] = r[NEEDS], 0, 0, 1
     # Arrays in C order lie as they are, where their dtypes allow it; others are for `arrange`.
     plain = r[PLAIN]
     for k in range(ARRAYS):
@@ -506,12 +521,10 @@ def drive(recipe, numbers, arrays, task, fork):
         if r[ARRANGE]:
             status = run_arrange(r[ARRANGE], (context,))
         if status != OK:
-            release(c[MADE_LABELS])
             return 0.0, status
     batch, inner = c[BATCH], c[INNER]
     rows, across = batch * inner, batch if inner == 1 else inner
     if rows == 0:
-        release(c[MADE_LABELS])
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
     # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
@@ -534,16 +547,21 @@ def drive(recipe, numbers, arrays, task, fork):
     if status == INCOMPLETE:
         status = OK
         if not r[PROBABILITIES]:
-            labels, ignore, counted, wrong = at_address(c[LABELS], 0), r[IGNORED], 0, 0
-            for i in range(rows):
-                counts = labels[i] != ignore
-                counted += counts
-                wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
-            while wrong:
-                status += 1
-                label = labels[status]
-                if label != ignore and np.uint64(label) >= np.uint64(classes):
-                    wrong = 0
+            room, ignore, counted, wrong = stack(8 * 512), r[IGNORED], 0, 0
+            for start in range(0, rows, CHUNK):
+                n = smaller(CHUNK, rows - start)
+                labels = at_address(labels_at(context, start, n, room), 0)
+                for i in range(n):
+                    counts = labels[i] != ignore
+                    counted += counts
+                    wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
+                if wrong:
+                    status = start
+                    while labels[status - start] == ignore or np.uint64(labels[status - start]) < np.uint64(
+                        classes
+                    ):
+                        status += 1
+                    break
         of_block[SCALE], of_block[WEIGHT_SUM] = float(counted), float(classes)
         if status == OK and c[NEEDED] >> WEIGH & 1:
             status = run_weigh(r[WEIGH], (context, counted))
@@ -572,7 +590,6 @@ def drive(recipe, numbers, arrays, task, fork):
         for k in range(tiles):
             total += at_address(c[SUMS], 0.0)[k]
         release(c[SUMS])
-    release(c[MADE_LABELS])
     release(c[MADE_WEIGHTS])
     return total / divisor, status
 
@@ -623,14 +640,18 @@ def request_of(p: Scores, outputs: dict[str, Any]) -> ScoreRequest:
 Makers = tuple[tuple[tuple[Any, ...], Callable[[], int]], ...]
 
 
-def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) -> Makers:
-    """Return, of the recipe's first slots, a name and a function that compiles what goes there."""
+def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype, floats: bool) -> Makers:
+    """Return, of the recipe's first slots, a name and a function that compiles what goes there.
+
+    `floats` tells whether labels are floats.
+    """
+    labels = (("class numbers",), class_number_gatherer) if floats else (("integers",), integer_gatherer)
     return (
         (("rows", functions, request, dtype), lambda: block(functions, request, False, dtype)),
         (("columns", functions, request, dtype), lambda: block(functions, request, True, dtype)),
         (("gather", dtype), lambda: gatherer(dtype)),
         (("scatter", dtype), lambda: scatterer(dtype)),
-        (("gather integers",), integer_gatherer),
+        labels,
         (("transpose", dtype), lambda: transposer(dtype)),
         (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
         (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
@@ -698,9 +719,10 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
         arrays[SLOTS[name]] = array
     codes = [ABSENT if a is None else FLOAT_CODES.get(a.dtype.name, ABSENT) for a in arrays]
     if not p.has_probabilities:
-        codes[TARGET] = INTEGERS[arrays[TARGET].dtype.char.replace("l", "q").replace("L", "Q")]
+        codes[TARGET] = CLASS_NUMBERS[arrays[TARGET].dtype.char.replace("l", "q").replace("L", "Q")]
     request = request_of(p, outputs)
-    make = makers(p.functions, request, own)
+    floats = not p.has_probabilities and arrays[TARGET].dtype.kind == "f"
+    make = makers(p.functions, request, own, floats)
     divide = BY_COUNT if w.divisor is None else BY_ONE if w.divisor == 1 else BY_NUMBER
     addresses = [_compiled.get(name, 0) for name, _ in make]
     weighs = request.weighted or p.has_probabilities or p.weight is not None or w.sample_weight is not None
@@ -739,8 +761,12 @@ def refuse(p: Scores, status: int) -> Exception:
         )
     classes = p.input.shape[class_axis(p.input.shape)]
     wrong = (p.target != p.ignore_index) & ((p.target < 0) | (p.target >= classes))
+    if p.target.dtype.kind == "f":
+        fractional = ~np.isfinite(p.target) | (p.target != np.trunc(p.target))
+        if fractional.any():
+            return ValueError(f"{p.name}: target must hold class numbers, got {p.target[fractional][0]}")
     index = tuple(int(k) for k in np.unravel_index(np.argmax(wrong), p.target.shape))
-    return bad_index(p.name, index, p.target[index], classes)
+    return bad_index(p.name, index, int(p.target[index]), classes)
 
 
 def compute(p: Scores, outputs: dict[str, Any]) -> Any:

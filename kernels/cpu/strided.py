@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
+from ..math import select
 from ..spec import FLOAT16, FLOAT32, FLOAT64
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .native import HELPER, at_address, caller, compile_function
@@ -22,8 +23,12 @@ transfer = caller(types.int64, 8)
 T: Any = np.float32
 ITEM: Any = 4
 
-# Integer dtypes by code, in the order of NumPy's characters.
+# Integer dtypes by code, in the order of NumPy's characters; and floats that hold class numbers.
 INTEGERS = {c: k for k, c in enumerate("bBhHiIqQ")}
+OF_FLOAT32, OF_FLOAT64 = 8, 9
+CLASS_NUMBERS = INTEGERS | {"f": OF_FLOAT32, "d": OF_FLOAT64}
+
+NO_NUMBER = np.int64(-(2**63))  # for a float that is no whole number
 
 
 @njit(**HELPER)
@@ -150,6 +155,43 @@ def gather_integers(code, address, shape, strides, axes, start, row, count):
     return 0
 
 
+@njit(**HELPER)
+def as_class_number(x):
+    """Return a whole number as int64; `NO_NUMBER` for any other."""
+    if not abs(x) < 2.0**63:
+        return NO_NUMBER
+    k = np.int64(x)
+    return k if k == x else NO_NUMBER
+
+
+def gather_class_numbers(code, address, shape, strides, axes, start, row, count):
+    """Copy a floating array's elements to a row of int64."""
+    step = at_address(strides, 0)[axes - 1]
+    done = 0
+    while done < count:
+        offset, n = locate(shape, strides, axes, start + done)
+        n = min(n, count - done)
+        source, into = address + offset, at_address(row + done * 8, 0)
+        done += n
+        if code == OF_FLOAT64:
+            for i in range(n):
+                into[i] = as_class_number(at_address(source + i * step, 0.0)[0])
+        elif step == 4:  # by way of int32, for which there are vector instructions
+            far, numbers = 0, at_address(source, np.float32(0))
+            for i in range(n):
+                x = numbers[i]
+                near = abs(x) < np.float32(2.0**31)
+                k = np.int32(select(near, x, np.float32(0)))
+                far += not near
+                into[i] = select(near & (np.float32(k) == x), np.int64(k), NO_NUMBER)
+            for i in range(n if far else 0):
+                into[i] = as_class_number(np.float64(numbers[i]))
+        else:
+            for i in range(n):
+                into[i] = as_class_number(np.float64(at_address(source + i * step, np.float32(0))[0]))
+    return 0
+
+
 @cache
 def address_of(template: Any, dtype: np.dtype) -> int:
     """The address of a template's C function for rows of one dtype."""
@@ -170,3 +212,8 @@ def scatterer(dtype: np.dtype) -> int:
 def integer_gatherer() -> int:
     """The address of `gather_integers`."""
     return address_of(gather_integers, np.dtype(np.int64))
+
+
+def class_number_gatherer() -> int:
+    """The address of `gather_class_numbers`."""
+    return address_of(gather_class_numbers, np.dtype(np.int64))

@@ -34,7 +34,7 @@ class Objective:
         self.how: dict[str, Any] = {n: v for n, v in how.items() if v is not None}
         kind: Any = type(self.loss)
         kind._check_policy(kind._settings(VALUE_GRAD_HESS, {**self.loss._given, **self.how}))
-        self.spare, self.labels = Spare(), Labels()
+        self.spare = Spare()
 
     def __repr__(self) -> str:
         return f"{self.host}({', '.join([repr(self.loss), *(f'{k}={v!r}' for k, v in self.how.items())])})"
@@ -90,6 +90,8 @@ class Objective:
         raw, target, weight = self.arranged(raw, target, weight)
         if not raw.shape[0]:
             return float("nan")
+        if self.is_of_classes and target.shape != raw.shape:
+            target = labels_of(self.name, target)
         return float(self.loss(raw, target, reduction="mean", **weighing(weight)))
 
     def sums(self, raw: Any, target: Any, weight: Any = None) -> tuple[float, float]:
@@ -107,7 +109,8 @@ class Objective:
                 wanted = f"raw scores must have shape (N, C), got {raw.shape}"
                 raise ValueError(f"{self.name}: {wanted}; tell {self.host} the number of classes")
             if target.shape != raw.shape:
-                target = self.labels.of(self.name, target)
+                readable = isinstance(target, np.ndarray) and target.dtype in (np.float32, np.float64)
+                target = target.reshape(-1) if readable else labels_of(self.name, target)
         elif target.shape != raw.shape and target.size == raw.size:
             target = target.reshape(raw.shape)
         elif raw.ndim == 2 and target.ndim == 1 and self.loss.operands[self.loss._required[1]].broadcast:
@@ -233,34 +236,6 @@ class Spare:
         """Have a pair for a later round."""
         if isinstance(gradient, np.ndarray):  # CuPy keeps memory itself
             self.pairs[:] = [[gradient, curvature]]
-
-
-class Labels:
-    """Class numbers as integers: those of the last round again, if the numbers given are the same."""
-
-    def __init__(self) -> None:
-        self.last: tuple[np.ndarray, np.ndarray] | None = None
-
-    def __reduce__(self) -> Any:
-        return Labels, ()
-
-    def of(self, name: str, target: Any) -> Any:
-        """Return the labels of class numbers of any dtype."""
-        if not isinstance(target, np.ndarray) or target.dtype.kind in "iu":
-            return labels_of(name, target)
-        last = self.last
-        if last is None or not same(last[0], target):
-            last = self.last = target.copy(), labels_of(name, target)
-        return last[1]
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Return whether two arrays hold the same bits, which are compared eight bytes at a time."""
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if a.flags.c_contiguous and b.flags.c_contiguous and a.nbytes % 8 == 0:
-        a, b = (v.reshape(-1).view(np.int64) for v in (a, b))
-    return bool((a == b).all())
 
 
 def references(pair: list[Any]) -> list[int]:

@@ -104,7 +104,8 @@ class ClassLoss(RowLoss):
                 if cls.takes_probabilities:
                     wanted += ", or the input's shape, for class probabilities"
                 raise ValueError(f"{name}: target must have shape {wanted}; got {target.shape}")
-            if target.dtype.kind not in "iu":
+            # Boosters have class numbers as floats, which kernels check.
+            if target.dtype.kind not in ("iuf" if settings.mode == GRAD_HESS else "iu"):
                 raise TypeError(f"{name}: target must hold integers, got {target.dtype.name}")
         for n in wrt:
             if n != "input" and not has_probabilities:
