@@ -76,7 +76,7 @@ class Objective:
             Receives both. Without it they are float32 and lie in memory as the raw scores do: the arrays that
             were given last, where nobody has them any more.
         """
-        raw, target, weight = self.arranged(raw, target, weight)
+        raw, target, weight = self.arranged(raw, target, weight, readable=(np.float32, np.float64))
         made = self.spare.take(raw) if out is None else out
         if raw.shape[0]:
             call = {"out": made, **self.how, **weighing(weight)}
@@ -90,8 +90,6 @@ class Objective:
         raw, target, weight = self.arranged(raw, target, weight)
         if not raw.shape[0]:
             return float("nan")
-        if self.is_of_classes and target.shape != raw.shape:
-            target = labels_of(self.name, target)
         return float(self.loss(raw, target, reduction="mean", **weighing(weight)))
 
     def sums(self, raw: Any, target: Any, weight: Any = None) -> tuple[float, float]:
@@ -99,8 +97,13 @@ class Objective:
         total = float(len(raw) if weight is None or not weight.size else weight.sum(dtype=np.float64))
         return (self.mean(raw, target, weight) * total if total else 0.0), total
 
-    def arranged(self, raw: Any, target: Any, weight: Any) -> tuple[Any, Any, Any]:
-        """Return a call's arrays as the loss takes them, all in one place."""
+    def arranged(
+        self, raw: Any, target: Any, weight: Any, readable: tuple[Any, ...] = ()
+    ) -> tuple[Any, Any, Any]:
+        """Return a call's arrays as the loss takes them, all in one place.
+
+        Class numbers become integers, but on the host those of dtypes that are `readable` as they are.
+        """
         raw, target, weight = together(raw, target, weight)
         if not raw.shape[0]:
             return raw, target, None
@@ -109,8 +112,8 @@ class Objective:
                 wanted = f"raw scores must have shape (N, C), got {raw.shape}"
                 raise ValueError(f"{self.name}: {wanted}; tell {self.host} the number of classes")
             if target.shape != raw.shape:
-                readable = isinstance(target, np.ndarray) and target.dtype in (np.float32, np.float64)
-                target = target.reshape(-1) if readable else labels_of(self.name, target)
+                as_they_are = isinstance(target, np.ndarray) and target.dtype in readable
+                target = target.reshape(-1) if as_they_are else labels_of(self.name, target)
         elif target.shape != raw.shape and target.size == raw.size:
             target = target.reshape(raw.shape)
         elif raw.ndim == 2 and target.ndim == 1 and self.loss.operands[self.loss._required[1]].broadcast:
