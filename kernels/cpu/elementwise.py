@@ -327,7 +327,7 @@ def compile_block(scalars: Scalars, request: Request, dtype: np.dtype) -> Any:
     if request.curvature:
         slopes[0] = lift_curvature(slopes[0], scalars, request.policy, request.wrt[0], jets)
     slopes += [None] * (3 - len(slopes))
-    inner = njit(pipeline_class=DistinctArrays, forceinline=True, **LOOP)
+    inner = njit(**LOOP | {"pipeline_class": DistinctArrays, "forceinline": True})
     lanes = dict(T=T, Z=np.int32 if dtype == np.float32 else np.int64, LANES=WIDTH // dtype.itemsize)
     scope = dict(
         lanes,

@@ -1,9 +1,10 @@
 """Numba's CPU target: compile flags, and the parts that `kernels.jets` installs its rules with."""
 
+import operator
 import os
 from functools import cache, partial
-from types import SimpleNamespace
-from typing import Any
+from types import BuiltinFunctionType, SimpleNamespace
+from typing import Any, ClassVar
 
 from llvmlite import ir
 from numba import njit, types
@@ -13,6 +14,8 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
+from numba.core.typed_passes import NopythonRewrites
+from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets, math
@@ -31,6 +34,54 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral
+APART = operator.pow, operator.ipow  # have rules for literals
+
+# Numba's passes over closures, `with` and expressions of arrays. Kernels have none, and each pass looks at
+# every statement of a function.
+NEEDLESS = WithLifting, InlineClosureLikes, NopythonRewrites
+
+
+class Remembering:
+    """Numba's typing context, which finds the signature of an operator, or a function, of scalars once.
+
+    Numba tries some ten rules, those of arrays among them, for each operator in a function's source.
+    """
+
+    # With the function, which knows its signatures: rules that are added to one make it another.
+    found: ClassVar[dict[Any, tuple[types.Function, Any]]] = {}
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def resolve_function_type(self, function, args, kws):
+        resolve, known = self.context.resolve_function_type, function
+        if isinstance(function, BuiltinFunctionType) and function not in APART:
+            known = self.context._lookup_global(function)
+            args = tuple(types.unliteral(a) for a in args)
+        if kws or not isinstance(known, types.Function) or not all(isinstance(a, SCALARS) for a in args):
+            return resolve(function, args, kws)
+        key = id(known), args
+        if key not in self.found:
+            self.found[key] = known, resolve(function, args, kws)
+        return self.found[key][1]
+
+
+class Brief(Compiler):
+    """Compile a kernel, or a part of one, in fewer passes."""
+
+    def define_pipelines(self):
+        if not isinstance(self.state.typingctx, Remembering):
+            self.state.typingctx = Remembering(self.state.typingctx)
+        managers = super().define_pipelines()
+        for manager in managers:
+            manager.passes = [p for p in manager.passes if p[0] not in NEEDLESS]
+        return managers
+
+
 class Unfinished(JITCodeLibrary):
     """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
 
@@ -42,7 +93,7 @@ class Unfinished(JITCodeLibrary):
         self._finalized = True
 
 
-class Linked(Compiler):
+class Linked(Brief):
     """Compile a function as a part of compiled functions that call it, and not by itself before.
 
     Numba optimises and emits a function again in each that calls it, and in those that call these.
@@ -68,12 +119,12 @@ INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # infinity. What is to be fused says `multiply_add`; a sum that may be added in another order says `plus`.
 FASTMATH = {"nsz"}
 PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath=FASTMATH, error_model="numpy")
-SCALAR: dict[str, Any] = PUBLIC | INTERNAL
+SCALAR: dict[str, Any] = PUBLIC | INTERNAL | {"pipeline_class": Brief}
 # A function of loops.
-LOOP: dict[str, Any] = dict(nogil=True, fastmath=FASTMATH, error_model="numpy")
+LOOP: dict[str, Any] = dict(nogil=True, fastmath=FASTMATH, error_model="numpy", pipeline_class=Brief)
 
 
-class DistinctArrays(Compiler):
+class DistinctArrays(Brief):
     """Compile a function whose array arguments never share memory.
 
     LLVM then needs no checks at run time before it vectorises a loop. Numba has the flag, and no option

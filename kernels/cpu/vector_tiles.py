@@ -74,7 +74,7 @@ def scope_of(dtype: np.dtype, **names: Any) -> dict[str, Any]:
 
 def over_coordinates(template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object) -> Any:
     """Return a loop over one row's coordinates, whose pointers are of distinct memory."""
-    return bind(template, scope, name, identity, njit(pipeline_class=DistinctArrays, **HELPER))
+    return bind(template, scope, name, identity, njit(**HELPER | {"pipeline_class": DistinctArrays}))
 
 
 def by_vector(wrt: tuple[int, ...]) -> dict[str, bool]:
