@@ -4,7 +4,15 @@ import importlib
 import importlib.util
 from typing import Any
 
-from .spec import Distance, Scalars, ScoreFunctions, ScoreOption, VectorFunctions
+from .spec import (
+    Distance,
+    MarginFunctions,
+    NllFunctions,
+    Scalars,
+    ScoreFunctions,
+    ScoreOption,
+    VectorFunctions,
+)
 
 
 def _module(name: str) -> Any:
@@ -42,13 +50,29 @@ def of_elements(
     return _module("cpu.inside").compile_whole(scalars, names, defaults, options)
 
 
-def of_rows(kind: str, *definitions: Any) -> Any:
-    """Return the compiled function of a loss with a term for each row.
+def of_sequences(name: str) -> Any:
+    """Return the compiled function of a loss of sequences of labels."""
+    return _module("cpu.inside_sequences").compile_sequences(name)
 
-    Its kind is ``'picks'``, ``'margins'``, ``'soft_margins'``, ``'product'`` or ``'sequences'``: see
-    `cpu.inside_rows`.
-    """
-    return getattr(_module("cpu.inside_rows"), f"compile_{kind}")(*definitions)
+
+def of_product(name: str, functions: ScoreFunctions, options: tuple[ScoreOption, ...]) -> Any:
+    """Return the compiled function of a loss of class scores that are a matrix product."""
+    return _module("cpu.inside_linear").compile_product(name, functions, options)
+
+
+def of_classes_apart(name: str, scalars: Scalars) -> Any:
+    """Return the compiled function of an elementwise loss that is averaged over the classes of a row."""
+    return _module("cpu.inside_scores").compile_soft_margins(name, scalars)
+
+
+def of_picks(functions: NllFunctions, *signature: Any) -> Any:
+    """Return the compiled function of a loss of one score a row: see `cpu.inside_scores.compile_picks`."""
+    return _module("cpu.inside_scores").compile_picks(functions, *signature)
+
+
+def of_margins(definitions: tuple[MarginFunctions, ...], *signature: Any) -> Any:
+    """Return the compiled function of a loss of margins: see `cpu.inside_scores.compile_margins`."""
+    return _module("cpu.inside_scores").compile_margins(definitions, *signature)
 
 
 def of_scores(
@@ -58,8 +82,8 @@ def of_scores(
     options: tuple[ScoreOption, ...],
     own: tuple[str, ...],
 ) -> Any:
-    """Return the compiled function of a loss of class scores: see `cpu.inside_rows.compile_score_loss`."""
-    return _module("cpu.inside_rows").compile_score_loss(definitions, names, defaults, options, own)
+    """Return the compiled function of a loss of class scores: see `cpu.inside_scores.compile_score_loss`."""
+    return _module("cpu.inside_scores").compile_score_loss(definitions, names, defaults, options, own)
 
 
 def of_vectors(

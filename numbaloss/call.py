@@ -442,7 +442,7 @@ class RowLoss(Loss):
 
     @classmethod
     def _jit(cls) -> Any:
-        return inside.of_rows("sequences", cls.function.__name__)
+        return inside.of_sequences(cls.function.__name__)
 
     @classmethod
     def _evaluate(cls, mode: str, binding: Binding, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ from . import vector_tiles as tiles
 from . import vectors as driver
 from .arrange import lay_address
 from .disk import kept
-from .inside_rows import (
+from .inside_arrays import (
     PART,
     apart,
     compile_check,

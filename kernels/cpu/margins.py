@@ -582,14 +582,15 @@ OF_LISTS: Any = False
 
 
 def inside(x, labels, g, weight, extents, settings):
-    """The value and the status of contiguous arrays.
+    """The value and the status of contiguous arrays: scores of (batch, classes, 1).
 
     `settings` are which of the definitions, its number at run time, and the divisor (NaN for the rows).
     """
     variant, option, divisor = settings
     memory = stack(MEMORY)
-    rows = extents if OF_LISTS else extents[:1]
-    recipe, numbers, arrays = describe_call(memory, x, labels, weight, g, extents, rows, divisor)
+    shape = extents[0], extents[1]
+    rows = shape if OF_LISTS else extents[:1]
+    recipe, numbers, arrays = describe_call(memory, x, labels, weight, g, shape, rows, divisor)
     r = at_address(memory, 0)
     r[LAY], r[BLOCK] = function_address(2), function_address(3 + 2 * variant + (g.size > 0))
     r[HAS_LISTS], r[WORKERS] = OF_LISTS, 1

@@ -31,7 +31,7 @@ class LinearLoss(RowLoss):
     @classmethod
     def _jit(cls) -> Any:
         name, options = cls.function.__name__, compiled_options(cls.fields)
-        return inside.of_rows("product", name, cls._definition(), options)
+        return inside.of_product(name, cls._definition(), options)
 
     @classmethod
     def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:

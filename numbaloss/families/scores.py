@@ -28,6 +28,7 @@ from ..kernels.spec import (
     NllFunctions,
     Picks,
     ScoreFunctions,
+    ScoreOption,
     Scores,
     Weighting,
 )
@@ -64,6 +65,13 @@ class ClassLoss(RowLoss):
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Any:
         return cls._record(settings.options, cls._check(settings, call))
+
+    @classmethod
+    def _compiled_signature(cls) -> tuple[tuple[str, ...], tuple[Any, ...], tuple[ScoreOption, ...]]:
+        """Return names and defaults of `jit`'s parameters, and the options that it checks or is given."""
+        fields = cls.fields
+        defaults = (*(f.default for f in fields.values()), None)
+        return (*cls._required, *fields, "out"), defaults, compiled_options(fields)
 
     @classmethod
     def _shapes_of_scores(cls, call: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -256,9 +264,7 @@ class ScoreLoss(ClassLoss):
             cls._functions({**usual, **dict(zip(flags, values, strict=True))})[0]
             for values in product((False, True), repeat=len(flags))
         )
-        names = (*cls._required, *fields, "out")
-        defaults = (*(f.default for f in fields.values()), None)
-        return inside.of_scores(definitions, names, defaults, compiled_options(fields), own)
+        return inside.of_scores(definitions, *cls._compiled_signature(), own)
 
 
 class PickLoss(ClassLoss):
@@ -290,7 +296,7 @@ class PickLoss(ClassLoss):
 
     @classmethod
     def _jit(cls) -> Any:
-        return inside.of_rows("picks", cls._functions())
+        return inside.of_picks(cls._functions(), *cls._compiled_signature())
 
 
 class MarginLoss(ClassLoss):
@@ -330,7 +336,8 @@ class MarginLoss(ClassLoss):
     def _jit(cls) -> Any:
         defaults, choices = {n: f.default for n, f in cls.fields.items()}, cls._choices()
         chosen = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
-        return inside.of_rows("margins", *(cls._functions(defaults | c)[0] for c in chosen))
+        definitions = tuple(cls._functions(defaults | c)[0] for c in chosen)
+        return inside.of_margins(definitions, *cls._compiled_signature())
 
     @classmethod
     def _record(cls, options: dict[str, Any], rows: Rows) -> Margins:

@@ -220,7 +220,7 @@ class MultiLabelSoftMarginLoss(RowLoss, function="multilabel_soft_margin_loss"):
     @classmethod
     @cache
     def _jit(cls) -> Any:
-        return inside.of_rows("soft_margins", cls.function.__name__, _Terms._scalars((), 2))
+        return inside.of_classes_apart(cls.function.__name__, _Terms._scalars((), 2))
 
     @classmethod
     def _problem(cls, settings: Settings, call: dict[str, Any], backend: Any) -> Margins:
