@@ -791,10 +791,11 @@ def columns_of_labels(record):
                 for i in range(rows):
                     g[i] = select(slopes[i] == zero, zero, slopes[i] * g[i])
         for i in range(rows):
-            if own[i] >= 0:
-                at_address(g_at + own[i] * g_step, zero)[i] = grad_own[i]
+            c = own[i]
+            if c >= 0:
+                at_address(g_at + c * g_step, zero)[i] = grad_own[i]
                 if HAS_CURVATURE:
-                    at_address(h_at + own[i] * h_step, zero)[i] = hess_own[i]
+                    at_address(h_at + c * h_step, zero)[i] = hess_own[i]
         if CAPS:
             for c in range(classes):
                 g, h = at_address(g_at + c * g_step, zero), at_address(h_at + c * h_step, zero)

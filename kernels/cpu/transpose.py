@@ -1,7 +1,8 @@
 """Transposing a tile: rows of few classes to columns, and back.
 
-Squares of elements are loaded a row a vector, exchanged by shuffles and stored a column a vector. At the
-edges a square overlaps the one before; only tiles smaller than a square are copied one element at a time.
+Two squares of elements at once are loaded, exchanged by shuffles and stored: a vector is a row of both, or a
+column of both. At the edges they overlap those before; only tiles smaller than two squares are copied one
+element at a time.
 """
 
 from functools import cache
@@ -23,76 +24,88 @@ LANE = 16  # bytes within which a shuffle of AVX costs least
 # Bound by `transposer`.
 T: Any = np.float32
 ITEM: Any = 4
-SMALL: Any = 4
-LARGE: Any = 8
-SIDE: Any = 4
-in_small: Any = None  # `transpose_squares` of these sides
-in_large: Any = None
+LANES: Any = 4  # elements of a lane
+TALL: Any = 1  # whether the squares lie one below the other; rows and columns of both
+HIGH: Any = 8
+WIDE: Any = 4
+tall: Any = None  # `transpose_squares` of either kind
+wide: Any = None
 
 
 @intrinsic(prefer_literal=True)
-def transpose_square(typingctx, source, source_step, into, into_step, size, like):
-    """Transpose `size` rows, a literal, of as many elements: those of one or two lanes."""
-    count, lane = size.literal_value, LANE * 8 // like.bitwidth
+def transpose_squares_at(typingctx, source, source_step, into, into_step, tall, like):
+    """Transpose two squares as wide as a lane.
+
+    They lie one below the other where `tall`, a literal, is 1, else side by side.
+    """
+    lane, is_tall = LANE * 8 // like.bitwidth, tall.literal_value == 1
+    count = 2 * lane
 
     def codegen(context, builder, sig, args):
-        kind = ir.VectorType(context.get_value_type(like), count)
+        element, number = context.get_value_type(like), ir.IntType(32)
+        align = like.bitwidth // 8
 
-        def place(start, step, k):
+        def place(start, step, k, size, first=0):
             address = builder.add(start, builder.mul(step, ir.Constant(step.type, k)))
-            return builder.inttoptr(address, kind.as_pointer())
+            address = builder.add(address, ir.Constant(step.type, first * align))
+            return builder.inttoptr(address, ir.VectorType(element, size).as_pointer())
 
         def shuffle(a, b, places):
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), count), places))
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(number, len(places)), places))
 
-        rows = [builder.load(place(*args[:2], k), align=like.bitwidth // 8) for k in range(count)]
+        def load(k):
+            if not is_tall:
+                return builder.load(place(source_, source_step_, k, count), align=align)
+            halves = [builder.load(place(source_, source_step_, k + h, lane), align=align) for h in (0, lane)]
+            return shuffle(*halves, list(range(count)))
+
+        source_, source_step_, into_, into_step_ = args[:4]
+        rows = [load(k) for k in range(lane)]
         # Within lanes, rows whose numbers differ in one bit exchange halves: of elements, of pairs.
-        columns, width = list(range(count)), 1
+        width = 1
         while width < lane:
-            for k in range(count):
+            for k in range(lane):
                 if not k & width:
                     a, b = rows[k], rows[k | width]
                     for high in (0, 1):
                         rows[k | high * width] = shuffle(a, b, [
                             start + high * (lane // 2) + group + of_b * count + e
-                            for start in range(0, count, lane)
+                            for start in (0, lane)
                             for group in range(0, lane // 2, width)
                             for of_b in (0, 1)
                             for e in range(width)
                         ])  # fmt: skip
             width *= 2
-        for k in range(count):  # the column of which row k now holds part: the bits of k, backwards
-            bits = lane.bit_length() - 1
-            columns[k] = sum((k >> b & 1) << bits - 1 - b for b in range(bits))
-        if count == 2 * lane:  # the other half of a row's column is in the row `lane` below
-            low = [*range(lane), *range(count, count + lane)]
-            for k in range(lane):
-                a, b = rows[k], rows[k + lane]
-                rows[k], rows[k + lane] = shuffle(a, b, low), shuffle(a, b, [i + lane for i in low])
-                columns[k + lane] = columns[k] + lane
-        for row, column in zip(rows, columns, strict=True):
-            builder.store(row, place(*args[2:4], column), align=like.bitwidth // 8)
+        bits = lane.bit_length() - 1
+        for k, row in enumerate(rows):
+            column = sum((k >> b & 1) << bits - 1 - b for b in range(bits))  # the bits of k, backwards
+            if is_tall:
+                builder.store(row, place(into_, into_step_, column, count), align=align)
+                continue
+            for h in (0, lane):
+                half = shuffle(row, row, list(range(h, h + lane)))
+                builder.store(half, place(into_, into_step_, column + h, lane), align=align)
         return context.get_dummy_value()
 
-    return types.void(source, source_step, into, into_step, size, like), codegen
+    return types.void(source, source_step, into, into_step, tall, like), codegen
 
 
 def transpose_squares(source, source_step, into, into_step, rows, columns):
-    """Copy rows to columns, at least `SIDE` of each."""
-    for start in range(0, rows, SIDE):
-        i = smaller(start, rows - SIDE)
-        for c in range(0, columns, SIDE):
-            k = smaller(c, columns - SIDE)
+    """Copy rows to columns, at least `HIGH` and `WIDE` of them."""
+    for start in range(0, rows, HIGH):
+        i = smaller(start, rows - HIGH)
+        for c in range(0, columns, WIDE):
+            k = smaller(c, columns - WIDE)
             a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-            transpose_square(a, source_step, b, into_step, SIDE, T(0))
+            transpose_squares_at(a, source_step, b, into_step, TALL, T(0))
 
 
 def transpose(source, source_step, into, into_step, rows, columns):
     """Copy rows to columns."""
-    if rows >= LARGE and columns >= LARGE:
-        in_large(source, source_step, into, into_step, rows, columns)
-    elif rows >= SMALL and columns >= SMALL:
-        in_small(source, source_step, into, into_step, rows, columns)
+    if rows >= 2 * LANES and columns >= LANES:
+        tall(source, source_step, into, into_step, rows, columns)
+    elif rows >= LANES and columns >= 2 * LANES:
+        wide(source, source_step, into, into_step, rows, columns)
     else:
         for c in range(columns):
             column = at_address(into + c * into_step, T(0))
@@ -105,8 +118,8 @@ def transpose(source, source_step, into, into_step, rows, columns):
 def transposer(dtype: np.dtype) -> int:
     """Return the address of `transpose` for a dtype."""
     lane = LANE // dtype.itemsize
-    scope: dict[str, Any] = dict(T=dtype.type, ITEM=dtype.itemsize, SMALL=lane, LARGE=2 * lane)
-    for name, side in (("in_small", lane), ("in_large", 2 * lane)):
-        of_side = scope | {"SIDE": side}
-        scope[name] = bind(transpose_squares, of_side, dtype.name, (dtype.name, side), njit(**LINKED))
+    scope: dict[str, Any] = dict(T=dtype.type, ITEM=dtype.itemsize, LANES=lane)
+    for name, is_tall in (("tall", True), ("wide", False)):
+        sides = dict(TALL=int(is_tall), HIGH=lane << is_tall, WIDE=lane << (not is_tall))
+        scope[name] = bind(transpose_squares, scope | sides, dtype.name, (dtype.name, name), njit(**LINKED))
     return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE)
