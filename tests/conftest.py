@@ -26,6 +26,9 @@ KEPT = [n for n in ELEMENTWISE if n not in ALIKE and not apart(registry[n])]
 
 def pytest_addoption(parser):
     parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each module")
+    parser.addoption(
+        "--start", type=int, default=0, metavar="K", help="with --every: begin with the K-th case"
+    )
     parser.addoption("--screenshots", metavar="FOLDER", help="keep pictures of the site's pages")
 
 
@@ -33,21 +36,27 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     mark_more(items)
     yield  # `-m` selects
-    every, seen = config.getoption("every"), Counter()
+    every, start, seen = config.getoption("every"), config.getoption("start"), Counter()
     if every > 1:
         kept, left = [], []
         for item in items:
             module = item.nodeid.partition("::")[0]
-            (left if seen[module] % every else kept).append(item)
+            (left if (seen[module] - start) % every else kept).append(item)
             seen[module] += 1
         config.hook.pytest_deselected(items=left)
         items[:] = kept
 
 
 def mark_more(items):
-    """Mark cases of a test that is `thin`, but for some, as `more`."""
-    seen = Counter()
+    """Mark cases of a test that is `thin`, but for some, as `more`; and every other test of CUDA's kernels.
+
+    Without a GPU they are executed an instruction at a time.
+    """
+    seen: Counter[str] = Counter()
+    tests: dict[str, int] = {}
     for item in items:
+        if "tests/cuda/" in item.nodeid and tests.setdefault(item.nodeid.partition("[")[0], len(tests)) % 2:
+            item.add_marker(pytest.mark.more)
         thin = item.get_closest_marker("thin")
         if thin and not item.get_closest_marker("sweep"):
             test = item.nodeid.partition("[")[0]

@@ -185,6 +185,7 @@ def test_class_numbers_that_change_are_seen(rng):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, ">f4", np.int8, np.int16])
 @pytest.mark.parametrize("step", [1, 3])
 @pytest.mark.parametrize("shape", [(5, 2), (700, 5), (37, 200), (9000, 3)])
+@pytest.mark.thin(7)
 def test_class_numbers_of_any_dtype(shape, step, dtype, rng):
     """Kernels read floats as they lie, and check them before anything is written."""
     raw, y = rng.normal(size=shape).astype(np.float32), rng.integers(0, min(shape[1], 100), shape[0])
@@ -742,6 +743,7 @@ def test_initial_score_is_the_best_constant(name, weights):
 @cases
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
 @pytest.mark.thin(4)
+@pytest.mark.more
 def test_initial_scores_of_classes(name, weights):
     y, w = TARGETS["softmax"], WEIGHTS[weights]
     loss, options = (
@@ -782,6 +784,7 @@ def test_initial_scores_where_something_is_missing():
     np.testing.assert_allclose(two, [2.0, 20.0])
 
 
+@pytest.mark.thin(2)
 def test_initial_scores_of_several_quantiles():
     rng = np.random.default_rng(3)
     y, w, levels = rng.normal(size=301), rng.random(301), np.array([0.1, 0.5, 0.9])

@@ -43,6 +43,7 @@ class Fourth(nl.ElementwiseLoss):
         return by * (input - target) ** 4
 
 
+@pytest.mark.more
 def test_options_that_are_set_are_used():
     criterion = nl.HuberLoss()
     assert criterion(X, T) == 1.0

@@ -128,6 +128,7 @@ def test_fisher_of_counts_and_gaussians():
     np.testing.assert_allclose(curvature_of(Fair.function, x, far, curvature="fisher"), 1 / 1.5)
 
 
+@pytest.mark.more
 def test_absolute_and_gradient(pair):
     x, t = pair
     exact = curvature_of(nl.poisson_nll_loss, x, t)
@@ -311,6 +312,7 @@ def test_a_power_above_the_square_has_no_majorizer(pair):
     ],
     ids=str,
 )
+@pytest.mark.thin(3)
 def test_without_the_value(rng, name, options):
     """As boosters ask for derivatives: the same bits, of few classes by a kernel that has no value."""
     loss = nl.registry[name]

@@ -78,6 +78,7 @@ LOSSES = [log_cosh, geman_mcclure, huber, capped, weighted_gap, WingLoss.functio
 
 
 @pytest.mark.parametrize("custom", sweep(LOSSES, huber), ids=lambda f: f.__name__)
+@pytest.mark.more
 def test_passes_the_general_check(custom):
     # As they stand here, log-cosh's value cancels close to the target, Geman-McClure's slope far from it.
     check_loss(custom, roundings=5000 if custom in (log_cosh, geman_mcclure) else 16)

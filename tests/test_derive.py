@@ -170,6 +170,7 @@ def test_functions_of_the_library_at_edges(name):
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-37, err_msg=f"{point}")
 
 
+@pytest.mark.more
 def test_functions_by_the_names_of_numpy_and_python():
     def ours(x, y):
         a = nl.math.logaddexp(x, y) + nl.math.arctan2(y, x) * nl.math.erfc(x) + nl.math.floor(y)

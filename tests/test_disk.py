@@ -80,6 +80,8 @@ DAMAGES = [(".nbi", truncated), (".nbc", flipped), (".nbi", zeroed), (".nbc", em
 
 
 @pytest.mark.parametrize("damage", sweep(DAMAGES, DAMAGES[1]))
+@pytest.mark.thin(2)
+@pytest.mark.more
 def test_damaged_files(python, cache, damage):
     ending, spoil = damage
     spoiled = {path: spoil(path.read_bytes()) for path in files(cache, ending)}
@@ -156,6 +158,7 @@ FEW = "huber_loss", "cross_entropy"
 
 
 @pytest.mark.parametrize("names", sweep([(), FEW], FEW))
+@pytest.mark.thin(3)
 def test_a_user_who_can_write_nowhere(python, container, names):
     script = f"NAMES = {names!r}\n{EVERY_LOSS}\nassert nl.__file__.startswith({str(container)!r})"
     done = python(scripts.nowhere(container, script), PYTHONDONTWRITEBYTECODE="1")

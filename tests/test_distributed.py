@@ -192,6 +192,7 @@ def test_ranks_meet_once_or_twice(batch):
     assert on_ranks(2, of_rank) == [[(1, 40, 0), (1, 40, 0), (2, 80, 0), (1, 40, 0), (1, 40, 0)]] * 2
 
 
+@pytest.mark.more
 def test_other_ways_to_call(batch):
     """Criteria, curvature, in place, added up, a sum of losses, the gradient by weights that divide."""
     x, y = batch

@@ -80,6 +80,7 @@ def test_out_in_place_and_beside(pair):
     assert pair_of[1].any()
 
 
+@pytest.mark.more
 def test_other_families_and_criteria(pair, rng):
     x, y = pair[0], rng.integers(0, 4, 5)
     criterion = nl.CrossEntropyLoss(weight=Lent(np.arange(1, 5, dtype=np.float32)))

@@ -160,6 +160,7 @@ def test_zero_weight_is_zero(name, bad):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+@pytest.mark.thin(3)
 def test_identical_points_are_eps_apart(p, dtype):
     """Also where eps is below the rounding of a coordinate: it is added to the difference."""
     x = 20 * sample("triplet_margin_loss", (6, 70), dtype)[0]
@@ -410,6 +411,7 @@ class Scaled:
 
 
 @pytest.mark.parametrize("swap", sweep([False, True], True))
+@pytest.mark.more
 def test_a_distance_of_ones_own(swap):
     arrays = sample("triplet_margin_loss", (8, 5))
     weight = np.random.default_rng(3).random(8)

@@ -83,6 +83,7 @@ READ = "SCALE", "config.SCALE", "outer.config.SCALE", "of(1.0)", "config.of(1.0)
 
 
 @pytest.mark.parametrize("read", sweep(READ, "outer.config.SCALE"))
+@pytest.mark.more
 def test_what_is_read_is_read_anew(read):
     def change(number):
         @njit
@@ -112,6 +113,7 @@ def test_a_helper_is_followed_to_what_it_reads():
     assert value(loss) == 50.0
 
 
+@pytest.mark.more
 def test_closures_defaults_and_members():
     number = 1.0
 

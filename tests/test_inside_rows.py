@@ -86,6 +86,7 @@ def test_parameters_are_those_of_the_loss_and_out(name):
 
 
 @pytest.mark.parametrize("name", sweep(LOSSES, "multi_margin_loss"))
+@pytest.mark.more
 def test_in_a_prange(name):
     """With the defaults; the other options are tried below."""
     loss, problems = LOSSES[name], 5
@@ -273,6 +274,7 @@ def test_what_cannot_be_is_an_error_of_types(loss, arguments, message):
         loss.jit(*arguments)
 
 
+@pytest.mark.more
 def test_a_distance_of_ones_own_is_an_error_of_types():
     distance = njit(lambda x, y: 0.0)
 

@@ -390,6 +390,7 @@ def test_index_dtypes(dtype):
 @pytest.mark.parametrize("chunking", CHUNKS, ids=str)
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("inner", [(), (3,)], ids=str)
+@pytest.mark.thin(4)
 def test_terms_of_zero_weight_are_zero(inner, kind, chunking):
     """Whatever their rows of the input hold: exact zeros, and nothing of it in the other gradients."""
     arrays = sample((13,), inner, kind)

@@ -127,6 +127,7 @@ def classes():
 @pytest.mark.parametrize(
     "options", ["", "weight", "sample_weight", "label_smoothing", "normalizer", "probabilities"]
 )
+@pytest.mark.thin(4)
 def test_the_softmaxs_hessian(options, reduction):
     X, y, q, w, of_classes = classes()
     given = {"weight": of_classes, "sample_weight": w, "label_smoothing": 0.2, "normalizer": 9.0}

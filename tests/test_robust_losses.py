@@ -253,6 +253,7 @@ def test_the_general_loss_is_smooth_in_its_shape():
 
 
 @pytest.mark.parametrize("dtype", sweep([np.float32, np.float64], np.float64))
+@pytest.mark.more
 def test_focal_without_focus_is_binary_cross_entropy(dtype, rng):
     x = np.concatenate([rng.normal(0, 30, 500), [0, 1e4, -1e4, 90, -90, 800]]).astype(dtype)
     for y in (rng.integers(0, 2, x.size).astype(dtype), rng.random(x.size).astype(dtype)):
@@ -281,6 +282,7 @@ def test_focal_is_torchvisions(torch, rng):
                 np.testing.assert_allclose(got, wanted, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.more
 def test_focal_far_off_is_finite_by_every_argument():
     x = np.array([1e4, -1e4, 110.0, -110.0, 0.0] * 2, np.float32)
     for y in (np.arange(10) // 5, np.full(10, 0.5)):
@@ -298,6 +300,7 @@ def test_focal_far_off_is_finite_by_every_argument():
 @pytest.mark.parametrize("name", ["arctan_loss", "geman_mcclure_loss", "fair_loss", "cauchy_loss"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.thin(6)
+@pytest.mark.more
 def test_residuals_that_overflow_give_limits(name, dtype):
     """Bounded losses are at their bound, without slope; Fair's is linear, Cauchy's a logarithm."""
     loss, big = nl.registry[name], np.finfo(dtype).max

@@ -140,6 +140,7 @@ def test_probabilities_are_refused_where_one_class_is_asked_for(name, rng):
         LOSSES[name](x, q)
 
 
+@pytest.mark.more
 def test_losses_of_ones_own(rng):
     x, y = rng.normal(size=(8, 5)), rng.integers(0, 5, 8)
     weight = rng.uniform(0.5, 2, 5)

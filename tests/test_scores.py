@@ -225,6 +225,7 @@ def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
 @pytest.mark.parametrize("shape", [(6, 5), (3, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
 @pytest.mark.parametrize("name", ["cross_entropy", "z_loss"])
 @pytest.mark.thin(6)
+@pytest.mark.more
 def test_gradients_by_probabilities_and_class_weights(name, shape, rng):
     p = problem_of(name, shape, "smoothed", True, rng)
     outs = {"input": np.empty(shape), "target": np.empty(shape)}
@@ -240,6 +241,7 @@ def test_gradients_by_probabilities_and_class_weights(name, shape, rng):
     np.testing.assert_allclose(scores.weight_gradient(p), by_weight, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.more
 def test_any_layout_and_dtype_gives_the_bits_of_the_plain_call(rng, bfloat16):
     for shape, dtype in product([(40, 5), (9, 130), (3, 7, 20)], [F32, np.dtype(np.float16), bfloat16]):
         p = problem_of("z_loss", shape, "rows", False, rng, F32)

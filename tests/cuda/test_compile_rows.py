@@ -415,6 +415,7 @@ def ctc_compiled(what, dtype, cc, spills):
         ]
     ),
 )
+@pytest.mark.more
 def test_ctc(what, dtype, cc, spills):
     ctc_compiled(what, dtype, cc, spills)
 

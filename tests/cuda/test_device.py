@@ -92,6 +92,7 @@ def test_broadcast_operands(gpu):
 
 
 @pytest.mark.parametrize("number", [2, 0.5, np.float32(0.5)])
+@pytest.mark.thin(3)
 def test_numbers_for_arrays(gpu, number):
     arrays = drawn(nl.gaussian_nll_loss)
     arrays["var"] = number

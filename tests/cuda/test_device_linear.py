@@ -161,6 +161,7 @@ def test_sample_weights_that_broadcast(gpu, axes):
     check({**arrays, "sample_weight": weights, "options": CHUNKS[1]}, ("input", "linear_weight"))
 
 
+@pytest.mark.more
 def test_memory_budget_and_modes(gpu):
     arrays = sample((20,))
     budget = nl.LinearCrossEntropyOptions(memory_budget=4 * CLASSES * 6)

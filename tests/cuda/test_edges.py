@@ -410,6 +410,7 @@ def test_infinite_slopes(gpu):
 
 
 @pytest.mark.parametrize("name", sweep(ALIGNMENTS, "memory"))
+@pytest.mark.more
 def test_nan_and_infinity_stay_in_their_sequence(gpu, monkeypatch, name):
     monkeypatch.setattr(ctc, "plan", lambda *a: ALIGNMENTS[name])
     arrays = sequence_arrays([9, 8, 7, 6], [3, 2, 2, 0])
@@ -515,6 +516,7 @@ def test_more_elements_than_threads(gpu, monkeypatch):
     ],
     ids=str,
 )
+@pytest.mark.thin(3)
 def test_more_rows_than_blocks_have(gpu, rng, monkeypatch, name, shape):
     for module in (rows, vectors):
         monkeypatch.setattr(module, "SUMMING_BLOCKS", 2)

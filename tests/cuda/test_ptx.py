@@ -11,6 +11,6 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.thin(12)
+@pytest.mark.thin(36)
 def test_case(gpu, case):
     check(case, cpu=case.level > 0 and len(str(case)) % 3 == 0)

@@ -154,6 +154,7 @@ def test_repeated_calls_give_the_same_bits(gpu, worked_out, name):
     nl.synchronize()
 
 
+@pytest.mark.more
 def test_gradients_alone_store_no_value(gpu):
     for loss, make in ((nl.cross_entropy, labelled), (nl.mse_loss, pair)):
         for reduction, launches in (("mean", ["finish"]), ("none", [])):
