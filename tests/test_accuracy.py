@@ -13,7 +13,6 @@ SOME = "mse_loss", "cross_entropy"
 
 @pytest.mark.parametrize("dtype", sweep(["float32", "float64"], "float32"))
 @pytest.mark.parametrize("loss", sweep(nl.registry, *SOME))
-@pytest.mark.thin(2)
 @pytest.mark.more
 def test_a_loss_is_close_to_its_mathematics(loss, dtype):
     found = list(accuracy.findings(loss, np.dtype(dtype), few=True))

@@ -237,7 +237,6 @@ def test_relative_errors():
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-@pytest.mark.thin(2)
 @pytest.mark.more
 def test_in_place_stays_in_the_domain(mode):
     case = Case("binary_cross_entropy", (100,), mode=mode, in_place=True)

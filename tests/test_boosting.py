@@ -742,7 +742,6 @@ def test_initial_score_is_the_best_constant(name, weights):
 
 @cases
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
-@pytest.mark.thin(4)
 @pytest.mark.more
 def test_initial_scores_of_classes(name, weights):
     y, w = TARGETS["softmax"], WEIGHTS[weights]

@@ -80,7 +80,6 @@ DAMAGES = [(".nbi", truncated), (".nbc", flipped), (".nbi", zeroed), (".nbc", em
 
 
 @pytest.mark.parametrize("damage", sweep(DAMAGES, DAMAGES[1]))
-@pytest.mark.thin(2)
 @pytest.mark.more
 def test_damaged_files(python, cache, damage):
     ending, spoil = damage

@@ -121,7 +121,6 @@ NAMES = {spellings[0].__name__: spellings for spellings in jets.UNARY.values()}
 
 
 @pytest.mark.parametrize("name", sweep(NAMES, "exp", "sqrt"))
-@pytest.mark.thin(2)
 @pytest.mark.more
 def test_rules_of_functions(name):
     """First and second derivative of each function, by every spelling, against differences."""

@@ -183,7 +183,6 @@ def expected_nll(x, y, weight, sample_weight):
 
 
 @pytest.mark.parametrize("shape", ((1, 1), (64, 10), (4, 3, 5), (2, 3, 4, 5)), ids=str)
-@pytest.mark.thin(4)
 @pytest.mark.more
 def test_nll(shape, rng):
     rows = shape[:1] + shape[2:]

@@ -224,7 +224,6 @@ def test_value_gradient_and_curvature(name, probabilities, setting, shape, rng):
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 70), (2, 4, 3)], ids=["turned", "rows", "columns"])
 @pytest.mark.parametrize("name", ["cross_entropy", "z_loss"])
-@pytest.mark.thin(6)
 @pytest.mark.more
 def test_gradients_by_probabilities_and_class_weights(name, shape, rng):
     p = problem_of(name, shape, "smoothed", True, rng)

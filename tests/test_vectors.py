@@ -56,7 +56,6 @@ def test_check_loss(loss):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(3,), (37, 5), (9, 130), (1, 9000), (2, 3, 4)], ids=str)
-@pytest.mark.thin(10)
 @pytest.mark.more
 def test_a_definition_and_a_distance_agree(shape, dtype, fused):
     vectors = sample(shape, dtype=dtype)

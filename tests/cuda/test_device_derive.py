@@ -18,7 +18,6 @@ def surface(x, y):
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [("float32", 5e-6), ("float64", 1e-14)])
-@pytest.mark.thin(2)
 @pytest.mark.more
 def test_value_gradient_and_hessian(dtype, digits):
     derived = nl.derive(surface, order=2)
