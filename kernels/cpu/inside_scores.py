@@ -104,19 +104,19 @@ def may_ignore_index(target, index):
 # ---- one function for all -------------------------------------------------------------------------------
 
 
+MOST_AXES = 64  # NumPy's limit
+
+
 class Parts(NamedTuple):
     """What differs from loss to loss in its function.
 
     Attributes
     ----------
-    takes : function
-        ``takes(target)``: True; a TypingError for a target of a type that the loss has no terms for.
     fits : function
-        ``fits(target, input)``: whether the target has the shape that it must have.
-    axes : int
-        The most that the input may have.
+        ``fits(target, input)``: whether the target has the shape that it must have; a TypingError for one of
+        a type that the loss has no terms for.
     target : str
-        The shape that the target must have, in words.
+        That shape, in words.
     check : function
         ``check(arguments)`` raises where an option is out of its domain.
     rows : intrinsic
@@ -124,15 +124,16 @@ class Parts(NamedTuple):
     settings : function
         ``settings(arguments, divisor)``: the kernel's arguments after `target`, gradient, class weights and
         extents, as a tuple.
+    axes : int
+        The most that the input may have.
     """
 
-    takes: Any
     fits: Any
-    axes: int
     target: str
     check: Any
     rows: Any
     settings: Any
+    axes: int = MOST_AXES
 
 
 def compile_rows(name: str, names: tuple[str, ...], defaults: tuple[Any, ...], parts: Parts) -> Any:
@@ -140,13 +141,13 @@ def compile_rows(name: str, names: tuple[str, ...], defaults: tuple[Any, ...], p
 
     `names` and `defaults` are those of all parameters; the defaults belong to the last ones.
     """
-    takes, fits, axes, target_, check, rows, settings = parts
+    fits, shape_of_target, check, rows, settings, axes = parts
     reduction_at, out_at = names.index("reduction"), len(names) - 1
     weight_at = names.index("weight") if "weight" in names else -1
-    no_class = f"{name}: input must have at least one class" + (
-        f", and at most {axes} axes" if axes < MOST_AXES else ""
-    )
-    no_target = f"{name}: target must have {target_}"
+    no_class = f"{name}: input must have at least one class"
+    if axes < MOST_AXES:
+        no_class += f", and at most {axes} axes"
+    no_target = f"{name}: target must have {shape_of_target}"
     no_weight = f"{name}: weight must have one element per class"
     no_out = f"{name}: out must have input's shape"
     overlap = f"{name}: out overlaps an argument; it may be input itself"
@@ -158,7 +159,6 @@ def compile_rows(name: str, names: tuple[str, ...], defaults: tuple[Any, ...], p
         weight = arguments[weight_at] if weight_at >= 0 else None
         divisor = divisor_of(arguments[reduction_at])
         extents = extents_of(x_)
-        takes(target)
         if extents[1] == 0 or x_.ndim > axes:
             raise ValueError(no_class)
         if not fits(target, x_):
@@ -180,14 +180,6 @@ def compile_rows(name: str, names: tuple[str, ...], defaults: tuple[Any, ...], p
         return T(value)
 
     return njit(nogil=True)(gathered(enter, names, defaults, name))
-
-
-MOST_AXES = 64
-
-
-@njit(**PART)
-def any_target(target):
-    return True
 
 
 def kernel_rows(compile_kernel: Callable[[np.dtype], Any]) -> Any:
@@ -219,9 +211,7 @@ def compile_picks(
         return ((np.int64(arguments[ignore_at]), divisor),)
 
     parts = Parts(
-        takes=any_target,
         fits=one_a_row,
-        axes=MOST_AXES,
         target="input's shape without the axis of classes",
         check=checks_of(functions.name, names, options),
         rows=kernel_rows(partial(nll.compile_inside, functions)),
@@ -269,13 +259,12 @@ def compile_margins(
         return ((np.int64(variant), number, divisor),)
 
     parts = Parts(
-        takes=any_target,
         fits=lists_fit if many else one_a_row,
-        axes=2,
         target="input's shape" if many else "one class index for each row of input",
         check=checks_of(name, names, options),
         rows=kernel_rows(partial(margins.compile_inside, definitions)),
         settings=settings,
+        axes=2,
     )
     return compile_rows(name, names, defaults, parts)
 
@@ -386,16 +375,16 @@ def compile_score_loss(
     of_one_class = [n for n in definitions[0].statistics if n in ("log_prob", "rest", "class_weight")]
     no_index = f"{name}: ignore_index must not be given with class probabilities"
 
-    def takes(target):
+    def fits(target, x):
         pass
 
-    @overload(takes)
-    def takes_target(target):
+    @overload(fits)
+    def fits_scores(target, x):
         if is_float(target) and of_one_class:
             raise TypingError(
                 f"{name}: target holds class probabilities, but the loss asks for {', '.join(of_one_class)}"
             )
-        return lambda target: True
+        return lambda target, x: target_fits(target, x)
 
     @njit(**PART)
     def check(arguments):
@@ -409,9 +398,7 @@ def compile_score_loss(
         return (definition_of(arguments), np.int64(arguments[ignore_at])), numbers
 
     parts = Parts(
-        takes=takes,
-        fits=target_fits,
-        axes=MOST_AXES,
+        fits=fits,
         target="input's shape without the axis of classes, or for class probabilities input's shape",
         check=check,
         rows=score_rows(definitions, {n: k for k, n in enumerate(names) if n in OF_BLOCKS and n not in own}),
