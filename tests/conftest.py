@@ -25,7 +25,7 @@ KEPT = [n for n in ELEMENTWISE if n not in ALIKE and not apart(registry[n])]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case of each module")
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run each N-th case")
     parser.addoption(
         "--start", type=int, default=0, metavar="K", help="with --every: begin with the K-th case"
     )
@@ -36,14 +36,10 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     mark_more(items)
     yield  # `-m` selects
-    every, start, seen = config.getoption("every"), config.getoption("start"), Counter()
+    every, start = config.getoption("every"), config.getoption("start")
     if every > 1:
-        kept, left = [], []
-        for item in items:
-            module = item.nodeid.partition("::")[0]
-            (left if (seen[module] - start) % every else kept).append(item)
-            seen[module] += 1
-        config.hook.pytest_deselected(items=left)
+        kept = items[start::every]
+        config.hook.pytest_deselected(items=[i for k, i in enumerate(items) if (k - start) % every])
         items[:] = kept
 
 
