@@ -44,14 +44,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 def mark_more(items):
-    """Mark cases of a test that is `thin`, but for some, as `more`; and every other test of CUDA's kernels.
-
-    Without a GPU they are executed an instruction at a time.
-    """
+    """Mark as `more` most cases of a test that is `thin`, and every other test that executes PTX."""
     seen: Counter[str] = Counter()
     tests: dict[str, int] = {}
     for item in items:
-        if "tests/cuda/" in item.nodeid and tests.setdefault(item.nodeid.partition("[")[0], len(tests)) % 2:
+        executes = item.path.parent.name == "cuda" and item.path.name != "test_gpu.py"  # which has a GPU
+        if executes and tests.setdefault(item.nodeid.partition("[")[0], len(tests)) % 2:
             item.add_marker(pytest.mark.more)
         thin = item.get_closest_marker("thin")
         if thin and not item.get_closest_marker("sweep"):

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from numba import njit
 from sweeps import sweep
 
 import numbaloss as nl
@@ -98,6 +99,42 @@ def test_equal_to_the_built_in():
         SquaredError.function.value_grad_hess(x, t), nl.mse_loss.value_grad_hess(x, t), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-15)
+
+
+def test_functions_and_loops_within_a_definition():
+    """Numba inlines them before it compiles: a kernel's shorter compilation is not for definitions."""
+
+    def value(input, target, scale=2.0):
+        def scaled(x):
+            return x * scale
+
+        square = lambda x: x * x
+        total = 0.0
+        for part in [k * 0.5 for k in range(3)]:
+            total = total + part
+        return total * square(scaled(input - target))
+
+    def of_rows(cross_entropy, scale: float = 2.0):
+        def scaled(x):
+            return x * scale
+
+        return scaled(cross_entropy)
+
+    def product(x):
+        def times(y):
+            return x * y
+
+        return times(x)
+
+    loss, x, t = nl.elementwise_loss(value), np.array([0.5, -1.0, 3.0]), np.array([0.0, 1.0, 3.0])
+    found, g = loss.value_and_grad(x, t, reduction="sum")
+    assert found == 1.5 * 4 * (0.25 + 4)
+    np.testing.assert_array_equal(g, 12 * (x - t))
+    scalar = loss.scalar
+    assert njit(lambda a, b: scalar(a, b))(0.5, 0.0) == 1.5
+    rows = np.array([[1.0, 2.0, 0.5]]), np.array([1])
+    assert nl.score_loss(of_rows)(*rows) == pytest.approx(2 * nl.cross_entropy(*rows), rel=1e-15)
+    assert nl.derive(product)(3.0) == (9.0, (6.0,))
 
 
 def test_function_has_a_class_and_class_a_function():

@@ -16,6 +16,7 @@ from .elementwise import identity_of
 from .inside import apart, compile_runs, flat_or_none
 from .inside_arrays import (
     PART,
+    by_dtype,
     checks_of,
     divisor_of,
     entry,
@@ -119,7 +120,7 @@ class Parts(NamedTuple):
         That shape, in words.
     check : function
         ``check(arguments)`` raises where an option is out of its domain.
-    rows : intrinsic
+    rows : function
         ``rows(arguments, target, input, others)`` calls the kernel: gives the value and a status.
     settings : function
         ``settings(arguments, divisor)``: the kernel's arguments after `target`, gradient, class weights and
@@ -183,14 +184,14 @@ def compile_rows(name: str, names: tuple[str, ...], defaults: tuple[Any, ...], p
 
 
 def kernel_rows(compile_kernel: Callable[[np.dtype], Any]) -> Any:
-    """An intrinsic that calls the kernel of an input's dtype: ``rows(arguments, target, input, others)``."""
+    """Return the `rows` of a kernel for which only the input's dtype counts."""
+    kernel = by_dtype(compile_kernel)
 
-    @intrinsic
-    def call(typingctx, arguments, target, x, others):
-        result, codegen = link(typingctx, compile_kernel(np.dtype(x.dtype.name)), (x, *others))
-        return result(arguments, target, x, others), codegen
+    @njit(**PART)
+    def rows(arguments, target, x, others):
+        return kernel(x, others)
 
-    return call
+    return rows
 
 
 # ---- picks and margins ----------------------------------------------------------------------------------

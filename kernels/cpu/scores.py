@@ -106,15 +106,7 @@ from .score_blocks import (
     WEIGHT_SUM,
     compile_block,
 )
-from .strided import (
-    CLASS_NUMBERS,
-    INTEGERS,
-    class_number_gatherer,
-    gatherer,
-    integer_gatherer,
-    scatterer,
-    transfer,
-)
+from .strided import CLASS_NUMBERS, INTEGERS, gatherer, integer_gatherer, scatterer, transfer
 from .transpose import TRANSPOSE, transposer
 
 ARRAYS, OF_SCORES = 9, 5  # of a call: `INPUT` to `VALUES`; of them the first have the input's shape
@@ -640,18 +632,14 @@ def request_of(p: Scores, outputs: dict[str, Any]) -> ScoreRequest:
 Makers = tuple[tuple[tuple[Any, ...], Callable[[], int]], ...]
 
 
-def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype, floats: bool) -> Makers:
-    """Return, of the recipe's first slots, a name and a function that compiles what goes there.
-
-    `floats` tells whether labels are floats.
-    """
-    labels = (("class numbers",), class_number_gatherer) if floats else (("integers",), integer_gatherer)
+def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) -> Makers:
+    """Return, of the recipe's first slots, a name and a function that compiles what goes there."""
     return (
         (("rows", functions, request, dtype), lambda: block(functions, request, False, dtype)),
         (("columns", functions, request, dtype), lambda: block(functions, request, True, dtype)),
         (("gather", dtype), lambda: gatherer(dtype)),
         (("scatter", dtype), lambda: scatterer(dtype)),
-        labels,
+        (("gather integers",), integer_gatherer),
         (("transpose", dtype), lambda: transposer(dtype)),
         (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
         (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
@@ -721,8 +709,7 @@ def pack(p: Scores, outputs: dict[str, Any], made: tuple[str, ...]) -> Launch | 
     if not p.has_probabilities:
         codes[TARGET] = CLASS_NUMBERS[arrays[TARGET].dtype.char.replace("l", "q").replace("L", "Q")]
     request = request_of(p, outputs)
-    floats = not p.has_probabilities and arrays[TARGET].dtype.kind == "f"
-    make = makers(p.functions, request, own, floats)
+    make = makers(p.functions, request, own)
     divide = BY_COUNT if w.divisor is None else BY_ONE if w.divisor == 1 else BY_NUMBER
     addresses = [_compiled.get(name, 0) for name, _ in make]
     weighs = request.weighted or p.has_probabilities or p.weight is not None or w.sample_weight is not None

@@ -124,15 +124,39 @@ def scatter(code, address, shape, strides, axes, start, row, count):
     return 0
 
 
+@njit(**HELPER)
+def as_class_number(x):
+    """Return a whole number as int64; `NO_NUMBER` for any other."""
+    if not abs(x) < 2.0**63:
+        return NO_NUMBER
+    k = np.int64(x)
+    return k if k == x else NO_NUMBER
+
+
 def gather_integers(code, address, shape, strides, axes, start, row, count):
-    """Copy an integer array's elements to a row of int64; a uint64 above its range becomes the largest."""
+    """Copy an array's elements to a row of int64: of integers, or of floats that are class numbers.
+
+    A uint64 above the range becomes the largest, a float that is no whole number `NO_NUMBER`.
+    """
     step = at_address(strides, 0)[axes - 1]
     done = 0
     while done < count:
         offset, n = locate(shape, strides, axes, start + done)
         n = min(n, count - done)
+        source, into = address + offset, at_address(row + done * 8, 0)
+        done += n
+        if code == OF_FLOAT32 and step == 4:  # by way of int32, for which there are vector instructions
+            far, floats = 0, at_address(source, np.float32(0))
+            for i in range(n):
+                number = floats[i]
+                near = abs(number) < np.float32(2.0**31)
+                k = np.int32(select(near, number, np.float32(0)))
+                far += not near
+                into[i] = select(near & (np.float32(k) == number), np.int64(k), NO_NUMBER)
+            if not far:
+                continue
         for i in range(n):
-            at = address + offset + i * step
+            at = source + i * step
             if code == 6:
                 x = at_address(at, 0)[0]
             elif code == 4:
@@ -148,47 +172,13 @@ def gather_integers(code, address, shape, strides, axes, start, row, count):
                 x = np.int64(at_address(at, np.uint16(0))[0])
             elif code == 0:
                 x = np.int64(at_address(at, np.int8(0))[0])
-            else:
+            elif code == 1:
                 x = np.int64(at_address(at, np.uint8(0))[0])
-            at_address(row, 0)[done + i] = x
-        done += n
-    return 0
-
-
-@njit(**HELPER)
-def as_class_number(x):
-    """Return a whole number as int64; `NO_NUMBER` for any other."""
-    if not abs(x) < 2.0**63:
-        return NO_NUMBER
-    k = np.int64(x)
-    return k if k == x else NO_NUMBER
-
-
-def gather_class_numbers(code, address, shape, strides, axes, start, row, count):
-    """Copy a floating array's elements to a row of int64."""
-    step = at_address(strides, 0)[axes - 1]
-    done = 0
-    while done < count:
-        offset, n = locate(shape, strides, axes, start + done)
-        n = min(n, count - done)
-        source, into = address + offset, at_address(row + done * 8, 0)
-        done += n
-        if code == OF_FLOAT64:
-            for i in range(n):
-                into[i] = as_class_number(at_address(source + i * step, 0.0)[0])
-        elif step == 4:  # by way of int32, for which there are vector instructions
-            far, numbers = 0, at_address(source, np.float32(0))
-            for i in range(n):
-                x = numbers[i]
-                near = abs(x) < np.float32(2.0**31)
-                k = np.int32(select(near, x, np.float32(0)))
-                far += not near
-                into[i] = select(near & (np.float32(k) == x), np.int64(k), NO_NUMBER)
-            for i in range(n if far else 0):
-                into[i] = as_class_number(np.float64(numbers[i]))
-        else:
-            for i in range(n):
-                into[i] = as_class_number(np.float64(at_address(source + i * step, np.float32(0))[0]))
+            elif code == OF_FLOAT32:
+                x = as_class_number(np.float64(at_address(at, np.float32(0))[0]))
+            else:
+                x = as_class_number(at_address(at, 0.0)[0])
+            into[i] = x
     return 0
 
 
@@ -212,8 +202,3 @@ def scatterer(dtype: np.dtype) -> int:
 def integer_gatherer() -> int:
     """The address of `gather_integers`."""
     return address_of(gather_integers, np.dtype(np.int64))
-
-
-def class_number_gatherer() -> int:
-    """The address of `gather_class_numbers`."""
-    return address_of(gather_class_numbers, np.dtype(np.int64))

@@ -35,7 +35,7 @@ if hasattr(os, "register_at_fork"):
 
 
 SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral
-APART = operator.pow, operator.ipow  # have rules for literals
+APART = operator.pow, operator.ipow, pow  # have rules for literals
 
 # Numba's passes over closures, `with` and expressions of arrays. Kernels have none, and each pass looks at
 # every statement of a function.
@@ -70,12 +70,19 @@ class Remembering:
         return self.found[key][1]
 
 
-class Brief(Compiler):
-    """Compile a kernel, or a part of one, in fewer passes."""
+class Whole(Compiler):
+    """Compile a function that may be of any form, as definitions are."""
 
     def define_pipelines(self):
         if not isinstance(self.state.typingctx, Remembering):
             self.state.typingctx = Remembering(self.state.typingctx)
+        return super().define_pipelines()
+
+
+class Brief(Whole):
+    """Compile a kernel, or a part of one, in fewer passes."""
+
+    def define_pipelines(self):
         managers = super().define_pipelines()
         for manager in managers:
             manager.passes = [p for p in manager.passes if p[0] not in NEEDLESS]
@@ -314,7 +321,7 @@ def derivatives(mixed: bool = False) -> SimpleNamespace:
             register_model=register_model,
             lower_cast=lower_cast,
             overload=partial(overload, jit_options=SCALAR),
-            jit=njit(**SCALAR),
+            jit=njit(**SCALAR | {"pipeline_class": Whole}),
             powers=math.powers,
         ),
         mixed,
