@@ -307,7 +307,7 @@ def test_wrong_labels_are_found_and_nothing_is_written(rng):
         y[650] = np.array(wrong).astype(dtype)
         outs = {"input": np.full((700, 5), 7.0)}
         q = p._replace(target=y)
-        assert run(q, outs)[1] == 650
+        assert run(q, outs)[1] == scores.WRONG_LABEL
         with pytest.raises(IndexError, match=r"target\[650\] is "):
             scores.compute(q, outs)
         assert (outs["input"] == 7).all()

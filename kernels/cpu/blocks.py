@@ -12,9 +12,12 @@ the block's inputs, then its outputs; see `native`.
 
 A `recipe` is an array of int64, which depends on no extent: the block's address; how many arrays there are,
 and how many of them are inputs; what divides (`BY_*`), and for `BY_WEIGHTS` which array holds the weights;
-the bytes of an element of the arithmetic; the addresses of the functions of `strided` and `arrange` (0 where
-none is needed); the most workers; and the arrays' codes. `numbers` are float64: a divisor, the gradient's
-factor, and the loss's options.
+the bytes of an element of the arithmetic; the addresses of the functions of `strided` and `arrange`, of
+`weights_sum` and of `block_at` (0 where none is needed); the most workers; and the arrays' codes. `numbers`
+are float64: a divisor, the gradient's factor, and the loss's options.
+
+A function that few calls need is compiled when one does: its address in the recipe is 0 before, and the
+driver's status says what is missing. `launch.run` compiles that, and calls again.
 """
 
 from functools import cache
@@ -24,7 +27,7 @@ import numpy as np
 from numba import njit, types
 
 from ..spec import BLOCK, FLOAT32, FLOAT64
-from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, call_lay, call_order_axes
+from .arrange import ADDRESS, AXES, CODE, LAYOUT_BYTES, SHAPE, STRIDES, call_lay, call_order_axes
 from .launch import INCOMPLETE, OK, UNFIT
 from .native import (
     HELPER,
@@ -49,7 +52,10 @@ from .strided import transfer
 from .target import WIDTH, new_lanes, sum_of_lanes
 
 # Of a recipe.
-FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER, ORDER, LAY, WORKERS, CODES = range(12)
+FUNCTION, COUNT, INPUTS, DIVIDE, WEIGHTS, ITEM, GATHER, SCATTER = range(8)
+ADD_WEIGHTS, BLOCK_TASK, ORDER, LAY, WORKERS, CODES = range(8, 14)
+# What may be missing, as the bits of a status.
+NO_GATHER, NO_SCATTER, NO_TASK = 1, 2, 4
 # What divides the sum and the gradients: 1, the number in `numbers`, the number of elements or of rows, or
 # the sum of an array of weights.
 BY_ONE, BY_NUMBER, BY_ELEMENTS, BY_ROWS, BY_WEIGHTS = range(5)
@@ -57,9 +63,11 @@ DIVISOR, FACTOR, OPTIONS = range(3)  # of `numbers`
 APART = 16  # added to the code of an output that lies over an input: it goes through scratch memory
 EXACT = 32  # added to the code of an input that must have the first one's shape, and is not broadcast
 LANES = WIDTH // 8
-LAYOUTS = 8 * 16 * LAYOUT  # bytes of sixteen arrays' layouts, more than any block takes
+LAYOUTS = 16 * LAYOUT_BYTES  # bytes of sixteen arrays' layouts, more than any block takes
 
 run_block = caller(types.float64, 4)
+ADDING = types.float64(types.int64, types.int64, types.int64)
+add_weights = caller(types.float64, 3)
 
 # Of a task's context, in int64: the block's address; how many arrays there are, and the address of their
 # pointers (of `direct`) or layouts (of `staged`); that of the block's numbers; elements in all, bytes of one;
@@ -96,7 +104,7 @@ def share_of_blocks(context, worker):
         n = smaller(BLOCK, size - start)
         for pass_ in range(2):  # inputs and the places of outputs; then, after the block, outputs
             for k in range(arrays):
-                at = c[POINTERS] + 8 * LAYOUT * k
+                at = c[POINTERS] + LAYOUT_BYTES * k
                 a = at_address(at, 0)
                 if a[AXES] == 1 and a[STRIDES] == bytes_each and a[CODE] == own:
                     store(table + 8 * k, a[ADDRESS] + start * bytes_each)
@@ -127,10 +135,9 @@ def sum_of_weights(w, n):
     return sum_of_lanes(part, LANES)
 
 
-@njit(**HELPER)
-def weights_sum(address, n, single):
-    """The sum of contiguous weights of float32 or float64, in float64."""
-    if single:
+def weights_sum(address, n, size):
+    """The sum of contiguous weights, floats of 4 or 8 bytes, in float64."""
+    if size == 4:
         return sum_of_weights(at_address(address, np.float32(0)), n)
     return sum_of_weights(at_address(address, 0.0), n)
 
@@ -159,7 +166,7 @@ def add_up(sums, wrong, blocks):
 def direct(recipe, numbers, arrays, task, fork):
     """The divided sum, and `OK`, `UNFIT` or, where an element is out of its domain, 0.
 
-    `task` is the address of `block_at`, `fork` that of `parallel.fork`, or 0 to stay on this thread.
+    `fork` is the address of `parallel.fork`, or 0 to stay on this thread; `task` is not read.
     """
     r = at_address(data_of(recipe), 0)
     first = item(arrays, 0)
@@ -176,6 +183,9 @@ def direct(recipe, numbers, arrays, task, fork):
             if at_address(shape_of(array), 0)[axis] != at_address(shape_of(first), 0)[axis]:
                 return 0.0, UNFIT
         store(pointers + 8 * k, data_of(array))
+    task = r[BLOCK_TASK]
+    if n > BLOCK and task == 0:
+        return 0.0, INCOMPLETE - NO_TASK
     by = 1.0
     if r[DIVIDE] == BY_NUMBER:
         by = at_address(data_of(numbers), 0.0)[DIVISOR]
@@ -187,7 +197,7 @@ def direct(recipe, numbers, arrays, task, fork):
         by = 0.0
         for start in range(0, n, BLOCK):  # as `staged` adds them
             at = at_address(pointers, 0)[r[WEIGHTS]] + start * r[ITEM]
-            by += weights_sum(at, smaller(BLOCK, n - start), r[ITEM] == 4)
+            by += add_weights(r[ADD_WEIGHTS], (at, smaller(BLOCK, n - start), r[ITEM]))
     filled = stack(8 * 32)
     scale = fill_numbers(data_of(numbers), filled, at_address(shape_of(numbers), 0)[0] - OPTIONS, by)
     if n <= BLOCK:
@@ -236,7 +246,7 @@ def staged(recipe, numbers, arrays, task, fork):
     own = FLOAT32 if r[ITEM] == 4 else FLOAT64
     weights, missing = r[WEIGHTS] if r[DIVIDE] == BY_WEIGHTS else -1, 0
     for k in range(count):
-        into = layouts + 8 * LAYOUT * k
+        into = layouts + LAYOUT_BYTES * k
         array = item(arrays, k)
         code = r[CODES + k]
         if call_lay(r[LAY], (array, first, order, -1, k < r[INPUTS] and code < EXACT, into)) < 0:
@@ -244,7 +254,7 @@ def staged(recipe, numbers, arrays, task, fork):
         a = at_address(into, 0)
         a[CODE] = code % EXACT
         if not (a[AXES] == 1 and a[STRIDES] == r[ITEM] and a[CODE] == own) or k == weights:
-            missing |= 1 if k < r[INPUTS] else 2
+            missing |= NO_GATHER if k < r[INPUTS] else NO_SCATTER
     missing &= (r[GATHER] == 0) | (r[SCATTER] == 0) << 1
     if missing:
         return 0.0, INCOMPLETE - missing
@@ -261,13 +271,13 @@ def staged(recipe, numbers, arrays, task, fork):
         scratch = allocate(room)
         if not scratch:
             return 0.0, NO_MEMORY
-        w = at_address(layouts + 8 * LAYOUT * r[WEIGHTS], 0)
-        at = layouts + 8 * LAYOUT * r[WEIGHTS]
+        w = at_address(layouts + LAYOUT_BYTES * r[WEIGHTS], 0)
+        at = layouts + LAYOUT_BYTES * r[WEIGHTS]
         for start in range(0, n, BLOCK):
             size = smaller(BLOCK, n - start)
             shape, strides = at + 8 * SHAPE, at + 8 * STRIDES
             transfer(r[GATHER], (w[CODE], w[ADDRESS], shape, strides, w[AXES], start, scratch, size))
-            by += weights_sum(scratch, size, r[ITEM] == 4)
+            by += add_weights(r[ADD_WEIGHTS], (scratch, size, r[ITEM]))
         release(scratch)
     filled = stack(8 * 32)
     scale = fill_numbers(data_of(numbers), filled, at_address(shape_of(numbers), 0)[0] - OPTIONS, by)
@@ -297,14 +307,25 @@ ENTRY = types.Tuple((types.float64, types.int64))(held, held, held, types.int64,
 
 
 @cache
-def direct_driver() -> tuple[Any, int]:
-    """`direct` and its task."""
-    task = compile_function(block_at, {}, "elements", "elements", TASK)
-    return compile_entry(direct, {}, "elements", "elements", ENTRY), task
+def direct_entry() -> Any:
+    """Return `direct`, compiled."""
+    return compile_entry(direct, {}, "elements", "elements", ENTRY)
+
+
+@cache
+def block_task() -> int:
+    """Return the address of `block_at`."""
+    return compile_function(block_at, {}, "elements", "elements", TASK)
 
 
 @cache
 def staged_driver() -> tuple[Any, int]:
-    """`staged` and its task."""
+    """Return `staged`, compiled, and its task."""
     task = compile_function(share_of_blocks, {}, "elements", "elements", TASK)
     return compile_entry(staged, {}, "elements", "elements", ENTRY), task
+
+
+@cache
+def weights_address() -> int:
+    """Return the address of `weights_sum`."""
+    return compile_function(weights_sum, {}, "elements", "elements", ADDING)

@@ -414,7 +414,8 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
             written = [o for o, same in zip(written, over, strict=True) if not same]
             over = [False] * len(written)
     arrays = [*inputs, *written]
-    driver, task = blocks.direct_driver() if lie_alike(arrays, arithmetic) else blocks.staged_driver()
+    alike = lie_alike(arrays, arithmetic)
+    driver, task = (blocks.direct_entry(), 0) if alike else blocks.staged_driver()
     codes = [code_of(a.dtype) for a in arrays]
     spread = tuple(k for k, a in enumerate(p.operands) if a.shape != p.shape)
     for k in range(len(inputs)):  # weights may be broadcast in any call
@@ -427,7 +428,8 @@ def pack(p: Elements, outputs: dict[str, np.ndarray], made: tuple[str, ...]) -> 
     if weighting.divisor is None or weighting.divisor == 1:
         by = DIVIDE[p.counts] if weighting.divisor is None else blocks.BY_ONE
     recipe = [block(p.scalars, request, arithmetic), len(arrays), len(inputs), by, len(p.operands)]
-    recipe += [arithmetic.itemsize, 0, 0, order_axes_address(), lay_address()]
+    recipe += [arithmetic.itemsize, 0, 0, blocks.weights_address() if by == blocks.BY_WEIGHTS else 0, 0]
+    recipe += [0, 0] if alike else [order_axes_address(), lay_address()]
     recipe += [4 * numba.config.NUMBA_NUM_THREADS, *codes]
     numbers = [1.0 if weighting.divisor is None else weighting.divisor, weighting.factor, *p.numbers]
     numbers += [p.floor] if request.floored else []
@@ -450,14 +452,16 @@ def lie_alike(arrays: Sequence[np.ndarray], dtype: np.dtype) -> bool:
 
 @cache
 def complete(dtype: np.dtype) -> Any:
-    """Return a function that compiles what a recipe of the staged driver misses."""
+    """Return a function that compiles what a recipe misses."""
 
     def with_missing(recipe: np.ndarray, status: int) -> None:
         missing = INCOMPLETE - status
-        if missing & 1:
+        if missing & blocks.NO_GATHER:
             recipe[blocks.GATHER] = gatherer(dtype)
-        if missing & 2:
+        if missing & blocks.NO_SCATTER:
             recipe[blocks.SCATTER] = scatterer(dtype)
+        if missing & blocks.NO_TASK:
+            recipe[blocks.BLOCK_TASK] = blocks.block_task()
 
     return with_missing
 

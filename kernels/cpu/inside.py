@@ -141,14 +141,14 @@ def inside(x, others, scale, options):
     r[blocks.COUNT], r[blocks.INPUTS] = inputs if over else count, inputs
     recipe = describe(free + 5 * DESCRIPTION, memory, (RECIPE,), 8)
     of_numbers = describe(free + 6 * DESCRIPTION, numbers, (blocks.OPTIONS + count_of_options,), 8)
-    drive, task = function_address(DRIVE), function_address(TASK)
+    drive, r[blocks.BLOCK_TASK] = function_address(DRIVE), function_address(TASK)
     if over and CHECKED:  # nothing is overwritten before all is found to be right
         r[blocks.FUNCTION] = function_address(VALUE)
-        value, status = run_drive(drive, recipe, of_numbers, tuple_at(objects), task)
+        value, status = run_drive(drive, recipe, of_numbers, tuple_at(objects), 0)
         if status != OK:
             return value, status
     r[blocks.FUNCTION] = function_address(IN_PLACE) if over else function_address(APART)
-    return run_drive(drive, recipe, of_numbers, tuple_at(objects), task)
+    return run_drive(drive, recipe, of_numbers, tuple_at(objects), 0)
 
 
 def compile_functions(scalars: Scalars, weighted: bool, graded: bool, dtype: np.dtype) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ def compile_functions(scalars: Scalars, weighted: bool, graded: bool, dtype: np.
     if graded:
         apart = block(scalars, Request(weighted=weighted, wrt=(0,)), dtype)
         over = block(scalars, Request(weighted=weighted, wrt=(0,), in_place=(True,)), dtype)
-    return compile_drive(blocks.direct), blocks.direct_driver()[1], apart, over, value
+    return compile_drive(blocks.direct), blocks.block_task(), apart, over, value
 
 
 @cache

@@ -13,7 +13,7 @@ from numba import njit
 from ..spec import CODES as FLOATS
 from ..spec import FLOAT32, FLOAT64, code_of
 from . import launch, strided
-from .arrange import ADDRESS, AXES, CODE, LAYOUT, SHAPE, STRIDES, lay_address
+from .arrange import ADDRESS, AXES, CODE, LAYOUT_BYTES, SHAPE, STRIDES, lay_address
 from .launch import INCOMPLETE
 from .native import DESCRIPTION, HELPER, at_address, describe, store, tuple_at
 from .strided import transfer
@@ -40,7 +40,6 @@ READING, WRITING, INTEGERS = 1, 2, 4  # what stands for `strided`'s functions, i
 
 ABSENT = -1  # the code of an array that a call does not have
 INT64 = strided.INTEGERS["q"]
-LAYOUT_BYTES = 8 * LAYOUT
 LAYOUTS = LAYOUT_BYTES * ARRAYS
 
 

@@ -18,7 +18,7 @@ from ..bind import bind
 from ..freeze import fingerprint, frozen
 from ..math import select
 from ..spec import MANY, MarginFunctions, Margins, bad_index
-from .arrange import ADDRESS, CODE, STRIDES, call_lay, lay_address
+from .arrange import ADDRESS, CODE, LAYOUT_BYTES, STRIDES, call_lay, lay_address
 from .blocks import ENTRY
 from .disk import kept
 from .labels import (
@@ -41,7 +41,6 @@ from .labels import (
     INTEGERS,
     ITEM_SIZE,
     LAY,
-    LAYOUT_BYTES,
     LAYOUTS,
     MEMORY,
     NUMBERS_AT,

@@ -31,6 +31,7 @@ from ..bind import bind
 from ..errors import at_users_line
 from ..freeze import fingerprint
 from ..layout import class_axis, class_rows
+from ..math import select
 from ..spec import CODES as FLOAT_CODES
 from ..spec import EXACT, FLOAT32, FLOAT64, ScoreFunctions, ScoreRequest, Scores, bad_index
 from . import launch as launches
@@ -38,7 +39,7 @@ from .arrange import (
     ADDRESS,
     AXES,
     CODE,
-    LAYOUT,
+    LAYOUT_BYTES,
     SHAPE,
     STRIDES,
     call_lay,
@@ -73,6 +74,7 @@ from .native import (
     smaller,
     stack,
     store,
+    store_all,
     strides_of,
     tuple_at,
 )
@@ -80,7 +82,6 @@ from .parallel import TASK, run_fork, run_task
 from .score_blocks import (
     CAP,
     CAPPED,
-    CAPPED_PITCH,
     CLASS_WEIGHT,
     CLASSES,
     CURVATURE,
@@ -97,7 +98,6 @@ from .score_blocks import (
     SCRATCH,
     SPREAD,
     SQUARE,
-    STEP,
     TARGET,
     TARGET_GRAD,
     UPSTREAM,
@@ -123,41 +123,44 @@ IN_ROWS, IN_COLUMNS, TURNED = range(3)
 # Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
 # of those that are there, and `INCOMPLETE` less the bits of others that are needed is a status.
 ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(5)
-TURN, CARRY, WEIGH, BRING, ARRANGE, ORDER, LAY = range(5, 12)
-TURNING = 1 << TURN | 1 << CARRY
+TURN, CARRY, WEIGH, BRING, TALLY, ARRANGE, ORDER, LAY = range(5, 13)
+ROW_BLOCK_BIT, COLUMN_BLOCK_BIT, TURN_BIT = 1 << ROW_BLOCK, 1 << COLUMN_BLOCK, 1 << TURN
+MOVES = 1 << GATHER | 1 << SCATTER
+OF_LABELS = 1 << GATHER_INTEGERS | 1 << TALLY | 1 << BRING
 ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
 # What is there; the bits of what any call of the recipe needs; whether arrays have dtypes of which they may
 # be taken as they lie; whether the target holds probabilities; whether class weights are needed, ones where
 # none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the
 # ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is
 # none.
-HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(12, 19)
-DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(19, 25)
+HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
+DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
 ABSENT = -1
+WRONG_LABEL = 0  # a status
 INT64 = INTEGERS["q"]
 BY_ONE, BY_NUMBER, BY_COUNT = range(3)  # 1; a number; what the rows count for
 # Of a launch's numbers: the divisor, the gradient's factor, label smoothing; then as in a block's from `CAP`
 # on.
 DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
 
-# Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's numbers
-# and class weights, the labels (0 where they are gathered), the tiles' sums; memory to be released; the
-# layout's kind; classes, inner positions, batch; rows of a tile, the same in scratch memory, tiles along the
-# inner positions, tiles in all; how many workers there are; the bits of what the call needs.
-RECIPE, LAYOUTS, KIND, CLASSES_, INNER, BATCH, HEIGHT, PITCH_, ACROSS, TILES = range(10)
-SHARES, NUMBERS_, CLASS_WEIGHTS, SUMS, OBJECTS, NEEDED, LABELS, MADE_WEIGHTS = range(10, 18)
-SCRATCH_AT, SCRATCH_BYTES = 18, 19  # of the first worker, and bytes that each has
+# Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's
+# numbers; classes; the bits of what the call needs; memory to be released; addresses of the class weights and
+# of the labels (0 where they are gathered); how many workers there are; batch, inner positions; the layout's
+# kind; rows of a tile in scratch memory, and as it is, tiles along the inner positions, tiles in all; the
+# address of the tiles' sums; that of the first worker's scratch memory, and the bytes that each has.
+RECIPE, LAYOUTS, OBJECTS, NUMBERS_, CLASSES_, NEEDED, MADE_WEIGHTS, CLASS_WEIGHTS, LABELS, SHARES = range(10)
+BATCH, INNER, KIND, PITCH_, HEIGHT, ACROSS, TILES, SUMS, SCRATCH_AT, SCRATCH_BYTES = range(10, 20)
 
 run_block = caller(types.float64, 1)
 run_transpose = caller(types.int64, len(TRANSPOSE.args))
-CARRYING = types.int64(*[types.int64] * 9)
-run_carry = caller(types.int64, 9)
+CARRYING = types.int64(*[types.int64] * 8)
+run_carry = caller(types.int64, 8)
 WEIGHING = types.int64(types.int64, types.int64)
 run_weigh = caller(types.int64, 2)
 BRINGING = types.int64(*[types.int64] * 7)
 run_bring = caller(types.int64, 7)
-ARRANGING = types.int64(types.int64)
-run_arrange = caller(types.int64, 1)
+OF_CONTEXT = types.int64(types.int64)
+run_tally = run_arrange = caller(types.int64, 1)
 
 
 @njit(**HELPER)
@@ -205,16 +208,40 @@ def labels_at(context, first, count, room):
     if c[LABELS]:
         return c[LABELS] + 8 * first
     r = at_address(c[RECIPE], 0)
-    return rows_at(r[GATHER_INTEGERS], c[LAYOUTS] + 8 * LAYOUT * TARGET, INT64, 8, first, count, room)
+    return rows_at(r[GATHER_INTEGERS], c[LAYOUTS] + LAYOUT_BYTES * TARGET, INT64, 8, first, count, room)
 
 
-def carry(context, k, back, straight, start, rows, tile, pitch, flat):
+@njit(**HELPER)
+def tally_of(labels, count, ignore, classes):
+    """How many labels are not to be ignored; and how many of these are no classes."""
+    counted, wrong = 0, 0
+    for i in range(count):
+        counts = labels[i] != ignore
+        counted += counts
+        wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
+    return counted, wrong
+
+
+def tally(context):
+    """How many rows count, by labels that are gathered; -1 where a label is no class."""
+    c, room, counted = at_address(context, 0), stack(8 * 512), 0
+    rows, ignore = c[BATCH] * c[INNER], at_address(c[RECIPE], 0)[IGNORED]
+    for start in range(0, rows, CHUNK):
+        n = smaller(CHUNK, rows - start)
+        labels = at_address(labels_at(context, start, n, room), 0)
+        more, wrong = tally_of(labels, n, ignore, c[CLASSES_])
+        if wrong:
+            return -1
+        counted += more
+    return counted
+
+
+def carry(context, k, back, start, rows, tile, pitch, flat):
     """Copy the k-th array's part of a tile to columns or rows in scratch memory, or back.
 
-    `straight` says whether the array is contiguous and of the arithmetic dtype, so that it only needs
-    turning; `flat` is memory as large as the tile.
+    `flat` is memory as large as the tile.
     """
-    c, array = at_address(context, 0), at_address(context, 0)[LAYOUTS] + 8 * LAYOUT * k
+    c, array = at_address(context, 0), at_address(context, 0)[LAYOUTS] + LAYOUT_BYTES * k
     r, a = at_address(c[RECIPE], 0), at_address(array, 0)
     classes, size = c[CLASSES_], r[ITEM]
     shape, strides, code, address, axes = array + 8 * SHAPE, array + 8 * STRIDES, a[CODE], a[ADDRESS], a[AXES]
@@ -224,15 +251,10 @@ def carry(context, k, back, straight, start, rows, tile, pitch, flat):
             column, first = tile + j * pitch * size, start + j * c[INNER]
             transfer(move, (code, address, shape, strides, axes, first, column, rows))
         return 0
-    there = flat
-    if c[KIND] == IN_ROWS:
-        there = tile
-    elif straight:
-        there = address + start * size
+    there = tile if c[KIND] == IN_ROWS else flat
     if c[KIND] == TURNED and back:
         run_transpose(r[TURN], (tile, pitch * size, there, classes * size, classes, rows))
-    if not straight:
-        transfer(move, (code, address, shape, strides, axes, start, there, rows * classes))
+    transfer(move, (code, address, shape, strides, axes, start, there, rows * classes))
     if c[KIND] == TURNED and not back:
         run_transpose(r[TURN], (there, classes * size, tile, pitch * size, rows, classes))
     return 0
@@ -272,7 +294,7 @@ def weigh(context, counted):
     if not by_class and not by_row:
         return OK
     divisor, room, labels_room = 0.0, stack(8 * 512), stack(8 * 512)
-    row_weight, rows = c[LAYOUTS] + 8 * LAYOUT * ROW_WEIGHT, c[BATCH] * c[INNER]
+    row_weight, rows = c[LAYOUTS] + LAYOUT_BYTES * ROW_WEIGHT, c[BATCH] * c[INNER]
     for start in range(0, rows, CHUNK):
         n, w, y = smaller(CHUNK, rows - start), 0, 0
         if by_row:
@@ -295,11 +317,14 @@ def weigh(context, counted):
 
 
 def bring(context, record, back, first, rows, room, line_bytes):
-    """Settle a tile's part of the arrays over rows, gathered in lines of `room`; or put back the values."""
+    """Settle a tile's part of the arrays over rows, gathered in lines of `room`; or put back the values.
+
+    In place of the labels' address there is that of memory for them.
+    """
     c, a = at_address(context, 0), at_address(record, 0)
     r = at_address(c[RECIPE], 0)
     size, own = r[ITEM], r[OWN_CODE]
-    terms = c[LAYOUTS] + 8 * LAYOUT * VALUES
+    terms = c[LAYOUTS] + LAYOUT_BYTES * VALUES
     t, wanted = at_address(terms, 0), r[CODES + VALUES] != ABSENT
     in_place = wanted and lies_straight(terms, own, size)
     if back:
@@ -307,6 +332,8 @@ def bring(context, record, back, first, rows, room, line_bytes):
             shape, strides = terms + 8 * SHAPE, terms + 8 * STRIDES
             transfer(r[SCATTER], (t[CODE], t[ADDRESS], shape, strides, t[AXES], first, a[VALUES], rows))
         return 0
+    if not r[PROBABILITIES]:
+        a[TARGET] = labels_at(context, first, rows, a[TARGET])
     a[VALUES] = t[ADDRESS] + first * size if in_place else room
     if r[FACTORS]:
         for k in range(ROW_WEIGHT, VALUES):
@@ -314,7 +341,7 @@ def bring(context, record, back, first, rows, room, line_bytes):
             if r[CODES + k] == ABSENT:
                 fill_ones(a[k], rows, size)
             else:
-                a[k] = rows_at(r[GATHER], c[LAYOUTS] + 8 * LAYOUT * k, own, size, first, rows, a[k])
+                a[k] = rows_at(r[GATHER], c[LAYOUTS] + LAYOUT_BYTES * k, own, size, first, rows, a[k])
     return 0
 
 
@@ -346,7 +373,7 @@ def arrange(context):
         if r[CODES + k] == ABSENT or k == CLASS_WEIGHT:
             continue
         labels = k == TARGET and not r[PROBABILITIES]
-        array, skip = c[LAYOUTS] + 8 * LAYOUT * k, axis if labels or k > CURVATURE else -1
+        array, skip = c[LAYOUTS] + LAYOUT_BYTES * k, axis if labels or k > CURVATURE else -1
         if call_lay(r[LAY], (objects[k], scores, order, skip, k == ROW_WEIGHT, array)) < 0:
             return UNFIT
         at_address(array, 0)[CODE] = r[CODES + k]
@@ -354,7 +381,7 @@ def arrange(context):
             c[LABELS] = at_address(array, 0)[ADDRESS]
             if not lies_straight(array, INT64, 8):
                 c[LABELS] = 0
-                c[NEEDED] |= 1 << GATHER_INTEGERS
+                c[NEEDED] |= OF_LABELS
         elif not lies_straight(array, own, size):
             output = GRAD <= k <= CURVATURE or k == VALUES
             c[NEEDED] |= 1 << SCATTER if output else 1 << GATHER
@@ -372,37 +399,46 @@ def worker_tiles(context, worker):
     brings = c[NEEDED] >> BRING & 1
     tile_bytes = (classes * larger(height, pitch) * size + 127) // 64 * 64
     line_bytes = (larger(height, PAD) * size + 127) // 64 * 64
-    lines = 4 if c[KIND] == IN_ROWS else 3 + VECTORS
-    labels_bytes = 8 * larger(height, 8) if c[NEEDED] >> GATHER_INTEGERS & 1 else 0
-    record, straights, tiles_at = stack(8 * 22), stack(8 * 5), stack(8 * 5)
-    a, straight, tile_at = at_address(record, 0), at_address(straights, 0), at_address(tiles_at, 0)
+    record, memory = stack(8 * 22), stack(8 * 15)
+    a, straight, tile_at = at_address(record, 0), at_address(memory, 0), at_address(memory + 8 * 5, 0)
+    there = at_address(memory + 8 * 10, 0)
     # Per array: its offset in scratch memory; 0 where it is used in its place, -1 where it goes into the
     # gradient's.
     free = 64
     for k in range(OF_SCORES):
-        there = r[CODES + k] != ABSENT and (k != TARGET or r[PROBABILITIES])
-        straight[k] = there and lies_straight(c[LAYOUTS] + 8 * LAYOUT * k, own, size)
-        a[k], a[PITCH + k], tile_at[k] = 0, inner, 0
-        if (there or k == GRAD) and (turned or not straight[k]):
-            if k == INPUT:
-                tile_at[k] = -1
-            else:
-                tile_at[k], a[PITCH + k] = free, pitch
+        present = (r[CODES + k] != ABSENT) & ((k != TARGET) | (r[PROBABILITIES] != 0))
+        straight[k] = present & lies_straight(c[LAYOUTS] + LAYOUT_BYTES * k, own, size)
+        a[k] = tile_at[k] = 0
+        a[PITCH + k] = inner
+        if (present | (k == GRAD)) & (turned | (straight[k] == 0)):
+            tile_at[k] = -1
+            if k != INPUT:
+                tile_at[k] = free
+                a[PITCH + k] = pitch
                 free += tile_bytes
     flat = free
-    if turned and c[NEEDED] & (1 << GATHER | 1 << SCATTER):
+    if turned & ((c[NEEDED] & MOVES) != 0):
         free += tile_bytes
     capped = free
     if r[CAPS]:
         free += tile_bytes
+    labels = free
+    if c[LABELS] == 0:
+        free += line_bytes // size * 8
     if worker < 0:
-        c[SCRATCH_BYTES] = (free + lines * line_bytes + labels_bytes + 63) // 64 * 64
+        c[SCRATCH_BYTES] = free + (3 + VECTORS) * line_bytes
         return 0
     base = c[SCRATCH_AT] + worker * c[SCRATCH_BYTES]  # the first offset is 64
-    flat, room = base + flat, base + free
-    a[CAPPED], a[CAPPED_PITCH] = base + capped, pitch
-    a[SCRATCH], a[STEP] = room + 3 * line_bytes, line_bytes
-    a[CLASSES], a[IGNORE], a[NUMBERS], a[CLASS_WEIGHT] = classes, r[IGNORED], c[NUMBERS_], c[CLASS_WEIGHTS]
+    room = base + free
+    store_all(record + 8 * CAPPED, (base + capped, pitch))
+    store_all(record + 8 * SCRATCH, (room + 3 * line_bytes, line_bytes))
+    a[CLASSES] = classes
+    a[IGNORE] = r[IGNORED]
+    a[NUMBERS] = c[NUMBERS_]
+    a[CLASS_WEIGHT] = c[CLASS_WEIGHTS]
+    block = r[COLUMN_BLOCK]
+    if c[KIND] == IN_ROWS:
+        block = r[ROW_BLOCK]
     for tile in range(worker * c[TILES] // c[SHARES], (worker + 1) * c[TILES] // c[SHARES]):
         if in_columns:
             n, s = tile // c[ACROSS], tile % c[ACROSS] * height
@@ -414,28 +450,29 @@ def worker_tiles(context, worker):
             start = first * classes
         a[ROWS] = rows
         for k in range(OF_SCORES):
-            array = c[LAYOUTS] + 8 * LAYOUT * k
-            if tile_at[k] > 0:
-                a[k] = base + tile_at[k]
-            elif tile_at[k] == 0 and straight[k]:
-                a[k] = at_address(array, 0)[ADDRESS] + start * size
+            there[k] = at_address(c[LAYOUTS] + LAYOUT_BYTES * k, 0)[ADDRESS] + start * size
+            a[k] = base + tile_at[k] if tile_at[k] else there[k]
         if tile_at[INPUT]:
-            a[INPUT], a[PITCH + INPUT] = a[GRAD], a[PITCH + GRAD]
+            a[INPUT] = a[GRAD]
+            a[PITCH + INPUT] = a[PITCH + GRAD]
         for k in range(2):
-            if tile_at[k]:
-                run_carry(r[CARRY], (context, k, 0, straight[k], start, rows, a[k], a[PITCH + k], flat))
+            if straight[k] & turned:
+                run_transpose(r[TURN], (there[k], classes * size, a[k], pitch * size, rows, classes))
+            elif tile_at[k]:
+                run_carry(r[CARRY], (context, k, 0, start, rows, a[k], a[PITCH + k], base + flat))
         if not r[PROBABILITIES]:
-            a[TARGET] = labels_at(context, first, rows, room + lines * line_bytes)
+            a[TARGET] = c[LABELS] + 8 * first if c[LABELS] else base + labels
         a[VALUES] = room
         if brings:
             run_bring(r[BRING], (context, record, 0, first, rows, room, line_bytes))
         elif r[CODES + VALUES] != ABSENT:
-            a[VALUES] = at_address(c[LAYOUTS] + 8 * LAYOUT * VALUES, 0)[ADDRESS] + first * size
-        block = r[ROW_BLOCK] if c[KIND] == IN_ROWS else r[COLUMN_BLOCK]
+            a[VALUES] = at_address(c[LAYOUTS] + LAYOUT_BYTES * VALUES, 0)[ADDRESS] + first * size
         store(c[SUMS] + 8 * tile, run_block(block, (record,)))
         for k in range(GRAD, OF_SCORES):
-            if tile_at[k] and r[CODES + k] != ABSENT:
-                run_carry(r[CARRY], (context, k, 1, straight[k], start, rows, a[k], a[PITCH + k], flat))
+            if straight[k] & turned:
+                run_transpose(r[TURN], (a[k], pitch * size, there[k], classes * size, classes, rows))
+            elif tile_at[k] and r[CODES + k] != ABSENT:
+                run_carry(r[CARRY], (context, k, 1, start, rows, a[k], a[PITCH + k], base + flat))
         if brings:
             run_bring(r[BRING], (context, record, 1, first, rows, room, line_bytes))
     return 0
@@ -458,50 +495,44 @@ def drive(recipe, numbers, arrays, task, fork):
     Returns
     -------
     value, status : float, int
-        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or the first row,
-        in the order of memory, whose label is none. But for `OK`, nothing was written.
+        The divided sum; and `OK`, `UNFIT`, what the recipe misses (at most `INCOMPLETE`), or `WRONG_LABEL`,
+        where a label is no class. But for `OK`, nothing was written.
     """
     r, given = at_address(data_of(recipe), 0), at_address(data_of(numbers), 0.0)
     scores = item(arrays, INPUT)
     rank, shape = rank_of(scores), at_address(shape_of(scores), 0)
     if rank == 0:
         return 0.0, UNFIT
-    axis = 1 if rank > 1 else 0
+    axis = smaller(rank - 1, 1)
     classes, size = shape[axis], r[ITEM]
-    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 21), stack(8 * 64)
+    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 20), stack(8 * 64)
     c, of_block = at_address(context, 0), at_address(filled, 0.0)
-    c[RECIPE], c[LAYOUTS], c[CLASSES_], c[NUMBERS_], c[OBJECTS] = (
-        data_of(recipe),
-        layouts,
-        classes,
-        filled,
-        objects,
-    )
-    c[NEEDED], c[MADE_WEIGHTS], c[CLASS_WEIGHTS], c[SHARES] = r[NEEDS], 0, 0, 1
+    # From `RECIPE` to `SHARES`.
+    store_all(context, (data_of(recipe), layouts, objects, filled, classes, r[NEEDS], 0, 0, 0, 1))
     # Arrays in C order lie as they are, where their dtypes allow it; others are for `arrange`.
-    plain = r[PLAIN]
+    plain, fits = r[PLAIN], True
     for k in range(ARRAYS):
         if r[CODES + k] == ABSENT:
             continue
         array = item(arrays, k)
         store(objects + 8 * k, array)
-        plain = plain & flags_of(array)
-        if k == CLASS_WEIGHT and (rank_of(array) != 1 or at_address(shape_of(array), 0)[0] != classes):
-            return 0.0, UNFIT
-        if not plain or k == CLASS_WEIGHT:
-            continue
-        labels = k == TARGET and not r[PROBABILITIES]
-        lost = labels or k > CURVATURE  # the class axis
         own_shape = at_address(shape_of(array), 0)
-        if rank_of(array) != rank - lost:
-            return 0.0, UNFIT
-        for j in range(rank - lost):
-            if own_shape[j] != shape[j + (lost and j >= axis)]:
-                return 0.0, UNFIT
-        a = at_address(layouts + 8 * LAYOUT * k, 0)
-        a[ADDRESS], a[CODE], a[AXES], a[STRIDES] = data_of(array), r[CODES + k], 1, size
+        if k == CLASS_WEIGHT:
+            fits = fits and rank_of(array) == 1 and own_shape[0] == classes
+            continue
+        plain = plain & flags_of(array)
+        labels = (k == TARGET) & (r[PROBABILITIES] == 0)
+        lost = labels | (k > CURVATURE)  # the class axis
+        store_all(layouts + LAYOUT_BYTES * k, (data_of(array), r[CODES + k], 1))
+        at_address(layouts + LAYOUT_BYTES * k, 0)[STRIDES] = size
         if labels:
-            c[LABELS] = a[ADDRESS]
+            c[LABELS] = data_of(array)
+        if plain:
+            fits = fits & (rank_of(array) == rank - lost)
+            for j in range(smaller(rank_of(array), rank - lost)):
+                fits = fits & (own_shape[j] == shape[j + (lost & (j >= axis))])
+    if not fits:
+        return 0.0, UNFIT
     if plain:
         c[BATCH] = c[INNER] = 1
         if axis:
@@ -515,45 +546,42 @@ def drive(recipe, numbers, arrays, task, fork):
         if status != OK:
             return 0.0, status
     batch, inner = c[BATCH], c[INNER]
-    rows, across = batch * inner, batch if inner == 1 else inner
+    rows, in_columns = batch * inner, inner > 1
     if rows == 0:
         by = given[DIVISOR] if r[DIVIDE] == BY_NUMBER else 1.0
         return (np.nan if r[DIVIDE] == BY_COUNT else 0.0 / by), OK
     # Tiles. Columns an odd number of cache lines apart do not fall on the same places in cache.
-    height = (TILE if inner == 1 else WIDE_TILE) // size // classes
-    height = larger(1, smaller(height, across))
+    across, tile_bytes = batch, TILE
+    if in_columns:
+        across, tile_bytes = inner, WIDE_TILE
+    height = larger(1, smaller(tile_bytes // size // classes, across))
     if rows * classes >= PARALLEL_FROM:
         tiles = ((across + height - 1) // height + EVEN - 1) // EVEN * EVEN
         height = (across + tiles - 1) // tiles
-    c[KIND], c[PITCH_] = IN_ROWS, 1
-    if inner > 1 or classes <= SHORT:
+    kind, pitch, needs = IN_ROWS, 1, ROW_BLOCK_BIT
+    if in_columns | (classes <= SHORT):
         height = larger(NARROW, (height + 15) // 16 * 16)
-        c[KIND], c[PITCH_] = TURNED if inner == 1 else IN_COLUMNS, (height // 16 | 1) * 16
-        c[NEEDED] |= TURNING if inner == 1 else 0
+        kind, pitch, needs = TURNED, (height // 16 | 1) * 16, COLUMN_BLOCK_BIT | TURN_BIT
+        if in_columns:
+            kind, needs = IN_COLUMNS, COLUMN_BLOCK_BIT
     across = (across + height - 1) // height
-    tiles = across if inner == 1 else batch * across
-    c[HEIGHT], c[ACROSS], c[TILES] = height, across, tiles
-    c[NEEDED] |= 1 << ROW_BLOCK if c[KIND] == IN_ROWS else 1 << COLUMN_BLOCK
+    tiles = across
+    if in_columns:
+        tiles = batch * across
+    store_all(context + 8 * KIND, (kind, pitch, height, across, tiles))
+    c[NEEDED] |= needs
     # Whether all labels are classes, and how many rows count.
     status, counted = INCOMPLETE - (c[NEEDED] & ~r[HAVE]), rows
     if status == INCOMPLETE:
         status = OK
-        if not r[PROBABILITIES]:
-            room, ignore, counted, wrong = stack(8 * 512), r[IGNORED], 0, 0
-            for start in range(0, rows, CHUNK):
-                n = smaller(CHUNK, rows - start)
-                labels = at_address(labels_at(context, start, n, room), 0)
-                for i in range(n):
-                    counts = labels[i] != ignore
-                    counted += counts
-                    wrong += counts & (np.uint64(labels[i]) >= np.uint64(classes))
-                if wrong:
-                    status = start
-                    while labels[status - start] == ignore or np.uint64(labels[status - start]) < np.uint64(
-                        classes
-                    ):
-                        status += 1
-                    break
+        if r[PROBABILITIES] == 0:
+            if c[LABELS]:
+                counted, wrong = tally_of(at_address(c[LABELS], 0), rows, r[IGNORED], classes)
+                counted = select(wrong != 0, -1, counted)
+            else:
+                counted = run_tally(r[TALLY], (context,))
+            if counted < 0:
+                status = WRONG_LABEL
         of_block[SCALE], of_block[WEIGHT_SUM] = float(counted), float(classes)
         if status == OK and c[NEEDED] >> WEIGH & 1:
             status = run_weigh(r[WEIGH], (context, counted))
@@ -567,11 +595,11 @@ def drive(recipe, numbers, arrays, task, fork):
         of_block[KEEP], of_block[SPREAD] = 1 - given[SMOOTHING], given[SMOOTHING] / classes
         for k in range(at_address(shape_of(numbers), 0)[0] - MOST):  # the cap and all that follows
             of_block[CAP + k] = given[MOST + k]
-        if fork and tiles > 1:
+        if fork:
             c[SHARES] = smaller(tiles, r[WORKERS])
         run_task(task, (context, -1))
         c[SUMS] = allocate(8 * tiles + 64 + c[SHARES] * c[SCRATCH_BYTES])
-        status = OK if c[SUMS] else NO_MEMORY
+        status = select(c[SUMS] != 0, OK, NO_MEMORY)
     if status == OK:
         c[SCRATCH_AT] = (c[SUMS] + 8 * tiles) // 64 * 64
         if c[SHARES] > 1:
@@ -644,7 +672,8 @@ def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) ->
         (("carry",), lambda: compile_function(carry, {}, "scores", "scores", CARRYING)),
         (("weigh",), lambda: compile_function(weigh, {}, "scores", "scores", WEIGHING)),
         (("bring",), lambda: compile_function(bring, {}, "scores", "scores", BRINGING)),
-        (("arrange",), lambda: compile_function(arrange, {}, "scores", "scores", ARRANGING)),
+        (("tally",), lambda: compile_function(tally, {}, "scores", "scores", OF_CONTEXT)),
+        (("arrange",), lambda: compile_function(arrange, {}, "scores", "scores", OF_CONTEXT)),
         (("order",), order_axes_address),
         (("lay",), lay_address),
     )
@@ -822,9 +851,8 @@ def inside(x, target, g, weight, extents, settings, numbers):
     weighted = not OF_PROBABILITIES and (smoothed or weight.size != 0)
     block = 2 * (definition * REQUESTS + (REQUESTS // 2 if SMOOTHS else 1) * square + smoothed)
     r[ROW_BLOCK], r[COLUMN_BLOCK] = block_address(block), block_address(block + 1)
-    r[CARRY], r[WEIGH] = function_address(2), function_address(3)
-    r[TURN] = function_address(4)
-    r[HAVE] = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | TURNING | 1 << WEIGH
+    r[TURN], r[WEIGH] = function_address(2), function_address(3)
+    r[HAVE] = ROW_BLOCK_BIT | COLUMN_BLOCK_BIT | TURN_BIT | 1 << WEIGH
     r[PROBABILITIES], r[CAPS], r[FACTORS] = 1 if OF_PROBABILITIES else 0, 1 if IS_CAPPED else 0, 0
     r[WEIGHTS] = 1 if weighted or OF_PROBABILITIES else 0
     r[NEEDS], r[PLAIN] = r[WEIGHTS] << WEIGH, 1
@@ -877,9 +905,8 @@ def compile_functions(dtype: np.dtype) -> tuple[int, ...]:
     return (
         compile_drive(drive),
         task_address(),
-        compile_function(carry, {}, "scores", "scores", CARRYING),
-        compile_function(weigh, {}, "scores", "scores", WEIGHING),
         transposer(dtype),
+        compile_function(weigh, {}, "scores", "scores", WEIGHING),
     )
 
 

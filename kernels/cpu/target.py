@@ -14,7 +14,7 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
-from numba.core.typed_passes import NopythonRewrites
+from numba.core.typed_passes import AnnotateTypes, InlineOverloads, NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -37,9 +37,9 @@ if hasattr(os, "register_at_fork"):
 SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral
 APART = operator.pow, operator.ipow, pow  # have rules for literals
 
-# Numba's passes over closures, `with` and expressions of arrays. Kernels have none, and each pass looks at
-# every statement of a function.
-NEEDLESS = WithLifting, InlineClosureLikes, NopythonRewrites
+# Numba's passes over closures, `with`, expressions of arrays, and functions that are inlined by their source;
+# and types, written beside the source for people. Kernels have none, and each pass looks at every statement.
+NEEDLESS = WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, AnnotateTypes
 
 
 class Remembering:
@@ -70,26 +70,63 @@ class Remembering:
         return self.found[key][1]
 
 
+class Unspecialised(Remembering):
+    """A typing context in which a compiled function is compiled once for all integers.
+
+    Numba compiles a function that is called with a literal for this literal too.
+    """
+
+    def resolve_function_type(self, function, args, kws):
+        if isinstance(function, types.Dispatcher):
+            args = tuple(types.unliteral(a) for a in args)
+        return super().resolve_function_type(function, args, kws)
+
+
 class Whole(Compiler):
     """Compile a function that may be of any form, as definitions are."""
 
+    typing: ClassVar[type[Remembering]] = Remembering
+
     def define_pipelines(self):
-        if not isinstance(self.state.typingctx, Remembering):
-            self.state.typingctx = Remembering(self.state.typingctx)
+        context = self.state.typingctx
+        while isinstance(context, Remembering):
+            context = context.context
+        self.state.typingctx = self.typing(context)
         return super().define_pipelines()
+
+
+class OnceOptimised(JITCodeLibrary):
+    """Code that LLVM optimises once.
+
+    Numba does it three times: each function by itself, and twice all together, for the sake of counted
+    references, of which kernels have none.
+    """
+
+    def _optimize_functions(self, ll_module):
+        pass
+
+    def _optimize_final_module(self):
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
 
 
 class Brief(Whole):
     """Compile a kernel, or a part of one, in fewer passes."""
 
+    typing = Unspecialised
+
     def define_pipelines(self):
+        if self.state.library is None:
+            name = self.state.func_id.func_qualname
+            self.state.library = OnceOptimised(self.state.targetctx.codegen(), name)
+            self.state.library.enable_object_caching()
         managers = super().define_pipelines()
         for manager in managers:
             manager.passes = [p for p in manager.passes if p[0] not in NEEDLESS]
         return managers
 
 
-class Unfinished(JITCodeLibrary):
+class Unfinished(OnceOptimised):
     """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
 
     def finalize(self):

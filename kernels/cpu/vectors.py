@@ -41,7 +41,7 @@ from . import vector_definitions as definitions
 from . import vector_distances as distances
 from . import vector_tiles as tiles
 from .arrange import ADDRESS as LAID_AT
-from .arrange import AXES, LAYOUT, SHAPE, STRIDES, call_lay, lay_address
+from .arrange import AXES, LAYOUT_BYTES, SHAPE, STRIDES, call_lay, lay_address
 from .launch import CURVATURE, INCOMPLETE, OK, TERMS, UNFIT, Launch, New
 from .native import (
     HELPER,
@@ -132,7 +132,7 @@ def rounded(size):
 @njit(**HELPER)
 def move(c, k, start, row, count):
     """Gather `count` elements of the k-th array to a row, or scatter them from there."""
-    at, t = c[LAYOUTS] + k * 8 * LAYOUT, c[TABLE] + k * 8 * SLOT
+    at, t = c[LAYOUTS] + k * LAYOUT_BYTES, c[TABLE] + k * 8 * SLOT
     slot, axes = at_address(t, 0), at_address(at, 0)[AXES]
     shape, strides = at + 8 * SHAPE, at + 8 * STRIDES
     transfer(slot[FUNCTION], (slot[CODE], slot[PLACE], shape, strides, axes, start, row, count))
@@ -227,7 +227,7 @@ def rows_of_vectors(recipe, numbers, arrays, task, fork):
         t[k * SLOT + MODE] = ABSENT
         if code < 0:
             continue
-        at = layouts + k * 8 * LAYOUT
+        at = layouts + k * LAYOUT_BYTES
         by_row = k >= ROWS or (k == CURVED and r[ROW_CURVATURE] != 0)
         array = item(arrays, k)
         if call_lay(r[LAY], (array, like, order, rank - 1 if by_row else -1, k == weights, at)) < 0:
