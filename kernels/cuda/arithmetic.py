@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..math import where
-from ..spec import Elements, Request, Scalars, Weighting
+from ..spec import Elements, Request, Scalars, Weighting, arithmetic_dtype
 from . import arrays, driver
 from .arrays import DeviceArray, current_queue, flat
 from .elementwise import EXCESS, RATIO, SUM, combined, divisor_of, inverse, launch
@@ -27,9 +27,9 @@ __all__ = [
     "fold",
     "from_host",
     "masked_product",
+    "mean_of_rows",
     "number",
     "over",
-    "ratio",
     "sum_dtype",
     "sum_of_products",
     "to_host",
@@ -83,9 +83,12 @@ def sum_of_products(pairs: Sequence[tuple[Any, Any]], dtype: np.dtype) -> Device
     return found
 
 
-def ratio(a: Any, b: float, dtype: np.dtype) -> DeviceArray:
-    """Return ``a / b`` of an array and a number."""
-    return combined(RATIO, a, np.asarray(float(b)), a.dtype).astype(dtype, copy=False)
+def mean_of_rows(array: DeviceArray) -> DeviceArray:
+    """Return the mean over the last axis."""
+    sums = empty(array.shape[:-1], arithmetic_dtype(array.dtype))
+    fold(array, sums, range(array.ndim - 1))
+    count = np.asarray(float(array.shape[-1]))
+    return combined(RATIO, sums, count, sums.dtype).astype(array.dtype, copy=False)
 
 
 def over(factor: float, divisor: Any) -> tuple[float, Any]:

@@ -310,7 +310,7 @@ class _ByElements:
     def result(self) -> Any:
         """Write the outputs, and return what the mode gives."""
         result = self.elements.result()
-        return of_rows(result, self.shape, self.mode, self.backend) if self.summed else result
+        return of_rows(result, self.mode, self.backend) if self.summed else result
 
     def prepared(self, values: tuple[Any, ...]) -> Any:
         """Return a function that serves other calls of this one's signature and number of classes."""
@@ -338,20 +338,17 @@ class _ByElements:
                     return MISSING
                 weights = weights[..., np.newaxis]
             result = evaluate(elements(values, weights))
-            return of_rows(result, shape, mode, backend) if summed and result is not MISSING else result
+            return of_rows(result, mode, backend) if summed and result is not MISSING else result
 
         return again
 
 
-def of_rows(result: Any, shape: tuple[int, ...], mode: str, backend: Any) -> Any:
+def of_rows(result: Any, mode: str, backend: Any) -> Any:
     """Return the result of elements as that of rows."""
     if mode == GRAD:
         return result
     terms, *gradients = result if mode in OF_DERIVATIVES else (result,)
-    rows = shape[:-1]
-    sums = backend.empty(rows, backend.sum_dtype(arithmetic_dtype(terms.dtype)))
-    backend.fold(terms, sums, range(len(rows)))
-    value = backend.ratio(sums, shape[-1], terms.dtype)
+    value = backend.mean_of_rows(terms)
     return (value, *gradients) if mode in OF_DERIVATIVES else value
 
 
