@@ -167,6 +167,7 @@ def test_a_matrix_is_not_copied(rng, monkeypatch):
     np.testing.assert_array_equal(field(data, "label"), 3 * y)
 
 
+@pytest.mark.more
 def test_class_numbers_that_change_are_seen(rng):
     """They are read in each round, be they in the same memory."""
     raw, y = rng.normal(size=(30, 3)).astype(np.float32), rng.integers(0, 3, 30).astype(np.float32)
@@ -766,6 +767,7 @@ def test_initial_scores_of_classes(name, weights):
         np.testing.assert_allclose(softmax(score), 0.9 * q + 0.1 / 3, rtol=1e-9)
 
 
+@pytest.mark.more
 def test_initial_scores_where_something_is_missing():
     logistic = nl.boosting.xgboost(nl.binary_cross_entropy_with_logits)
     assert 20 < logistic.initial_score(np.ones(10)) < 100
@@ -783,7 +785,7 @@ def test_initial_scores_where_something_is_missing():
     np.testing.assert_allclose(two, [2.0, 20.0])
 
 
-@pytest.mark.thin(2)
+@pytest.mark.more
 def test_initial_scores_of_several_quantiles():
     rng = np.random.default_rng(3)
     y, w, levels = rng.normal(size=301), rng.random(301), np.array([0.1, 0.5, 0.9])

@@ -156,7 +156,7 @@ def container():
 FEW = "huber_loss", "cross_entropy"
 
 
-@pytest.mark.parametrize("names", sweep([(), FEW], FEW))
+@pytest.mark.parametrize("names", sweep([(), FEW[:1]], FEW[:1]))
 @pytest.mark.thin(3)
 def test_a_user_who_can_write_nowhere(python, container, names):
     script = f"NAMES = {names!r}\n{EVERY_LOSS}\nassert nl.__file__.startswith({str(container)!r})"

@@ -516,7 +516,7 @@ def test_more_elements_than_threads(gpu, monkeypatch):
     ],
     ids=str,
 )
-@pytest.mark.thin(3)
+@pytest.mark.thin(6)
 def test_more_rows_than_blocks_have(gpu, rng, monkeypatch, name, shape):
     for module in (rows, vectors):
         monkeypatch.setattr(module, "SUMMING_BLOCKS", 2)
