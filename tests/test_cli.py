@@ -348,6 +348,7 @@ def faster(path, factor):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.more
 def test_compare(run, tmp_path, monkeypatch):
     # A clock of its own: a busy machine must not fail a test.
     monkeypatch.setattr(CPU, "seconds", lambda self, call, calls=1: 1e-5)

@@ -196,6 +196,7 @@ def test_rows_that_blocks_share(gpu, monkeypatch):
 
 @pytest.mark.parametrize("kind", [CuPyArray, Tensor, Plain])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.thin(3)
 def test_libraries(gpu, kind, reduction):
     check({**sample((5,), (2,)), "reduction": reduction}, ("input", "linear_weight"), kind)
     assert set(gpu.used) == {0 if kind is Plain else 7}
