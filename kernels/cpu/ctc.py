@@ -44,6 +44,7 @@ from ..spec import (
     wrong_length,
 )
 from . import strided
+from .compiler import DistinctArrays
 from .disk import kept
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New
@@ -74,7 +75,7 @@ from .native import (
 )
 from .parallel import TASK, run_fork, run_task
 from .strided import transfer
-from .target import DistinctArrays, plus, prefer_widest_vectors
+from .target import plus, prefer_widest_vectors
 
 LANES = 16  # states are padded to a multiple of this
 REBASED = 16  # frames after which exponents are moved back to where all of their digits are whole

@@ -38,6 +38,7 @@ from ..spec import (
 )
 from . import blocks
 from .arrange import lay_address, order_axes_address
+from .compiler import DistinctArrays
 from .disk import kept_c
 from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
 from .native import LINKED, smaller
@@ -46,7 +47,6 @@ from .target import (
     LOOP,
     SCALAR,
     WIDTH,
-    DistinctArrays,
     add_lanes,
     derivatives,
     interleave,

@@ -21,8 +21,8 @@ from numba.extending import intrinsic, overload, typeof_impl
 
 from ..bind import bind
 from ..spec import ScoreOption
+from .compiler import Linked
 from .inside import apart
-from .target import Linked
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")
 # Of functions that only entries call.

@@ -1,24 +1,20 @@
 """Numba's CPU target: compile flags, and the parts that `kernels.jets` installs its rules with."""
 
-import operator
 import os
 from functools import cache, partial
-from types import BuiltinFunctionType, SimpleNamespace
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
-from numba.core.typed_passes import AnnotateTypes, InlineOverloads, NopythonRewrites
-from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets, math
+from .compiler import Brief, Whole
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -34,127 +30,6 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral
-APART = operator.pow, operator.ipow, pow  # have rules for literals
-
-# Numba's passes over closures, `with`, expressions of arrays, and functions that are inlined by their source;
-# and types, written beside the source for people. Kernels have none, and each pass looks at every statement.
-NEEDLESS = WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, AnnotateTypes
-
-
-class Remembering:
-    """Numba's typing context, which finds the signature of an operator, or a function, of scalars once.
-
-    Numba tries some ten rules, those of arrays among them, for each operator in a function's source.
-    """
-
-    # With the function, which knows its signatures: rules that are added to one make it another.
-    found: ClassVar[dict[Any, tuple[types.Function, Any]]] = {}
-
-    def __init__(self, context: Any) -> None:
-        self.context = context
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.context, name)
-
-    def resolve_function_type(self, function, args, kws):
-        resolve, known = self.context.resolve_function_type, function
-        if isinstance(function, BuiltinFunctionType) and function not in APART:
-            known = self.context._lookup_global(function)
-            args = tuple(types.unliteral(a) for a in args)
-        if kws or not isinstance(known, types.Function) or not all(isinstance(a, SCALARS) for a in args):
-            return resolve(function, args, kws)
-        key = id(known), args
-        if key not in self.found:
-            self.found[key] = known, resolve(function, args, kws)
-        return self.found[key][1]
-
-
-class Unspecialised(Remembering):
-    """A typing context in which a compiled function is compiled once for all integers.
-
-    Numba compiles a function that is called with a literal for this literal too.
-    """
-
-    def resolve_function_type(self, function, args, kws):
-        if isinstance(function, types.Dispatcher):
-            args = tuple(types.unliteral(a) for a in args)
-        return super().resolve_function_type(function, args, kws)
-
-
-class Whole(Compiler):
-    """Compile a function that may be of any form, as definitions are."""
-
-    typing: ClassVar[type[Remembering]] = Remembering
-
-    def define_pipelines(self):
-        context = self.state.typingctx
-        while isinstance(context, Remembering):
-            context = context.context
-        self.state.typingctx = self.typing(context)
-        return super().define_pipelines()
-
-
-class OnceOptimised(JITCodeLibrary):
-    """Code that LLVM optimises once.
-
-    Numba does it three times: each function by itself, and twice all together, for the sake of counted
-    references, of which kernels have none.
-    """
-
-    def _optimize_functions(self, ll_module):
-        pass
-
-    def _optimize_final_module(self):
-        passes, builder = self._codegen._module_pass_manager()
-        passes.run(self._final_module, builder)
-
-
-class Brief(Whole):
-    """Compile a kernel, or a part of one, in fewer passes."""
-
-    typing = Unspecialised
-
-    def define_pipelines(self):
-        if self.state.library is None:
-            name = self.state.func_id.func_qualname
-            self.state.library = OnceOptimised(self.state.targetctx.codegen(), name)
-            self.state.library.enable_object_caching()
-        managers = super().define_pipelines()
-        for manager in managers:
-            manager.passes = [p for p in manager.passes if p[0] not in NEEDLESS]
-        return managers
-
-
-class Unfinished(OnceOptimised):
-    """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
-
-    def finalize(self):
-        for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        self._final_module.verify()
-        self._finalized = True
-
-
-class Linked(Brief):
-    """Compile a function as a part of compiled functions that call it, and not by itself before.
-
-    Numba optimises and emits a function again in each that calls it, and in those that call these.
-    """
-
-    def define_pipelines(self):
-        self.state.flags.no_compile = True
-        self.state.library = Unfinished(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
-        return super().define_pipelines()
-
-    def _compile_core(self):
-        # Numba knows a function by its entry point, a builtin. This one has none: another stands for it.
-        result = super()._compile_core()._replace(entry_point=[].append)
-        result.target_context.insert_user_function(result.entry_point, result.fndesc, [result.library])
-        return result
-
-
 # Nobody calls a helper from Python: without these two flags Numba compiles two more functions for each.
 INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # Scalars keep IEEE semantics but for the sign of zero, so that a line of source has the same bits in every
@@ -166,18 +41,6 @@ PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath=FASTMATH, error_model="
 SCALAR: dict[str, Any] = PUBLIC | INTERNAL | {"pipeline_class": Brief}
 # A function of loops.
 LOOP: dict[str, Any] = dict(nogil=True, fastmath=FASTMATH, error_model="numpy", pipeline_class=Brief)
-
-
-class DistinctArrays(Brief):
-    """Compile a function whose array arguments never share memory.
-
-    LLVM then needs no checks at run time before it vectorises a loop. Numba has the flag, and no option
-    that sets it.
-    """
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return super().define_pipelines()
 
 
 @intrinsic

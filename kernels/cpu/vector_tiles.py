@@ -17,8 +17,8 @@ from numba.extending import intrinsic
 
 from ..bind import bind
 from ..math import select
+from .compiler import DistinctArrays
 from .native import HELPER, compile_function
-from .target import DistinctArrays
 
 # A block's signature: ``f(tile, numbers)``, addresses of int64 and of float64; `conclude` gives the sum of
 # the values.

@@ -1,0 +1,306 @@
+"""Numba's compiler for kernels: its passes, those that kernels need, and quicker ones in place of some.
+
+Kernels have no counted references: a function whose variables are of types without any has nothing to
+release. Numba says anew after most passes where each variable lives, to do that; here nothing asks for it.
+"""
+
+import operator
+from collections import defaultdict
+from functools import cache
+from types import BuiltinFunctionType
+from typing import Any, ClassVar
+
+from numba import types
+from numba.core import cgutils, ir_utils, lowering, ssa, transforms
+from numba.core.analysis import compute_cfg_from_blocks
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import register_pass
+from numba.core.rewrites import rewrite_registry
+from numba.core.typed_passes import (
+    AnnotateTypes,
+    InlineOverloads,
+    IRLegalization,
+    NativeLowering,
+    NopythonRewrites,
+    PreLowerStripPhis,
+)
+from numba.core.untyped_passes import (
+    GenericRewrites,
+    InlineClosureLikes,
+    IRProcessing,
+    ReconstructSSA,
+    WithLifting,
+)
+
+# ---- types -------------------------------------------------------------------------------------------------
+
+SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral, types.CPointer
+APART = operator.pow, operator.ipow, pow  # have rules for literals
+
+
+class Remembering:
+    """Numba's typing context, which finds the signature of an operator, or a function, of scalars once.
+
+    Numba tries some ten rules, those of arrays among them, for each operator in a function's source.
+    """
+
+    # With the function, which knows its signatures: rules that are added to one make it another.
+    found: ClassVar[dict[Any, tuple[types.Function, Any]]] = {}
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def resolve_function_type(self, function, args, kws):
+        resolve, known = self.context.resolve_function_type, function
+        if isinstance(function, BuiltinFunctionType) and function not in APART:
+            known = self.context._lookup_global(function)
+            args = tuple(types.unliteral(a) for a in args)
+        is_known = isinstance(known, (types.Function, types.NumberClass))
+        if kws or not is_known or not all(isinstance(a, SCALARS) for a in args):
+            return resolve(function, args, kws)
+        key = id(known), args
+        if key not in self.found:
+            self.found[key] = known, resolve(function, args, kws)
+        return self.found[key][1]
+
+
+class Unspecialised(Remembering):
+    """A typing context in which a compiled function is compiled once for all integers.
+
+    Numba compiles a function that is called with a literal for this literal too.
+    """
+
+    def resolve_function_type(self, function, args, kws):
+        if isinstance(function, types.Dispatcher):
+            args = tuple(types.unliteral(a) for a in args)
+        return super().resolve_function_type(function, args, kws)
+
+
+# ---- passes ------------------------------------------------------------------------------------------------
+
+# Numba's passes over closures, `with`, expressions of arrays, and functions that are inlined by their source;
+# and types, written beside the source for people. Kernels have none, and each pass looks at every statement.
+NEEDLESS = WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, AnnotateTypes
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Canonical(IRProcessing):
+    """Put a function's blocks in a canonical form."""
+
+    def run_pass(self, state):
+        state.func_ir.blocks = transforms.canonicalize_cfg(state.func_ir.blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Rewritten(GenericRewrites):
+    """Numba's rewrites before types are known."""
+
+    def run_pass(self, state):
+        blocks = state.func_ir.blocks
+        for kind in rewrite_registry.rewrites["before-inference"]:
+            rewrite = kind(state)
+            for label in blocks:
+                while rewrite.match(state.func_ir, blocks[label], state.typemap, state.calltypes):
+                    blocks[label] = rewrite.apply()
+        return True
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class Versions(ReconstructSSA):
+    """Give each assignment of a variable a name of its own.
+
+    Numba looks through all blocks for each variable; this looks where it is.
+    """
+
+    def run_pass(self, state):
+        blocks = state.func_ir.blocks
+        graph = compute_cfg_from_blocks(blocks)
+        fronts, used = ssa._iterated_domfronts(graph), ssa._CacheListVars()
+        where = defaultdict(set)
+        for label, block in blocks.items():
+            for statement in block.body:
+                for variable in statement.list_vars():
+                    where[variable.name].add(label)
+        for name in ssa._find_defs_violators(blocks, graph):
+            some = {label: block for label, block in blocks.items() if label in where[name]}
+            renamed, assigned = ssa._fresh_vars(some, name)
+            blocks.update(renamed)
+            joins = where[name] | ssa._compute_phi_locations(fronts, assigned)
+            some = {label: block for label, block in blocks.items() if label in joins}
+            blocks.update(ssa._fix_ssa_vars(some, name, assigned, graph, fronts, used))
+        self._patch_locals(state)
+        state.func_ir._definitions = ir_utils.build_definitions(blocks)
+        return True
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Joined(PreLowerStripPhis):
+    """Turn the places where versions of a variable meet into assignments."""
+
+    def run_pass(self, state):
+        state.func_ir = self._strip_phi_nodes(state.func_ir)
+        state.func_ir._definitions = ir_utils.build_definitions(state.func_ir.blocks)
+        return True
+
+
+@cache
+def is_counted(context: Any, kind: Any) -> bool:
+    """Return whether objects of a type count who refers to them."""
+    return context.data_model_manager[kind].contains_nrt_meminfo()
+
+
+def counts(context: Any, typemap: dict[str, Any]) -> bool:
+    """Return whether any variable counts who refers to it."""
+    return any(is_counted(context, kind) for kind in set(typemap.values()))
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class Legal(IRLegalization):
+    """Numba's last look at a function; it says where variables end, if any counts references."""
+
+    def run_pass(self, state):
+        return counts(state.targetctx, state.typemap) and super().run_pass(state)
+
+
+class Uncounted(lowering.Lower):
+    """Numba's lowering, which counts no references where there are none, and types an operator once."""
+
+    def __init__(self, context, library, fndesc, func_ir, metadata=None):
+        super().__init__(context, library, fndesc, func_ir, metadata)
+        if not counts(context, fndesc.typemap):
+            self.incref = self.decref = lambda kind, value: None
+        self.operators = {}
+
+    def alloca_lltype(self, name, lltype, datamodel=None):
+        if self.flags.debuginfo:
+            return super().alloca_lltype(name, lltype, datamodel)
+        return cgutils.alloca_once(self.builder, lltype, name=name)
+
+    def lower_binop(self, resty, expr, op):
+        signature = self.fndesc.calltypes[expr]
+        if op in APART or not all(isinstance(kind, SCALARS) for kind in signature.args):
+            return super().lower_binop(resty, expr, op)
+        build, names = self.builder, (expr.lhs.name, expr.rhs.name)
+        pairs = zip(names, signature.args, strict=True)
+        given = [self.context.cast(build, self.loadvar(n), self.typeof(n), kind) for n, kind in pairs]
+        key = op, signature.args
+        if key not in self.operators:
+            typing = self.context.typing_context
+            known = typing.resolve_value_type(op)
+            found = known.get_call_type(typing, signature.args, {})
+            self.operators[key] = self.context.get_function(known, found)
+        result = self.operators[key](build, given)
+        return self.context.cast(build, result, signature.return_type, resty)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Lowered(NativeLowering):
+    """Numba's code generation, by `Uncounted`."""
+
+    lowering_class = Uncounted
+
+
+INSTEAD: dict[Any, Any] = {
+    GenericRewrites: Rewritten,
+    ReconstructSSA: Versions,
+    PreLowerStripPhis: Joined,
+    IRLegalization: Legal,
+    NativeLowering: Lowered,
+}
+
+
+# ---- compilers ---------------------------------------------------------------------------------------------
+
+
+class Whole(Compiler):
+    """Compile a function that may be of any form, as definitions are."""
+
+    typing: ClassVar[type[Remembering]] = Remembering
+
+    def define_pipelines(self):
+        context = self.state.typingctx
+        while isinstance(context, Remembering):
+            context = context.context
+        self.state.typingctx = self.typing(context)
+        managers = super().define_pipelines()
+        for manager in managers:
+            manager.passes = [(INSTEAD.get(p, p), text) for p, text in manager.passes]
+        return managers
+
+
+class OnceOptimised(JITCodeLibrary):
+    """Code that LLVM optimises once.
+
+    Numba does it three times: each function by itself, and twice all together, for the sake of counted
+    references, of which kernels have none.
+    """
+
+    def _optimize_functions(self, ll_module):
+        pass
+
+    def _optimize_final_module(self):
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
+
+class Brief(Whole):
+    """Compile a kernel, or a part of one, in fewer passes."""
+
+    typing = Unspecialised
+
+    def define_pipelines(self):
+        if self.state.library is None:
+            name = self.state.func_id.func_qualname
+            self.state.library = OnceOptimised(self.state.targetctx.codegen(), name)
+            self.state.library.enable_object_caching()
+        managers = super().define_pipelines()
+        for manager in managers:
+            kept = ((p, text) for p, text in manager.passes if p not in NEEDLESS)
+            manager.passes = [(Canonical if p is IRProcessing else p, text) for p, text in kept]
+        return managers
+
+
+class Unfinished(OnceOptimised):
+    """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
+
+    def finalize(self):
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._final_module.verify()
+        self._finalized = True
+
+
+class Linked(Brief):
+    """Compile a function as a part of compiled functions that call it, and not by itself before.
+
+    Numba optimises and emits a function again in each that calls it, and in those that call these.
+    """
+
+    def define_pipelines(self):
+        self.state.flags.no_compile = True
+        self.state.library = Unfinished(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+        return super().define_pipelines()
+
+    def _compile_core(self):
+        # Numba knows a function by its entry point, a builtin. This one has none: another stands for it.
+        result = super()._compile_core()._replace(entry_point=[].append)
+        result.target_context.insert_user_function(result.entry_point, result.fndesc, [result.library])
+        return result
+
+
+class DistinctArrays(Brief):
+    """Compile a function whose array arguments never share memory.
+
+    LLVM then needs no checks at run time before it vectorises a loop. Numba has the flag, and no option
+    that sets it.
+    """
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return super().define_pipelines()
