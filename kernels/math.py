@@ -53,16 +53,19 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from .compiler import Linked
+
 # `reassoc` would cancel rounding constants and two-part constants, `nsz` would lose -0.0, `nnan` and
 # `ninf` would delete the handling of special values, and `contract` would fuse a product and a sum or not by
 # what else uses the product: fused are those that say `multiply_add`. Flags travel with the instruction, so a
 # caller's loop may be compiled with more.
-STRICT = {
+STRICT: dict[str, Any] = {
     "forceinline": True,
     "fastmath": False,  # what is not said is taken from the caller
     "error_model": "numpy",
     "no_cpython_wrapper": True,  # nobody calls these from Python: two functions less for each
     "no_cfunc_wrapper": True,
+    "pipeline_class": Linked,
 }
 
 

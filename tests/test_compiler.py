@@ -11,8 +11,8 @@ from numba.core.runtime import _nrt_python, rtsys
 from numba.core.typed_passes import PreLowerStripPhis
 from numba.core.untyped_passes import ReconstructSSA
 
+from numbaloss.kernels.compiler import Brief, Joined, Versions
 from numbaloss.kernels.cpu import blocks, ctc, nll, score_blocks, scores
-from numbaloss.kernels.cpu.compiler import Brief, Joined, Versions
 
 
 def loops(n, flag):

@@ -31,6 +31,7 @@ from numba.extending import intrinsic
 
 from .. import math
 from ..bind import bind
+from ..compiler import DistinctArrays
 from ..math import bits, multiply_add, polynomial, select, unbits
 from ..spec import (
     BFLOAT16,
@@ -44,7 +45,6 @@ from ..spec import (
     wrong_length,
 )
 from . import strided
-from .compiler import DistinctArrays
 from .disk import kept
 from .halves import from_bfloat16, from_float16, to_bfloat16, to_float16
 from .launch import INCOMPLETE, OK, TERMS, UNFIT, Launch, New

@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from ..bind import bind
+from ..compiler import DistinctArrays
 from ..errors import at_users_line
 from ..freeze import fingerprint, frozen
 from ..layout import is_same_memory
@@ -38,7 +39,6 @@ from ..spec import (
 )
 from . import blocks
 from .arrange import lay_address, order_axes_address
-from .compiler import DistinctArrays
 from .disk import kept_c
 from .launch import CURVATURE, INCOMPLETE, TERMS, UNFIT, Launch, New
 from .native import LINKED, smaller

@@ -20,8 +20,8 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload, typeof_impl
 
 from ..bind import bind
+from ..compiler import Linked
 from ..spec import ScoreOption
-from .compiler import Linked
 from .inside import apart
 
 ENTRY: dict[str, Any] = dict(nogil=True, error_model="numpy")

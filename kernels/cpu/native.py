@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.extending import NativeValue, intrinsic, register_model, unbox
 
 from ..bind import bind, sources
-from .compiler import Linked
+from ..compiler import Linked
 from .disk import kept, kept_c
 from .target import INTERNAL, LOOP, SCALAR
 

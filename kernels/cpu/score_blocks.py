@@ -18,6 +18,7 @@ nothing is rounded before they are taken, and they have the same digits whatever
 are added up in float64. So classes that are shared out (`shards`) have the gradients of all in one place.
 """
 
+import enum
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -105,6 +106,8 @@ HAS_MIXED: Any = True
 HAS_NORM: Any = False
 CURVED: Any = False
 LINEAR: Any = True  # not curved, and without label smoothing
+OF_FEW: Any = True  # whether columns may be of few classes, and of more
+OF_MANY: Any = True
 MULTIPLE: Any = True
 # What stands for the curvature, if not that itself; where its floor is.
 STANDS_IN: Any = False
@@ -702,18 +705,20 @@ def columns_of_labels(record):
             for i in range(rows):
                 g[i] = x[i] - bases[i]
     # That of the row's own class is not summed.
-    few = classes <= FEW
-    if few:
+    few = OF_FEW
+    if OF_FEW and OF_MANY:
+        few = classes <= FEW
+    if OF_FEW and few:
         for i in range(rows):
             own_powers[i] = zero
     for c in range(classes):
         x, g = at_address(source_at + c * source_step, zero), at_address(g_at + c * g_step, zero)
         fetch_next_tile(source_at + c * source_step, source_step, rows * ITEM)
-        if few:
+        if OF_FEW and few:
             interleave(exponential_but_own, rows, (x, g, shifts, lows, own, own_powers, np.int32(c)))
-        else:
+        if OF_MANY and not few:
             interleave(exponential_of_column, rows, (x, g, shifts, lows))
-    if not few:
+    if OF_MANY and not few:
         for i in range(rows):
             live = own[i] >= 0
             power = at_address(g_at + (own[i] if live else np.int32(0)) * g_step, zero)
@@ -801,7 +806,7 @@ def columns_of_labels(record):
                 hess_own[i] = h_own
     if HAS_GRAD:
         done = 0
-        if LINEAR:
+        if LINEAR and OF_FEW:
             done = classes if few else 0
             for c in range(done):
                 g, k = at_address(g_at + c * g_step, zero), np.int32(c)
@@ -1036,14 +1041,23 @@ def row_scope(dtype: np.dtype) -> dict[str, Any]:
     }
 
 
+class Form(enum.Enum):
+    """How a tile lies: in rows; in columns, of many classes, of at most `FEW`, or of any number."""
+
+    ROWS = enum.auto()
+    COLUMNS = enum.auto()
+    FEW_COLUMNS = enum.auto()
+    ANY_COLUMNS = enum.auto()
+
+
 def bound_block(
-    functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype
+    functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype
 ) -> tuple[Any, dict[str, Any], object]:
     """The template of one definition's block, what is bound in it, and its identity."""
     if request.probabilities:
-        template = columns_of_probabilities if columns else rows_of_probabilities
+        template = rows_of_probabilities if form is Form.ROWS else columns_of_probabilities
     else:
-        template = columns_of_labels if columns else rows_of_labels
+        template = rows_of_labels if form is Form.ROWS else columns_of_labels
     affine, multiple = is_linear(functions)
     groups = moves(functions) | ({NORM} if request.lse_square else set())
     number = types.float32 if dtype == np.float32 else types.float64
@@ -1069,6 +1083,8 @@ def bound_block(
         HAS_NORM=NORM in groups,
         CURVED=not affine or request.lse_square,
         LINEAR=affine and not request.lse_square and not request.smoothed,
+        OF_FEW=form in (Form.FEW_COLUMNS, Form.ANY_COLUMNS),
+        OF_MANY=form in (Form.COLUMNS, Form.ANY_COLUMNS),
         MULTIPLE=multiple and not request.lse_square,
         STANDS_IN=stands is not None,
         FLOORED=request.floored,
@@ -1076,13 +1092,14 @@ def bound_block(
         stands=stands,
     )
     identity = (
-        fingerprint(functions.value), functions.statistics, functions.options, tuple(request), dtype.name
+        fingerprint(functions.value), functions.statistics, functions.options, tuple(request), form.name,
+        dtype.name,
     )  # fmt: skip
     return template, scope, identity
 
 
 @cache
-def compile_block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
-    """The address of one definition's block for one request, way of lying and arithmetic dtype."""
-    template, scope, identity = bound_block(functions, request, columns, dtype)
+def compile_block(functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype) -> int:
+    """The address of one definition's block for one request, form and arithmetic dtype."""
+    template, scope, identity = bound_block(functions, request, form, dtype)
     return compile_function(template, scope, functions.name, identity, SIGNATURE)

@@ -85,6 +85,7 @@ from .score_blocks import (
     CLASS_WEIGHT,
     CLASSES,
     CURVATURE,
+    FEW,
     GRAD,
     IGNORE,
     INPUT,
@@ -104,6 +105,7 @@ from .score_blocks import (
     VALUES,
     VECTORS,
     WEIGHT_SUM,
+    Form,
     compile_block,
 )
 from .strided import CLASS_NUMBERS, INTEGERS, gatherer, integer_gatherer, scatterer, transfer
@@ -122,9 +124,9 @@ IN_ROWS, IN_COLUMNS, TURNED = range(3)
 
 # Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
 # of those that are there, and `INCOMPLETE` less the bits of others that are needed is a status.
-ROW_BLOCK, COLUMN_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(5)
-TURN, CARRY, WEIGH, BRING, TALLY, ARRANGE, ORDER, LAY = range(5, 13)
-ROW_BLOCK_BIT, COLUMN_BLOCK_BIT, TURN_BIT = 1 << ROW_BLOCK, 1 << COLUMN_BLOCK, 1 << TURN
+ROW_BLOCK, COLUMN_BLOCK, FEW_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(6)
+TURN, CARRY, WEIGH, BRING, TALLY, ARRANGE, ORDER, LAY = range(6, 14)
+BLOCKS, TURN_BIT = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | 1 << FEW_BLOCK, 1 << TURN
 MOVES = 1 << GATHER | 1 << SCATTER
 OF_LABELS = 1 << GATHER_INTEGERS | 1 << TALLY | 1 << BRING
 ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
@@ -133,8 +135,8 @@ ARRANGEMENT = 1 << ARRANGE | 1 << ORDER | 1 << LAY
 # none are given; whether there are row factors, ones likewise; whether scores are capped; what divides; the
 # ignored label; bytes and code of the arithmetic dtype; workers; the arrays' codes, `ABSENT` where there is
 # none.
-HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(13, 20)
-DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(20, 26)
+HAVE, NEEDS, PLAIN, PROBABILITIES, WEIGHTS, FACTORS, CAPS = range(14, 21)
+DIVIDE, IGNORED, ITEM, OWN_CODE, WORKERS, CODES = range(21, 27)
 ABSENT = -1
 WRONG_LABEL = 0  # a status
 INT64 = INTEGERS["q"]
@@ -146,10 +148,11 @@ DIVISOR, FACTOR, SMOOTHING, MOST = range(4)
 # Of a task's context, in int64: addresses of the recipe, the arrays' layouts and objects, the block's
 # numbers; classes; the bits of what the call needs; memory to be released; addresses of the class weights and
 # of the labels (0 where they are gathered); how many workers there are; batch, inner positions; the layout's
-# kind; rows of a tile in scratch memory, and as it is, tiles along the inner positions, tiles in all; the
-# address of the tiles' sums; that of the first worker's scratch memory, and the bytes that each has.
+# kind; the block's address; rows of a tile in scratch memory, and as it is, tiles along the inner positions,
+# tiles in all; the address of the tiles' sums; that of the first worker's scratch memory, and the bytes that
+# each has.
 RECIPE, LAYOUTS, OBJECTS, NUMBERS_, CLASSES_, NEEDED, MADE_WEIGHTS, CLASS_WEIGHTS, LABELS, SHARES = range(10)
-BATCH, INNER, KIND, PITCH_, HEIGHT, ACROSS, TILES, SUMS, SCRATCH_AT, SCRATCH_BYTES = range(10, 20)
+BATCH, INNER, KIND, BLOCK, PITCH_, HEIGHT, ACROSS, TILES, SUMS, SCRATCH_AT, SCRATCH_BYTES = range(10, 21)
 
 run_block = caller(types.float64, 1)
 run_transpose = caller(types.int64, len(TRANSPOSE.args))
@@ -436,9 +439,6 @@ def worker_tiles(context, worker):
     a[IGNORE] = r[IGNORED]
     a[NUMBERS] = c[NUMBERS_]
     a[CLASS_WEIGHT] = c[CLASS_WEIGHTS]
-    block = r[COLUMN_BLOCK]
-    if c[KIND] == IN_ROWS:
-        block = r[ROW_BLOCK]
     for tile in range(worker * c[TILES] // c[SHARES], (worker + 1) * c[TILES] // c[SHARES]):
         if in_columns:
             n, s = tile // c[ACROSS], tile % c[ACROSS] * height
@@ -467,7 +467,7 @@ def worker_tiles(context, worker):
             run_bring(r[BRING], (context, record, 0, first, rows, room, line_bytes))
         elif r[CODES + VALUES] != ABSENT:
             a[VALUES] = at_address(c[LAYOUTS] + LAYOUT_BYTES * VALUES, 0)[ADDRESS] + first * size
-        store(c[SUMS] + 8 * tile, run_block(block, (record,)))
+        store(c[SUMS] + 8 * tile, run_block(c[BLOCK], (record,)))
         for k in range(GRAD, OF_SCORES):
             if straight[k] & turned:
                 run_transpose(r[TURN], (a[k], pitch * size, there[k], classes * size, classes, rows))
@@ -505,7 +505,7 @@ def drive(recipe, numbers, arrays, task, fork):
         return 0.0, UNFIT
     axis = smaller(rank - 1, 1)
     classes, size = shape[axis], r[ITEM]
-    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 20), stack(8 * 64)
+    objects, layouts, context, filled = stack(8 * 9), stack(8 * 9 * 131), stack(8 * 21), stack(8 * 64)
     c, of_block = at_address(context, 0), at_address(filled, 0.0)
     # From `RECIPE` to `SHARES`.
     store_all(context, (data_of(recipe), layouts, objects, filled, classes, r[NEEDS], 0, 0, 0, 1))
@@ -558,18 +558,20 @@ def drive(recipe, numbers, arrays, task, fork):
     if rows * classes >= PARALLEL_FROM:
         tiles = ((across + height - 1) // height + EVEN - 1) // EVEN * EVEN
         height = (across + tiles - 1) // tiles
-    kind, pitch, needs = IN_ROWS, 1, ROW_BLOCK_BIT
+    kind, block, pitch, needs = IN_ROWS, ROW_BLOCK, 1, 0
     if in_columns | (classes <= SHORT):
         height = larger(NARROW, (height + 15) // 16 * 16)
-        kind, pitch, needs = TURNED, (height // 16 | 1) * 16, COLUMN_BLOCK_BIT | TURN_BIT
-        if in_columns:
-            kind, needs = IN_COLUMNS, COLUMN_BLOCK_BIT
+        kind, block, pitch = IN_COLUMNS, COLUMN_BLOCK, (height // 16 | 1) * 16
+        if classes <= FEW:
+            block = FEW_BLOCK
+        if not in_columns:
+            kind, needs = TURNED, TURN_BIT
     across = (across + height - 1) // height
     tiles = across
     if in_columns:
         tiles = batch * across
-    store_all(context + 8 * KIND, (kind, pitch, height, across, tiles))
-    c[NEEDED] |= needs
+    store_all(context + 8 * KIND, (kind, r[block], pitch, height, across, tiles))
+    c[NEEDED] |= needs | 1 << block
     # Whether all labels are classes, and how many rows count.
     status, counted = INCOMPLETE - (c[NEEDED] & ~r[HAVE]), rows
     if status == INCOMPLETE:
@@ -662,9 +664,12 @@ Makers = tuple[tuple[tuple[Any, ...], Callable[[], int]], ...]
 
 def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) -> Makers:
     """Return, of the recipe's first slots, a name and a function that compiles what goes there."""
+
+    def of(form: Form) -> tuple[Any, ...]:
+        return form, functions, request, dtype
+
     return (
-        (("rows", functions, request, dtype), lambda: block(functions, request, False, dtype)),
-        (("columns", functions, request, dtype), lambda: block(functions, request, True, dtype)),
+        *((of(form), lambda form=form: block(functions, request, form, dtype)) for form in FORMS),
         (("gather", dtype), lambda: gatherer(dtype)),
         (("scatter", dtype), lambda: scatterer(dtype)),
         (("gather integers",), integer_gatherer),
@@ -679,12 +684,17 @@ def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) ->
     )
 
 
-def block(functions: ScoreFunctions, request: ScoreRequest, columns: bool, dtype: np.dtype) -> int:
+FORMS = Form.ROWS, Form.COLUMNS, Form.FEW_COLUMNS  # in the order of the recipe
+
+
+def block(functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype) -> int:
     """Compile a definition's block; an error in it leads to its line."""
-    if request.probabilities or not columns:
+    if request.probabilities or form is Form.ROWS:
         request = request._replace(valued=True)
+    if request.probabilities and form is not Form.ROWS:
+        form = Form.ANY_COLUMNS
     try:
-        return compile_block(functions, request, columns, dtype)
+        return compile_block(functions, request, form, dtype)
     except NumbaError as error:
         raise at_users_line(functions.name, (functions.value,), error) from error
 
@@ -851,8 +861,9 @@ def inside(x, target, g, weight, extents, settings, numbers):
     weighted = not OF_PROBABILITIES and (smoothed or weight.size != 0)
     block = 2 * (definition * REQUESTS + (REQUESTS // 2 if SMOOTHS else 1) * square + smoothed)
     r[ROW_BLOCK], r[COLUMN_BLOCK] = block_address(block), block_address(block + 1)
+    r[FEW_BLOCK] = r[COLUMN_BLOCK]
     r[TURN], r[WEIGH] = function_address(2), function_address(3)
-    r[HAVE] = ROW_BLOCK_BIT | COLUMN_BLOCK_BIT | TURN_BIT | 1 << WEIGH
+    r[HAVE] = BLOCKS | TURN_BIT | 1 << WEIGH
     r[PROBABILITIES], r[CAPS], r[FACTORS] = 1 if OF_PROBABILITIES else 0, 1 if IS_CAPPED else 0, 0
     r[WEIGHTS] = 1 if weighted or OF_PROBABILITIES else 0
     r[NEEDS], r[PLAIN] = r[WEIGHTS] << WEIGH, 1
@@ -893,10 +904,10 @@ def compile_blocks(
 ) -> tuple[int, ...]:
     """Return the addresses of each definition's blocks for each request: over rows, and over columns."""
     return tuple(
-        block(f, request, columns, dtype)
+        block(f, request, form, dtype)
         for f in definitions
         for request in requests
-        for columns in (False, True)
+        for form in (Form.ROWS, Form.ANY_COLUMNS)
     )
 
 

@@ -14,7 +14,7 @@ from numba.core.imputils import lower_cast
 from numba.extending import intrinsic, models, overload, register_model
 
 from .. import jets, math
-from .compiler import Brief, Whole
+from ..compiler import Brief, Linked, Part
 
 if config.DISABLE_JIT:
     raise RuntimeError(
@@ -38,7 +38,7 @@ INTERNAL: dict[str, Any] = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # infinity. What is to be fused says `multiply_add`; a sum that may be added in another order says `plus`.
 FASTMATH = {"nsz"}
 PUBLIC: dict[str, Any] = dict(forceinline=True, fastmath=FASTMATH, error_model="numpy")
-SCALAR: dict[str, Any] = PUBLIC | INTERNAL | {"pipeline_class": Brief}
+SCALAR: dict[str, Any] = PUBLIC | INTERNAL | {"pipeline_class": Linked}
 # A function of loops.
 LOOP: dict[str, Any] = dict(nogil=True, fastmath=FASTMATH, error_model="numpy", pipeline_class=Brief)
 
@@ -221,7 +221,7 @@ def derivatives(mixed: bool = False) -> SimpleNamespace:
             register_model=register_model,
             lower_cast=lower_cast,
             overload=partial(overload, jit_options=SCALAR),
-            jit=njit(**SCALAR | {"pipeline_class": Whole}),
+            jit=njit(**SCALAR | {"pipeline_class": Part}),
             powers=math.powers,
         ),
         mixed,

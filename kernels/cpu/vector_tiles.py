@@ -16,8 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ..bind import bind
+from ..compiler import DistinctArrays
 from ..math import select
-from .compiler import DistinctArrays
 from .native import HELPER, compile_function
 
 # A block's signature: ``f(tile, numbers)``, addresses of int64 and of float64; `conclude` gives the sum of
