@@ -11,7 +11,7 @@ from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
 from numba import types
-from numba.core import cgutils, ir_utils, lowering, ssa, transforms
+from numba.core import cgutils, interpreter, ir_utils, lowering, ssa, transforms
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -19,17 +19,25 @@ from numba.core.compiler_machinery import register_pass
 from numba.core.rewrites import rewrite_registry
 from numba.core.typed_passes import (
     AnnotateTypes,
+    DumpParforDiagnostics,
     InlineOverloads,
     IRLegalization,
     NativeLowering,
     NopythonRewrites,
+    NoPythonSupportedFeatureValidation,
     PreLowerStripPhis,
 )
 from numba.core.untyped_passes import (
+    FindLiterallyCalls,
     GenericRewrites,
     InlineClosureLikes,
     IRProcessing,
+    LiteralPropagationSubPipelinePass,
+    LiteralUnroll,
+    MakeFunctionToJitFunction,
     ReconstructSSA,
+    RewriteDynamicRaises,
+    TranslateByteCode,
     WithLifting,
 )
 
@@ -82,9 +90,41 @@ class Unspecialised(Remembering):
 
 # ---- passes ------------------------------------------------------------------------------------------------
 
-# Numba's passes over closures, `with`, expressions of arrays, and functions that are inlined by their source;
-# and types, written beside the source for people. Kernels have none, and each pass looks at every statement.
-NEEDLESS = WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, AnnotateTypes
+# Numba's passes over closures, `with`, errors made of variables, loops over tuples of different types,
+# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and
+# types, written beside the source for people. Kernels have none, and each pass looks at every statement.
+NEEDLESS = (
+    WithLifting,
+    InlineClosureLikes,
+    MakeFunctionToJitFunction,
+    RewriteDynamicRaises,
+    LiteralUnroll,
+    FindLiterallyCalls,
+    LiteralPropagationSubPipelinePass,
+    InlineOverloads,
+    NopythonRewrites,
+    NoPythonSupportedFeatureValidation,
+    AnnotateTypes,
+    DumpParforDiagnostics,
+)
+# And what Numba looks for when it has read bytecode: `with`, and dictionaries.
+UNREAD = interpreter.peep_hole_delete_with_exit, interpreter.peep_hole_fuse_dict_add_updates
+
+
+class Reader(interpreter.Interpreter):
+    """Numba's reader of bytecode."""
+
+    def post_process(self, peepholes, func_ir):
+        return super().post_process([look for look in peepholes if look not in UNREAD], func_ir)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Read(TranslateByteCode):
+    """Read a function's bytecode."""
+
+    def run_pass(self, state):
+        state.func_ir = Reader(state.func_id).interpret(state.bc)
+        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -212,6 +252,7 @@ INSTEAD: dict[Any, Any] = {
     IRLegalization: Legal,
     NativeLowering: Lowered,
 }
+BRIEFLY: dict[Any, Any] = {TranslateByteCode: Read, IRProcessing: Canonical}
 
 
 # ---- compilers ---------------------------------------------------------------------------------------------
@@ -261,7 +302,7 @@ class Brief(Whole):
         managers = super().define_pipelines()
         for manager in managers:
             kept = ((p, text) for p, text in manager.passes if p not in NEEDLESS)
-            manager.passes = [(Canonical if p is IRProcessing else p, text) for p, text in kept]
+            manager.passes = [(BRIEFLY.get(p, p), text) for p, text in kept]
         return managers
 
 

@@ -13,7 +13,6 @@ text serves the CPU and CUDA. Conventions at kinks are PyTorch's: the slope of `
 import builtins
 import math as _libm
 import operator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,7 +199,14 @@ EXPONENTIAL = (_exp, _expm1)
 STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp, _arcsin, _arccos, _arccosh, _arctanh)
 
 
-def install(target: Any, mixed: bool = False) -> SimpleNamespace:
+class Jets:
+    """What `install` gives. It has a hash, unlike Python's own namespaces."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+
+
+def install(target: Any, mixed: bool = False) -> Any:
     """Teach one target the two types.
 
     Parameters
@@ -929,7 +935,7 @@ def install(target: Any, mixed: bool = False) -> SimpleNamespace:
 
         return parts_of
 
-    return SimpleNamespace(
+    return Jets(
         Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
         vary=vary, alike=alike, arithmetic_of=arithmetic_of, join=join, pick=pick, stretch=stretch,
         split=split,

@@ -48,6 +48,7 @@ def moves(functions: ScoreFunctions) -> set[int]:
     return {MOVES[n] for n in functions.statistics if n in MOVES}
 
 
+@cache
 def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: bool) -> Any:
     """Compile a definition's value and its derivatives by a row's statistics.
 

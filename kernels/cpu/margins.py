@@ -280,6 +280,7 @@ def many_labels(places_at, rows):
     return sum_of_rows
 
 
+@cache
 def lift(functions: MarginFunctions) -> dict[str, Any]:
     """A definition's compiled functions, by the blocks' names for them.
 

@@ -238,6 +238,7 @@ def nll_gradient(places_at, rows):
     return 0.0
 
 
+@cache
 def lift(functions: NllFunctions) -> Any:
     """A definition's compiled function ``(score, weight) -> value, slope, curvature``."""
     jets = derivatives()

@@ -209,7 +209,7 @@ def max_of_lanes(typingctx, lanes, count):
 
 
 @cache
-def derivatives(mixed: bool = False) -> SimpleNamespace:
+def derivatives(mixed: bool = False) -> Any:
     """The jets, installed for the CPU when first asked for; those of mixed second derivatives are others."""
     return jets.install(
         SimpleNamespace(

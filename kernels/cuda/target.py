@@ -183,7 +183,7 @@ overload = partial(_overload, jit_options={"forceinline": True})
 
 
 @cache
-def derivatives(mixed: bool = False) -> SimpleNamespace:
+def derivatives(mixed: bool = False) -> Any:
     """The jets, installed for CUDA when first asked for; those of mixed second derivatives are others."""
     return jets.install(
         SimpleNamespace(
