@@ -6,11 +6,12 @@
 - large: a call in the same process that is worth all threads, less the same call again;
 - warm: the small call in a new process, on the cache that the first one left.
 
-All are counted from after ``import numbaloss``. `mse_loss` is measured before and after the others, for
-machines drift; what is wanted is in terms of the mean of both.
+All are counted from after ``import numbaloss``. `mse_loss` is measured before and after each other loss, as
+machines drift; a ratio is to the mean of both. Its own row has the medians.
 """
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -66,8 +67,13 @@ def first_calls(loss: str) -> tuple[float, float, float]:
 
 def report(losses: list[str]) -> str:
     """The table, in Markdown."""
-    measured = [(name, first_calls(name)) for name in (BASE, *(n for n in losses if n != BASE), BASE)]
-    base = (measured[0][1][0] + measured[-1][1][0]) / 2
+    measured, bases = [], [first_calls(BASE)]
+    for name in losses:
+        if name != BASE:
+            seconds = first_calls(name)
+            bases.append(first_calls(BASE))
+            measured.append((name, seconds, (bases[-2][0] + bases[-1][0]) / 2))
+    of_base = tuple(statistics.median(column) for column in zip(*bases, strict=True))
     rows = [
         [
             name,
@@ -77,7 +83,7 @@ def report(losses: list[str]) -> str:
             f"{large / base:.2f} (1)",
             f"{warm:.2f}",
         ]
-        for name, (cold, large, warm) in measured
+        for name, (cold, large, warm), base in [(BASE, of_base, of_base[0]), *measured]
     ]
     head = ["loss", "cold, s", f"cold / {BASE}", "then large, s", f"large / {BASE}", "warm, s"]
     return f"{machine.heading()}\n{markdown(head, rows)}"
