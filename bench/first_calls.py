@@ -7,7 +7,7 @@
 - warm: the small call in a new process, on the cache that the first one left.
 
 All are counted from after ``import numbaloss``. `mse_loss` is measured before and after each other loss, as
-machines drift; a ratio is to the mean of both. Its own row has the medians.
+machines drift; a ratio is to the median of the six measured nearest. Its own row has the medians of all.
 """
 
 import os
@@ -67,13 +67,18 @@ def first_calls(loss: str) -> tuple[float, float, float]:
 
 def report(losses: list[str]) -> str:
     """The table, in Markdown."""
-    measured, bases = [], [first_calls(BASE)]
+    bases, measured = [first_calls(BASE)], []
     for name in losses:
         if name != BASE:
-            seconds = first_calls(name)
+            measured.append((name, first_calls(name)))
             bases.append(first_calls(BASE))
-            measured.append((name, seconds, (bases[-2][0] + bases[-1][0]) / 2))
+
+    def base_beside(k: int) -> float:
+        return statistics.median(cold for cold, *_ in bases[max(0, k - 2) : k + 4])
+
     of_base = tuple(statistics.median(column) for column in zip(*bases, strict=True))
+    every = [(BASE, of_base, of_base[0])]
+    every += [(name, seconds, base_beside(k)) for k, (name, seconds) in enumerate(measured)]
     rows = [
         [
             name,
@@ -83,7 +88,7 @@ def report(losses: list[str]) -> str:
             f"{large / base:.2f} (1)",
             f"{warm:.2f}",
         ]
-        for name, (cold, large, warm), base in [(BASE, of_base, of_base[0]), *measured]
+        for name, (cold, large, warm), base in every
     ]
     head = ["loss", "cold, s", f"cold / {BASE}", "then large, s", f"large / {BASE}", "warm, s"]
     return f"{machine.heading()}\n{markdown(head, rows)}"

@@ -11,7 +11,7 @@ from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
 from numba import types
-from numba.core import cgutils, interpreter, ir_utils, lowering, ssa, transforms
+from numba.core import cgutils, interpreter, ir, ir_utils, lowering, ssa, transforms
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -48,7 +48,7 @@ APART = operator.pow, operator.ipow, pow  # have rules for literals
 
 
 class Remembering:
-    """Numba's typing context, which finds the signature of an operator, or a function, of scalars once.
+    """Numba's typing context, which finds the signature of an operator, or of a function with rules, once.
 
     Numba tries some ten rules, those of arrays among them, for each operator in a function's source.
     """
@@ -68,7 +68,7 @@ class Remembering:
             known = self.context._lookup_global(function)
             args = tuple(types.unliteral(a) for a in args)
         is_known = isinstance(known, (types.Function, types.NumberClass))
-        if kws or not is_known or not all(isinstance(a, SCALARS) for a in args):
+        if kws or not is_known:
             return resolve(function, args, kws)
         key = id(known), args
         if key not in self.found:
@@ -221,21 +221,45 @@ class Uncounted(lowering.Lower):
             return super().alloca_lltype(name, lltype, datamodel)
         return cgutils.alloca_once(self.builder, lltype, name=name)
 
-    def lower_binop(self, resty, expr, op):
-        signature = self.fndesc.calltypes[expr]
-        if op in APART or not all(isinstance(kind, SCALARS) for kind in signature.args):
-            return super().lower_binop(resty, expr, op)
-        build, names = self.builder, (expr.lhs.name, expr.rhs.name)
-        pairs = zip(names, signature.args, strict=True)
-        given = [self.context.cast(build, self.loadvar(n), self.typeof(n), kind) for n, kind in pairs]
+    def operate(self, op, variables, signature):
+        """Generate an operator's code; its result is of the signature's type."""
         key = op, signature.args
         if key not in self.operators:
             typing = self.context.typing_context
             known = typing.resolve_value_type(op)
             found = known.get_call_type(typing, signature.args, {})
             self.operators[key] = self.context.get_function(known, found)
-        result = self.operators[key](build, given)
-        return self.context.cast(build, result, signature.return_type, resty)
+        names = [variable.name for variable in variables]
+        given = [
+            self.context.cast(self.builder, self.loadvar(name), self.typeof(name), kind)
+            for name, kind in zip(names, signature.args, strict=True)
+        ]
+        return self.operators[key](self.builder, given)
+
+    def lower_binop(self, resty, expr, op):
+        signature = self.fndesc.calltypes[expr]
+        if op in APART or not all(isinstance(kind, SCALARS) for kind in signature.args):
+            return super().lower_binop(resty, expr, op)
+        result = self.operate(op, (expr.lhs, expr.rhs), signature)
+        return self.context.cast(self.builder, result, signature.return_type, resty)
+
+    def lower_expr(self, resty, expr):
+        if expr.op not in ("getitem", "static_getitem") or not self.is_pointer(expr.value):
+            return super().lower_expr(resty, expr)
+        signature = self.fndesc.calltypes[expr]
+        index = expr.index if expr.op == "getitem" else expr.index_var
+        result = self.operate(operator.getitem, (expr.value, index), signature)
+        return self.context.cast(self.builder, result, signature.return_type, resty)
+
+    def lower_inst(self, inst):
+        if not isinstance(inst, (ir.SetItem, ir.StaticSetItem)) or not self.is_pointer(inst.target):
+            return super().lower_inst(inst)
+        index = inst.index if isinstance(inst, ir.SetItem) else inst.index_var
+        variables = inst.target, index, inst.value
+        return self.operate(operator.setitem, variables, self.fndesc.calltypes[inst])
+
+    def is_pointer(self, variable):
+        return isinstance(self.typeof(variable.name), types.CPointer)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
