@@ -27,7 +27,9 @@ def at_users_line(
             if Path(where).name == Path(f.__code__.co_filename).name:
                 file, line = f.__code__.co_filename, int(number)
     stated = re.search(r"TypingError: ((?:value|terms) must .*)", text)  # by the jets
-    lines = [x.strip() for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
+    if "<intrinsic interleave>" in text:  # a call in our own loop: the reason comes after it
+        text = text.partition("raised a specific error:")[2] or text
+    lines = [x.strip().removeprefix("TypingError: ") for x in re.sub(r"\x1b\[\d*m", "", text).splitlines()]
     reasons = [x for x in lines if x and not x.startswith(OURS) and "resolving callee" not in x]
     reason = stated[1] if stated else reasons[0] if reasons else text
     if stated and reason.startswith("value "):

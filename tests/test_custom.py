@@ -186,6 +186,11 @@ def broken_call(input, target):
     return np.fft.fft(d)
 
 
+def unknown_attribute(input, target):
+    d = input - target
+    return d.size + 1
+
+
 def broken_cast(input, target):
     d = input - target
     steps = int(d)
@@ -199,7 +204,8 @@ def two_results(input, target):
 @pytest.mark.parametrize(
     ("value", "line", "reason"),
     [
-        (broken_call, "return np.fft.fft(d)", "fft"),
+        (broken_call, "return np.fft.fft(d)", "Unknown attribute 'fft'"),
+        (unknown_attribute, "return d.size + 1", "Unknown attribute 'size'"),
         (broken_cast, "steps = int(d)", "int"),
         (two_results, "two_results", "one number"),
     ],
@@ -211,6 +217,7 @@ def test_an_error_leads_to_the_users_line(value, line, reason):
     text = str(caught.value)
     assert text.startswith(f"{value.__name__}: cannot be compiled")
     assert "test_custom.py" in text and line in text and reason in text
+    assert "interleave" not in text  # our own loop, of which users know nothing
 
 
 def test_malformed_definitions_are_refused():
