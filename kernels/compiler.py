@@ -1,12 +1,11 @@
-"""Numba's compiler for kernels: its passes, those that kernels need, and quicker ones in place of some.
+"""Numba's compiler for kernels: those of its passes that kernels need, and quicker ones in place of some.
 
-Kernels have no counted references: a function whose variables are of types without any has nothing to
-release. Numba says anew after most passes where each variable lives, to do that; here nothing asks for it.
+A function whose variables count no references, as nearly all of kernels, has nothing to release. Numba says
+anew after most passes where each variable lives, to release it there; here nothing asks for it.
 """
 
 import operator
 from collections import defaultdict
-from functools import cache
 from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
@@ -68,8 +67,8 @@ class Remembering:
             known = self.context._lookup_global(function)
             args = tuple(types.unliteral(a) for a in args)
         is_known = isinstance(known, (types.Function, types.NumberClass))
-        if kws or not is_known:
-            return resolve(function, args, kws)
+        if kws or not is_known or any(isinstance(a, types.Callable) for a in args):
+            return resolve(function, args, kws)  # a function that is an argument may be gone one day
         key = id(known), args
         if key not in self.found:
             self.found[key] = known, resolve(function, args, kws)
@@ -91,8 +90,9 @@ class Unspecialised(Remembering):
 # ---- passes ------------------------------------------------------------------------------------------------
 
 # Numba's passes over closures, `with`, errors made of variables, loops over tuples of different types,
-# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and
-# types, written beside the source for people. Kernels have none, and each pass looks at every statement.
+# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and those
+# that look for what Numba does not support, and write types or parallel loops down for people. Kernels have
+# none of these, and each pass looks at every statement.
 NEEDLESS = (
     WithLifting,
     InlineClosureLikes,
@@ -188,15 +188,10 @@ class Joined(PreLowerStripPhis):
         return True
 
 
-@cache
-def is_counted(context: Any, kind: Any) -> bool:
-    """Return whether objects of a type count who refers to them."""
-    return context.data_model_manager[kind].contains_nrt_meminfo()
-
-
 def counts(context: Any, typemap: dict[str, Any]) -> bool:
-    """Return whether any variable counts who refers to it."""
-    return any(is_counted(context, kind) for kind in set(typemap.values()))
+    """Return whether any variable's objects count who refers to them."""
+    models = context.data_model_manager
+    return any(models[kind].contains_nrt_meminfo() for kind in set(typemap.values()))
 
 
 @register_pass(mutates_CFG=False, analysis_only=True)

@@ -271,7 +271,6 @@ def checker(domains: tuple[tuple[float, float, bool] | None, ...], T: Any) -> An
     return njit(**SCALAR)(lambda x, t, u: first(x) & second(t) & third(u))
 
 
-@cache
 def lift(scalars: Scalars, variable: int | None) -> Any:
     """The compiled function ``(x, t, u, options) -> value, slope, curvature`` in one operand.
 

@@ -125,6 +125,7 @@ IN_ROWS, IN_COLUMNS, TURNED = range(3)
 # Of a recipe. Addresses of blocks and functions; those that no call has needed yet are 0. `HAVE` has the bits
 # of those that are there, and `INCOMPLETE` less the bits of others that are needed is a status.
 ROW_BLOCK, COLUMN_BLOCK, FEW_BLOCK, GATHER, SCATTER, GATHER_INTEGERS = range(6)
+FORMS = Form.ROWS, Form.COLUMNS, Form.FEW_COLUMNS  # of the blocks, in this order
 TURN, CARRY, WEIGH, BRING, TALLY, ARRANGE, ORDER, LAY = range(6, 14)
 BLOCKS, TURN_BIT = 1 << ROW_BLOCK | 1 << COLUMN_BLOCK | 1 << FEW_BLOCK, 1 << TURN
 MOVES = 1 << GATHER | 1 << SCATTER
@@ -684,15 +685,12 @@ def makers(functions: ScoreFunctions, request: ScoreRequest, dtype: np.dtype) ->
     )
 
 
-FORMS = Form.ROWS, Form.COLUMNS, Form.FEW_COLUMNS  # in the order of the recipe
-
-
 def block(functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype) -> int:
     """Compile a definition's block; an error in it leads to its line."""
-    if request.probabilities or form is Form.ROWS:
+    if form is Form.ROWS:
         request = request._replace(valued=True)
-    if request.probabilities and form is not Form.ROWS:
-        form = Form.ANY_COLUMNS
+    elif request.probabilities:
+        request, form = request._replace(valued=True), Form.ANY_COLUMNS
     try:
         return compile_block(functions, request, form, dtype)
     except NumbaError as error:
