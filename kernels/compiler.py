@@ -90,9 +90,9 @@ class Unspecialised(Remembering):
 # ---- passes ------------------------------------------------------------------------------------------------
 
 # Numba's passes over closures, `with`, errors made of variables, loops over tuples of different types,
-# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and those
-# that look for what Numba does not support, and write types or parallel loops down for people. Kernels have
-# none of these, and each pass looks at every statement.
+# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and
+# those that look for what Numba does not support, and write types or parallel loops down for people. Kernels
+# have none of these, and each pass looks at every statement.
 NEEDLESS = (
     WithLifting,
     InlineClosureLikes,
