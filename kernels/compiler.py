@@ -6,15 +6,18 @@ anew after most passes where each variable lives, to release it there; here noth
 
 import operator
 from collections import defaultdict
+from collections.abc import Iterable
 from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
+from llvmlite import binding as llvm
 from numba import types
-from numba.core import cgutils, interpreter, ir, ir_utils, lowering, ssa, transforms
+from numba.core import cgutils, interpreter, ir, ir_utils, lowering, ssa, transforms, utils
 from numba.core.analysis import compute_cfg_from_blocks
-from numba.core.codegen import JITCodeLibrary
+from numba.core.codegen import CodeLibrary, JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.core.compiler_machinery import register_pass
+from numba.core.compiler_machinery import PassManager, register_pass
+from numba.core.errors import ForceLiteralArg, TypingError
 from numba.core.rewrites import rewrite_registry
 from numba.core.typed_passes import (
     AnnotateTypes,
@@ -24,8 +27,10 @@ from numba.core.typed_passes import (
     NativeLowering,
     NopythonRewrites,
     NoPythonSupportedFeatureValidation,
+    NopythonTypeInference,
     PreLowerStripPhis,
 )
+from numba.core.typeinfer import ConstraintNetwork, TypeInferer, TypeVarMap
 from numba.core.untyped_passes import (
     FindLiterallyCalls,
     GenericRewrites,
@@ -42,7 +47,6 @@ from numba.core.untyped_passes import (
 
 # ---- types -------------------------------------------------------------------------------------------------
 
-SCALARS = types.Number, types.Boolean, types.IntegerLiteral, types.BooleanLiteral, types.CPointer
 APART = operator.pow, operator.ipow, pow  # have rules for literals
 
 
@@ -85,6 +89,52 @@ class Unspecialised(Remembering):
         if isinstance(function, types.Dispatcher):
             args = tuple(types.unliteral(a) for a in args)
         return super().resolve_function_type(function, args, kws)
+
+
+class Variables(TypeVarMap):
+    """A function's variables, which notes those that are asked for, and of which type they were."""
+
+    def __init__(self, context: Any) -> None:
+        super().__init__()
+        self.set_context(context)
+        self.asked: dict[Any, Any] = {}
+
+    def __getitem__(self, name):
+        variable = super().__getitem__(name)
+        self.asked.setdefault(variable, variable.type)
+        return variable
+
+
+class Constraints(ConstraintNetwork):
+    """What a function says of its variables' types, looked at again where a type that it reads has changed.
+
+    Numba looks at all of it again until nothing changes: at the least twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled: dict[Any, list[tuple[Any, Any]]] = {}
+
+    def propagate(self, typeinfer):
+        variables, errors = typeinfer.typevars, []
+        for constraint in self.constraints:
+            read = self.settled.get(constraint)
+            if read is not None and all(variable.type is kind for variable, kind in read):
+                continue
+            variables.asked = {}
+            try:
+                constraint(typeinfer)
+            except ForceLiteralArg as error:
+                errors.append(error)
+            except TypingError as error:
+                said = TypingError(str(error), loc=constraint.loc, highlighting=False)
+                errors.append(utils.chain_exception(said, error))
+            else:
+                # The variable that it settles may become more by others, and not by it again.
+                settles = getattr(constraint, "dst", None) or getattr(constraint, "target", None)
+                read = (r for r in variables.asked.items() if r[0].var != settles)
+                self.settled[constraint] = list(read)
+        return errors
 
 
 # ---- passes ------------------------------------------------------------------------------------------------
@@ -188,6 +238,26 @@ class Joined(PreLowerStripPhis):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class Typed(NopythonTypeInference):
+    """Find the variables' types."""
+
+    def run_pass(self, state):
+        function, names = state.func_ir, state.func_ir.arg_names
+        infer = TypeInferer(state.typingctx, function, None)
+        infer.typevars, infer.constraints = Variables(state.typingctx), Constraints()
+        calls = state.typingctx.callstack
+        with calls.register(state.targetctx.target, infer, function.func_id, state.args):
+            for index, (name, kind) in enumerate(zip(names, state.args, strict=True)):
+                infer.seed_argument(name, index, kind)
+            if state.return_type is not None:
+                infer.seed_return(state.return_type)
+            infer.build_constraint()
+            infer.propagate()
+            state.typemap, state.return_type, state.calltypes = infer.unify()
+        return True
+
+
 def counts(context: Any, typemap: dict[str, Any]) -> bool:
     """Return whether any variable's objects count who refers to them."""
     models = context.data_model_manager
@@ -233,7 +303,7 @@ class Uncounted(lowering.Lower):
 
     def lower_binop(self, resty, expr, op):
         signature = self.fndesc.calltypes[expr]
-        if op in APART or not all(isinstance(kind, SCALARS) for kind in signature.args):
+        if op in APART:
             return super().lower_binop(resty, expr, op)
         result = self.operate(op, (expr.lhs, expr.rhs), signature)
         return self.context.cast(self.builder, result, signature.return_type, resty)
@@ -271,26 +341,60 @@ INSTEAD: dict[Any, Any] = {
     IRLegalization: Legal,
     NativeLowering: Lowered,
 }
-BRIEFLY: dict[Any, Any] = {TranslateByteCode: Read, IRProcessing: Canonical}
+BRIEFLY: dict[Any, Any] = {
+    TranslateByteCode: Read,
+    IRProcessing: Canonical,
+    NopythonTypeInference: Typed,
+}
 
 
 # ---- compilers ---------------------------------------------------------------------------------------------
+
+
+class Passes(PassManager):
+    """A pipeline that runs passes, and no more: Numba also times each, and tells listeners of it."""
+
+    def _runPass(self, index, pss, state):
+        pss.analysis = self._analysis
+        pss.run_pass(state)
 
 
 class Whole(Compiler):
     """Compile a function that may be of any form, as definitions are."""
 
     typing: ClassVar[type[Remembering]] = Remembering
+    pipelines: ClassVar[dict[type, Passes]] = {}
 
     def define_pipelines(self):
         context = self.state.typingctx
         while isinstance(context, Remembering):
             context = context.context
         self.state.typingctx = self.typing(context)
-        managers = super().define_pipelines()
-        for manager in managers:
-            manager.passes = [(INSTEAD.get(p, p), text) for p, text in manager.passes]
-        return managers
+        if type(self) not in self.pipelines:
+            (manager,) = super().define_pipelines()
+            passes = Passes(type(self).__name__)
+            passes.passes = self.choose(manager.passes)
+            passes.finalize()
+            self.pipelines[type(self)] = passes
+        return [self.pipelines[type(self)]]
+
+    def choose(self, passes):
+        """Return the passes to run, of Numba's and their descriptions."""
+        return [(INSTEAD.get(p, p), text) for p, text in passes]
+
+
+def link(module: Any, libraries: Iterable[CodeLibrary]) -> None:
+    """Link libraries into a module of LLVM's, and those that unfinished ones are linked to."""
+    left, seen = list(libraries), set()
+    for library in left:
+        if library in seen:
+            continue
+        seen.add(library)
+        if isinstance(library, Unfinished):
+            module.link_in(llvm.parse_assembly(library.text))
+            left.extend(library.linked)
+        else:
+            module.link_in(library._get_module_for_linking(), preserve=True)
 
 
 class OnceOptimised(JITCodeLibrary):
@@ -303,7 +407,15 @@ class OnceOptimised(JITCodeLibrary):
     def _optimize_functions(self, ll_module):
         pass
 
+    def finalize(self):
+        for library in self._linking_libraries:
+            self._reload_init.update(library._reload_init)
+        link(self._final_module, self._linking_libraries)
+        self._linking_libraries = []
+        super().finalize()
+
     def _optimize_final_module(self):
+        self._final_module.verify()
         passes, builder = self._codegen._module_pass_manager()
         passes.run(self._final_module, builder)
 
@@ -318,22 +430,49 @@ class Brief(Whole):
             name = self.state.func_id.func_qualname
             self.state.library = OnceOptimised(self.state.targetctx.codegen(), name)
             self.state.library.enable_object_caching()
-        managers = super().define_pipelines()
-        for manager in managers:
-            kept = ((p, text) for p, text in manager.passes if p not in NEEDLESS)
-            manager.passes = [(BRIEFLY.get(p, p), text) for p, text in kept]
-        return managers
+        return super().define_pipelines()
+
+    def choose(self, passes):
+        kept = ((p, text) for p, text in super().choose(passes) if p not in NEEDLESS)
+        return [(BRIEFLY.get(p, p), text) for p, text in kept]
 
 
-class Unfinished(OnceOptimised):
-    """Code that is optimised, and turned into machine code, in the libraries that it is linked into only."""
+class Unfinished(CodeLibrary):
+    """A function's code as text, which LLVM reads in the libraries that it is linked into only."""
+
+    def __init__(self, codegen, name):
+        super().__init__(codegen, name)
+        self.text = ""
+        self.linked: dict[CodeLibrary, None] = {}  # in order
+
+    def add_ir_module(self, module):
+        for function in module.functions:
+            if not function.is_declaration:
+                function.linkage = "linkonce_odr"  # there may be others, and none is kept for its own sake
+        self.text = cgutils.normalize_ir_text(str(module))
+
+    def add_linking_library(self, library):
+        library._ensure_finalized()
+        self.linked[library] = None
 
     def finalize(self):
-        for library in dict.fromkeys(self._linking_libraries):
+        for library in self.linked:
             self._reload_init.update(library._reload_init)
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        self._final_module.verify()
         self._finalized = True
+
+    def _get_module_for_linking(self):
+        module = llvm.parse_assembly(self.text)
+        link(module, self.linked)
+        return module
+
+    def get_function(self, name):
+        return self._get_module_for_linking().get_function(name)
+
+    def get_llvm_str(self):
+        return self.text
+
+    def get_asm_str(self):
+        return ""  # there is none
 
 
 class Part(Whole):
