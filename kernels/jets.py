@@ -5,21 +5,27 @@ Python arithmetic, branches included; a :class:`Const` is an array element or an
 differentiated. A definition's function is compiled as it stands. Literals take the type of the Jet or Const
 that they meet, so float32 stays float32. LLVM removes whatever a kernel does not use of a Jet.
 
-The rules are written once, here, and installed into a target's type system by :func:`install`: the same
-text serves the CPU and CUDA. Conventions at kinks are PyTorch's: the slope of ``abs`` at zero is zero, and
-``maximum(a, b)`` takes the slope of its first argument at a tie, as ``clamp`` does.
+The rules are written once, here, as functions of a :class:`Dual` in plain Python. :func:`install` has a
+target's compiler generate their code (see `straight`): the same text serves the CPU and CUDA. Conventions at
+kinks are PyTorch's: the slope of ``abs`` at zero is zero, and ``maximum(a, b)`` takes the slope of its first
+argument at a tie, as ``clamp`` does.
 """
 
 import builtins
 import math as _libm
 import operator
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from . import math as nm
+from . import math
+from .straight import Code, Functions, Number, wider
 
-# Functions of one variable: value, first and second derivative, in terms of a Const.
+nm: Any = Functions()  # the functions of `math`, of numbers
+
+# Functions of one variable: value, first and second derivative, in terms of a number.
 
 
 def _exp(x):
@@ -162,33 +168,33 @@ def _square(x):
 
 # Every spelling of a function that a definition may use, and its rule.
 UNARY = {
-    _exp: (nm.exp, np.exp, _libm.exp),
-    _log: (nm.log, np.log, _libm.log),
-    _log1p: (nm.log1p, np.log1p, _libm.log1p),
-    _expm1: (nm.expm1, np.expm1, _libm.expm1),
-    _sqrt: (nm.sqrt, np.sqrt, _libm.sqrt),
-    _sigmoid: (nm.sigmoid,),
-    _softplus: (nm.softplus,),
-    _log_sigmoid: (nm.log_sigmoid,),
-    _tanh: (nm.tanh, np.tanh, _libm.tanh),
-    _sinh: (nm.sinh, np.sinh, _libm.sinh),
-    _cosh: (nm.cosh, np.cosh, _libm.cosh),
-    _sin: (nm.sin, np.sin, _libm.sin),
-    _cos: (nm.cos, np.cos, _libm.cos),
-    _tan: (nm.tan, np.tan, _libm.tan),
-    _arcsin: (nm.arcsin, np.arcsin, _libm.asin),
-    _arccos: (nm.arccos, np.arccos, _libm.acos),
-    _arctan: (nm.arctan, np.arctan, _libm.atan),
-    _arcsinh: (nm.arcsinh, np.arcsinh, _libm.asinh),
-    _arccosh: (nm.arccosh, np.arccosh, _libm.acosh),
-    _arctanh: (nm.arctanh, np.arctanh, _libm.atanh),
-    _erf: (nm.erf, _libm.erf),
-    _erfc: (nm.erfc, _libm.erfc),
-    _log_ndtr: (nm.log_ndtr,),
-    _log1mexp: (nm.log1mexp,),
-    _lgamma: (nm.lgamma, _libm.lgamma),
-    _digamma: (nm.digamma,),
-    _square: (nm.square, np.square),
+    _exp: (math.exp, np.exp, _libm.exp),
+    _log: (math.log, np.log, _libm.log),
+    _log1p: (math.log1p, np.log1p, _libm.log1p),
+    _expm1: (math.expm1, np.expm1, _libm.expm1),
+    _sqrt: (math.sqrt, np.sqrt, _libm.sqrt),
+    _sigmoid: (math.sigmoid,),
+    _softplus: (math.softplus,),
+    _log_sigmoid: (math.log_sigmoid,),
+    _tanh: (math.tanh, np.tanh, _libm.tanh),
+    _sinh: (math.sinh, np.sinh, _libm.sinh),
+    _cosh: (math.cosh, np.cosh, _libm.cosh),
+    _sin: (math.sin, np.sin, _libm.sin),
+    _cos: (math.cos, np.cos, _libm.cos),
+    _tan: (math.tan, np.tan, _libm.tan),
+    _arcsin: (math.arcsin, np.arcsin, _libm.asin),
+    _arccos: (math.arccos, np.arccos, _libm.acos),
+    _arctan: (math.arctan, np.arctan, _libm.atan),
+    _arcsinh: (math.arcsinh, np.arcsinh, _libm.asinh),
+    _arccosh: (math.arccosh, np.arccosh, _libm.acosh),
+    _arctanh: (math.arctanh, np.arctanh, _libm.atanh),
+    _erf: (math.erf, _libm.erf),
+    _erfc: (math.erfc, _libm.erfc),
+    _log_ndtr: (math.log_ndtr,),
+    _log1mexp: (math.log1mexp,),
+    _lgamma: (math.lgamma, _libm.lgamma),
+    _digamma: (math.digamma,),
+    _square: (math.square, np.square),
 }
 
 # Slope and second derivative are one number: it multiplies a sum, so that an infinite one is not multiplied
@@ -197,6 +203,345 @@ EXPONENTIAL = (_exp, _expm1)
 
 # Their slopes may be infinite where inner ones are 0.
 STEEP = (_sqrt, _sinh, _cosh, _log_ndtr, _log1mexp, _arcsin, _arccos, _arccosh, _arctanh)
+
+
+# ---- numbers that move -------------------------------------------------------------------------------------
+
+
+class Pair:
+    """Slopes by two variables; the product of two is half of what the mixed second derivative gains."""
+
+    __slots__ = ("d", "e")
+
+    def __init__(self, d: Any, e: Any) -> None:
+        self.d, self.e = d, e
+
+    def like(self, x: float) -> "Pair":
+        return Pair(self.d.like(x), self.e.like(x))
+
+    def __add__(self, other):
+        return Pair(self.d + other.d, self.e + other.e)
+
+    def __sub__(self, other):
+        return Pair(self.d - other.d, self.e - other.e)
+
+    def __mul__(self, other):
+        if isinstance(other, Pair):
+            return 0.5 * (self.d * other.e + self.e * other.d)
+        return Pair(self.d * other, self.e * other)
+
+    def __rmul__(self, other):
+        return Pair(other * self.d, other * self.e)
+
+    def __truediv__(self, other):
+        return Pair(self.d / other, self.e / other)
+
+    def __neg__(self):
+        return Pair(-self.d, -self.e)
+
+
+class Dual:
+    """A number with its slope and second derivative: a Jet; without them it does not move: a Const.
+
+    `whole` is the number that the source states, of a literal.
+    """
+
+    __slots__ = ("d", "h", "v", "whole")
+
+    def __init__(self, v: Any, d: Any = None, h: Any = None, whole: int | None = None) -> None:
+        self.v, self.d, self.h, self.whole = v, d, h, whole
+
+    @property
+    def moves(self) -> bool:
+        return self.d is not None
+
+    def like(self, x: Any) -> "Dual":
+        """Return a literal as one that does not move; a Dual as it is."""
+        return x if isinstance(x, Dual) else Dual(self.v.like(x))
+
+    def moving(self, like: "Dual") -> "Dual":
+        """Return this one with slopes of 0, if it has none."""
+        return self if self.moves else Dual(self.v, like.d.like(0), like.h.like(0))
+
+    def __add__(self, other):
+        return _add(self, self.like(other))
+
+    def __radd__(self, other):
+        return _add(self.like(other), self)
+
+    def __mul__(self, other):
+        return _multiply(self, self.like(other))
+
+    def __rmul__(self, other):
+        return _multiply(self.like(other), self)
+
+    def __rtruediv__(self, other):
+        return _divide(self.like(other), self)
+
+
+# ---- rules -------------------------------------------------------------------------------------------------
+
+Rule = Callable[..., Any]
+
+
+def _of_two(both: Rule, first: Rule, second: Rule, neither: Rule) -> Rule:
+    """Return a rule of two numbers, by which of them move."""
+
+    def rule(a: Dual, b: Dual) -> Dual:
+        of = (both if b.moves else first) if a.moves else second if b.moves else neither
+        return of(a, b)
+
+    return rule
+
+
+_add = _of_two(
+    lambda a, b: Dual(a.v + b.v, a.d + b.d, a.h + b.h),
+    lambda a, b: Dual(a.v + b.v, a.d, a.h),
+    lambda a, b: Dual(a.v + b.v, b.d, b.h),
+    lambda a, b: Dual(a.v + b.v),
+)
+_subtract = _of_two(
+    lambda a, b: Dual(a.v - b.v, a.d - b.d, a.h - b.h),
+    lambda a, b: Dual(a.v - b.v, a.d, a.h),
+    lambda a, b: Dual(a.v - b.v, -b.d, -b.h),
+    lambda a, b: Dual(a.v - b.v),
+)
+
+
+def _product(a: Dual, b: Dual) -> Dual:
+    cross = a.d * b.d
+    return Dual(a.v * b.v, a.v * b.d + a.d * b.v, a.v * b.h + a.h * b.v + (cross + cross))
+
+
+_multiply = _of_two(
+    _product,
+    lambda a, b: Dual(a.v * b.v, a.d * b.v, a.h * b.v),
+    lambda a, b: Dual(a.v * b.v, a.v * b.d, a.v * b.h),
+    lambda a, b: Dual(a.v * b.v),
+)
+
+
+# From q b = a: q' = (a' - q b') / b and q'' = (a'' - 2 q' b' - q b'') / b.
+def _quotient(a: Dual, b: Dual) -> Dual:
+    q = a.v / b.v
+    d = (a.d - q * b.d) / b.v
+    cross = d * b.d
+    return Dual(q, d, (a.h - (cross + cross) - q * b.h) / b.v)
+
+
+def _quotient_of_constant(a: Dual, b: Dual) -> Dual:
+    q = a.v / b.v
+    d = -q * b.d / b.v
+    cross = d * b.d
+    return Dual(q, d, -((cross + cross) + q * b.h) / b.v)
+
+
+_divide = _of_two(
+    _quotient,
+    lambda a, b: Dual(a.v / b.v, a.d / b.v, a.h / b.v),
+    _quotient_of_constant,
+    lambda a, b: Dual(a.v / b.v),
+)
+
+
+def _negative(a: Dual) -> Dual:
+    return Dual(-a.v, -a.d, -a.h) if a.moves else Dual(-a.v)
+
+
+def _absolute(a: Dual) -> Dual:
+    if not a.moves:
+        return Dual(abs(a.v))
+    s = nm.sign(a.v)
+    return Dual(abs(a.v), s * a.d, s * a.h)
+
+
+# In second derivatives the outer one multiplies the inner slope twice, and not its square, which may
+# overflow where it is 0.
+
+
+def _along(slope: Any, inner: Any) -> Any:
+    """The chain rule for a slope that may be infinite where the value is finite: 0 where the inner is 0.
+
+    So the square root of a square has slope 0 at 0, and not infinity times 0.
+    """
+    if isinstance(inner, Pair):
+        return Pair(_along(slope, inner.d), _along(slope, inner.e))
+    return nm.where(inner == 0, 0, slope * inner)
+
+
+def _three_powers(x: Number, n: Number, n1: Number, n2: Number) -> Any:
+    if x.code.target.function(wider(x.kind, n.kind), "powers"):
+        return nm.powers(x, n, n1, n2)
+    return nm.power(x, n), nm.power(x, n1), nm.power(x, n2)
+
+
+def _power_by_constant(a: Dual, p: Dual) -> Dual:
+    """a ** p for a constant p: the slopes stay right at a = 0 for p = 0, 1 and 2, where 0 ** 0 is 1."""
+    n, n1 = p.v, p.v - 1
+    y, y1, y2 = _three_powers(a.v, n, n1, n - 2)
+    d1, d2 = nm.where(n == 0, 0, n * y1), nm.where(n * n1 == 0, 0, n * n1 * y2)
+    return Dual(y, _along(d1, a.d), _along(d2, a.d) * a.d + _along(d1, a.h))
+
+
+def _power_of_two(a: Dual, b: Dual) -> Dual:
+    """a ** b, both of which move: at a = 0 as by a constant, and b's slope is 0 where the power is."""
+    x, n, n1 = a.v, b.v, b.v - 1
+    y, y1, y2 = _three_powers(x, n, n1, n1 - 1)
+    log = nm.log(x)
+    by_a, by_b = nm.where(n == 0, 0, n * y1), nm.where(y == 0, 0, y * log)
+    by_aa = nm.where(n * n1 == 0, 0, n * n1 * y2)
+    by_ab = y1 + n * nm.where(y1 == 0, 0, y1 * log)
+    by_bb = nm.where(y == 0, 0, by_b * log)
+    cross = _along(by_ab, a.d * b.d)
+    h = _along(by_aa, a.d) * a.d + (cross + cross) + _along(by_bb, b.d) * b.d
+    d = _along(by_a, a.d) + _along(by_b, b.d)
+    return Dual(y, d, h + _along(by_a, a.h) + _along(by_b, b.h))
+
+
+# Small whole exponents as products: exact, and no power function in the kernel.
+PRODUCTS: dict[int | None, Rule] = {
+    0: lambda a: 0 * a + 1,
+    1: lambda a: a + 0,
+    2: lambda a: a * a,
+    3: lambda a: a * a * a,
+    4: lambda a: (a * a) * (a * a),
+    -1: lambda a: 1 / a,
+    -2: lambda a: 1 / (a * a),
+}
+
+
+def _power(a: Dual, b: Dual) -> Dual:
+    if b.whole in PRODUCTS:
+        return PRODUCTS[b.whole](a)
+    if not b.moves:
+        return _power_by_constant(a, b) if a.moves else Dual(nm.power(a.v, b.v))
+    return _power_of_two(a.moving(b), b)
+
+
+def _of_one(derivatives: Rule, name: str) -> Rule:
+    """Return the rule of a function of one variable."""
+
+    def rule(a: Dual) -> Dual:
+        if not a.moves:
+            return Dual(getattr(nm, name)(a.v))
+        y, d1, d2 = derivatives(a.v)
+        if derivatives in STEEP:
+            return Dual(y, _along(d1, a.d), _along(d2, a.d) * a.d + _along(d1, a.h))
+        if derivatives in EXPONENTIAL:
+            return Dual(y, d1 * a.d, d1 * (a.d * a.d + a.h))
+        return Dual(y, d1 * a.d, d2 * a.d * a.d + d1 * a.h)
+
+    return rule
+
+
+def _without_slope(name: str) -> Rule:
+    """Return the rule of a function that occurs in derivatives of others, and has none here."""
+    return lambda a: None if a.moves else Dual(getattr(nm, name)(a.v))
+
+
+def _flat(name: str) -> Rule:
+    """Return the rule of a function whose slope is 0."""
+    return lambda a: Dual(getattr(nm, name)(a.v))
+
+
+def _moving(rule: Rule, name: str) -> Rule:
+    """Return a rule of two numbers from the one of two that move."""
+    return _of_two(
+        rule,
+        lambda a, b: rule(a, b.moving(a)),
+        lambda a, b: rule(a.moving(b), b),
+        lambda a, b: Dual(getattr(nm, name)(a.v, b.v)),
+    )
+
+
+def _logaddexp(a: Dual, b: Dual) -> Dual:
+    gap = nm.where(a.v == b.v, 0, a.v - b.v)  # of two infinities too
+    by_a, by_b, apart = nm.sigmoid(gap), nm.sigmoid(-gap), a.d - b.d
+    h = _along(by_a * by_b, apart * apart) + _along(by_a, a.h) + _along(by_b, b.h)
+    return Dual(nm.logaddexp(a.v, b.v), _along(by_a, a.d) + _along(by_b, b.d), h)
+
+
+def _arctan2(a: Dual, b: Dual) -> Dual:
+    y, x = a.v, b.v
+    size = nm.maximum(abs(y), abs(x))  # no square overflows or vanishes
+    no_angle = (size == 0) | (size == np.inf)  # no slope there is, or all are 0
+    size = nm.where(no_angle, 1, size)
+    u, v = nm.where(no_angle, 0, y) / size, nm.where(no_angle, 0, x) / size
+    square = nm.where(no_angle, 1, u * u + v * v)
+    by_a, by_b, fourth = v / square / size, -u / square / size, square * square
+    by_aa = -(u + u) * v / fourth / size / size
+    cross = _along((u - v) * (u + v) / fourth / size / size, a.d * b.d)
+    h = _along(by_aa, a.d * a.d - b.d * b.d) + (cross + cross)
+    d = _along(by_a, a.d) + _along(by_b, b.d)
+    return Dual(nm.arctan2(y, x), d, h + _along(by_a, a.h) + _along(by_b, b.h))
+
+
+def _compare(relation: Rule) -> Rule:
+    return lambda a, b: relation(a.v, b.v)
+
+
+def _choose(condition: Number, a: Any, b: Any) -> Any:
+    """`a` where the condition holds, else `b`, without a branch: of Duals, Pairs, or numbers."""
+    if isinstance(a, Pair):
+        return Pair(_choose(condition, a.d, b.d), _choose(condition, a.e, b.e))
+    if isinstance(a, Number):
+        return nm.where(condition, a, b)
+    if a.moves or b.moves:
+        a, b = a.moving(b), b.moving(a)
+        return Dual(*(_choose(condition, getattr(a, f), getattr(b, f)) for f in "vdh"))
+    return Dual(nm.where(condition, a.v, b.v))
+
+
+def _extreme(first: Rule) -> Rule:
+    # A NaN is taken wherever it stands, as NumPy's maximum does.
+    return lambda a, b: _choose(first(a.v, b.v) | (a.v != a.v), a, b)
+
+
+_maximum, _minimum = _extreme(operator.ge), _extreme(operator.le)
+
+# Every spelling of an operation, how many numbers it takes, and its rule: a function of as many Duals.
+RULES: list[tuple[tuple[Any, ...], int, Rule]] = [
+    ((operator.add, operator.iadd, np.add), 2, _add),
+    ((operator.sub, operator.isub, np.subtract), 2, _subtract),
+    ((operator.mul, operator.imul, np.multiply), 2, _multiply),
+    ((operator.truediv, operator.itruediv, np.divide, np.true_divide), 2, _divide),
+    ((operator.pow, operator.ipow, builtins.pow, np.power, _libm.pow, math.power), 2, _power),
+    *(
+        ((relation,), 2, _compare(relation))
+        for relation in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
+    ),
+    ((bool,), 1, lambda a: a.v != 0),
+    ((operator.neg, np.negative), 1, _negative),
+    ((operator.pos,), 1, lambda a: a + 0),
+    ((builtins.abs, np.abs, _libm.fabs, np.fabs), 1, _absolute),
+    ((math.sign, np.sign), 1, _flat("sign")),
+    ((math.floor, np.floor, _libm.floor), 1, _flat("floor")),
+    ((math.stop_gradient,), 1, _flat("stop_gradient")),
+    ((math.isnan, np.isnan, _libm.isnan), 1, lambda a: a.v != a.v),
+    *((spellings, 1, _of_one(rule, spellings[0].__name__)) for rule, spellings in UNARY.items()),
+    *(
+        ((function,), 1, _without_slope(function.__name__))
+        for function in (
+            math.trigamma, math.tetragamma, math.erfc_slope, math.log_ndtr_slope, math.log_ndtr_bend,
+        )
+    ),
+    ((math.logaddexp, np.logaddexp), 2, _moving(_logaddexp, "logaddexp")),
+    ((math.arctan2, np.arctan2, _libm.atan2), 2, _moving(_arctan2, "arctan2")),
+    ((builtins.max, math.maximum, np.maximum), 2, _maximum),
+    ((builtins.min, math.minimum, np.minimum), 2, _minimum),
+    ((builtins.max,), 3, lambda a, b, c: _maximum(_maximum(a, b), c)),
+    ((builtins.min,), 3, lambda a, b, c: _minimum(_minimum(a, b), c)),
+    ((np.clip,), 3, lambda a, low, high: _minimum(_maximum(a, low), high)),
+    ((math.where, np.where), 3, _choose),  # the first of these three is a condition
+    ((math.xlogy,), 2, lambda a, b: _choose(a.v == 0, a.like(0), a * _of_one(_log, "log")(b))),
+]  # fmt: skip
+
+# Numba takes a function's parameters from its own.
+OF_NUMBERS: dict[int, Callable[[Any], Any]] = {
+    1: lambda f: lambda typingctx, a: f(typingctx, a),
+    2: lambda f: lambda typingctx, a, b: f(typingctx, a, b),
+    3: lambda f: lambda typingctx, a, b, c: f(typingctx, a, b, c),
+}
 
 
 class Jets:
@@ -211,11 +556,13 @@ def install(target: Any, mixed: bool = False) -> Any:
 
     Parameters
     ----------
-    target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, overload,
-        lower_cast, jit``: the parts of the target's Numba, its type classes and its extension decorators.
+    target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, lower_cast, jit``,
+        the parts of the target's Numba, its type classes and its extension decorators; ``teach(function,
+        known, prefer_literal)``, which lets Numba ask `known` for a function's types and code, as it asks an
+        intrinsic; and ``function(kind, name)``: see `straight.Code`.
     mixed : bool
         Whether Jets carry slopes by two variables and the mixed second derivative. The rules are the same:
-        a slope is then a `Pair`, and the product of two slopes is half of what the mixed derivative gains.
+        a slope is then a `Pair`.
 
     Returns
     -------
@@ -225,10 +572,9 @@ def install(target: Any, mixed: bool = False) -> Any:
     target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
-    overload = target.overload
-    Number = types.Number | types.IntEnumMember  # the latter is an integer, but no number to Numba
+    Plain = types.Number | types.IntEnumMember  # the latter is an integer, but no number to Numba
 
-    class Dual(types.Type):  # type: ignore[name-defined]
+    class DualType(types.Type):  # type: ignore[name-defined]
         fields: tuple[str, ...] = ()
 
         def __init__(self, T):
@@ -240,38 +586,38 @@ def install(target: Any, mixed: bool = False) -> Any:
             return self.T
 
         def can_convert_from(self, typingctx, other):
-            if isinstance(other, Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+            if isinstance(other, Plain) or (isinstance(self, Jet) and isinstance(other, Const)):
                 return typingctx.can_convert(types.int64, types.float64)  # safe, and worse than exact
             return None
 
         def unify(self, typingctx, other):
-            if isinstance(other, Number) or (isinstance(self, Jet) and isinstance(other, Const)):
+            if isinstance(other, Plain) or (isinstance(self, Jet) and isinstance(other, Const)):
                 return self
             return None
 
-    class Jet(Dual):
+    class Jet(DualType):
         """Value, first and second derivative."""
 
         fields = ("v", "d", "h")
 
-    class Const(Dual):
+    class Const(DualType):
         """A number that is not differentiated, and gives its type to literals."""
 
         fields = ("v",)
 
-    class Pair(types.Type):  # type: ignore[name-defined]
+    class PairType(types.Type):  # type: ignore[name-defined]
         """Slopes by two variables."""
 
         fields = ("d", "e")
 
         def __init__(self, T):
             self.T = T
-            super().__init__(f"Pair({T})")
+            super().__init__(f"PairType({T})")
 
     def kind_of_field(type_, field):
-        return Pair(type_.T) if mixed and isinstance(type_, Jet) and field == "d" else type_.T
+        return PairType(type_.T) if mixed and isinstance(type_, Jet) and field == "d" else type_.T
 
-    for kind in (Jet, Const, Pair):
+    for kind in (Jet, Const, PairType):
 
         @target.register_model(kind)
         class Model(target.models.StructModel):
@@ -291,7 +637,7 @@ def install(target: Any, mixed: bool = False) -> Any:
 
     def number(context, builder, type_, value, T):
         """The plain value of a Jet, a Const or a number, in the arithmetic type."""
-        if isinstance(type_, Dual):
+        if isinstance(type_, DualType):
             return get(context, builder, type_, value, "v")
         if isinstance(type_, types.IntEnumMember):
             value, type_ = context.cast(builder, value, type_, type_.dtype), type_.dtype
@@ -305,411 +651,71 @@ def install(target: Any, mixed: bool = False) -> Any:
     def to_dual(context, builder, fromty, toty, value):
         return build(context, builder, toty, number(context, builder, fromty, value, toty.T))
 
-    @intrinsic
-    def jet(typingctx, v, d, h):
-        def codegen(context, builder, sig, args):
-            return build(context, builder, sig.return_type, *args)
+    # ---- rules ------------------------------------------------------------------------------------
+    def operand(code, kind, value, T):
+        """An argument as a rule takes it; a plain number has the arithmetic type."""
+        if isinstance(kind, types.IntegerLiteral):
+            return Dual(code.constant(T, kind.literal_value), whole=kind.literal_value)
 
-        return Jet(v)(v, d, h), codegen
+        def part(of, value, field):
+            kind = kind_of_field(of, field)
+            return code.number(kind, lambda: get(code.context, code.builder, of, value, field))
 
-    @intrinsic
-    def const(typingctx, v):
-        def codegen(context, builder, sig, args):
-            return build(context, builder, sig.return_type, *args)
+        if isinstance(kind, Const):
+            return Dual(part(kind, value, "v"))
+        if not isinstance(kind, Jet):
+            return Dual(code.number(T, lambda: number(code.context, code.builder, kind, value, T)))
+        v, d, h = (part(kind, value, field) for field in "vdh")
+        return Dual(v, Pair(*(part(d.kind, d.value, field) for field in "de")) if mixed else d, h)
 
-        return Const(v)(v), codegen
+    def pack(code, made, T):
+        """A rule's result as a value of its type."""
+        if isinstance(made, Number):
+            return made.cast(T).value
+        kind = PairType(T) if isinstance(made, Pair) else kind_of(made)
+        parts = (pack(code, getattr(made, field), kind.T) for field in kind.fields)
+        return build(code.context, code.builder, kind, *parts)
 
-    @intrinsic
-    def val(typingctx, x, like):
-        """The plain value of `x`, in the arithmetic type of `like` (or of `x`, a Jet or Const itself)."""
-        T = x.T if isinstance(x, Dual) else like.T
+    def kind_of(made):
+        if isinstance(made, Number):
+            return made.kind
+        return (Jet if made.moves else Const)(made.v.kind)
 
-        def codegen(context, builder, sig, args):
-            return number(context, builder, sig.args[0], args[0], sig.return_type)
+    def taught(rule, chooses):
+        """A rule as Numba asks for it: the types of a call, and how its code is generated."""
 
-        return T(x, like), codegen
+        def known(typingctx, *kinds):
+            duals = [kind for kind in kinds if isinstance(kind, DualType)]
+            plain = [kind for kind in kinds if not isinstance(kind, DualType)]
+            if not duals or not all(isinstance(kind, Plain | types.Boolean) for kind in plain):
+                return None
+            if chooses and isinstance(kinds[0], DualType):
+                return None  # a condition is true or false
+            T = reduce(wider, (kind.T for kind in duals))
 
-    def getter(field):
-        @intrinsic
-        def getfield(typingctx, x):
+            def apply(code, values):
+                operands = [operand(code, k, v, T) for k, v in zip(kinds, values, strict=True)]
+                if chooses:
+                    operands[0] = Number(code, kinds[0], values[0]).cast(types.boolean)
+                return rule(*operands)
+
+            result = apply(Code(target, typingctx), [None] * len(kinds))
+            if result is None:
+                return None
+
             def codegen(context, builder, sig, args):
-                return get(context, builder, sig.args[0], args[0], field)
+                code = Code(target, context.typing_context, context, builder)
+                made = apply(code, args)
+                return pack(code, made, kind_of(made))
 
-            return kind_of_field(x, field)(x), codegen
+            return kind_of(result)(*kinds), codegen
 
-        return getfield
+        return known
 
-    V, D, H = map(getter, "vdh")
-
-    @intrinsic
-    def choose(typingctx, condition, a, b):
-        """`a` where the condition holds, else `b`, without a branch."""
-        duals = [x for x in (a, b) if isinstance(x, Dual)]
-        result = next((x for x in duals if isinstance(x, Jet)), duals[0])
-
-        def codegen(context, builder, sig, args):
-            a, b = (context.cast(builder, x, t, result) for x, t in zip(args[1:], sig.args[1:], strict=True))
-            c = context.cast(builder, args[0], sig.args[0], types.boolean)
-            return build(
-                context,
-                builder,
-                result,
-                *(
-                    builder.select(
-                        c, get(context, builder, result, a, f), get(context, builder, result, b, f)
-                    )
-                    for f in result.fields
-                ),
-            )
-
-        return result(condition, a, b), codegen
-
-    # ---- pairs ------------------------------------------------------------------------------------
-    @intrinsic
-    def pair(typingctx, d, e):
-        def codegen(context, builder, sig, args):
-            return build(context, builder, sig.return_type, *args)
-
-        return Pair(d)(d, e), codegen
-
-    def of_pairs(function, both, first=None, second=None):
-        """Rules for two Pairs, a Pair and a number, a number and a Pair."""
-
-        def rule(a, b):
-            kinds = isinstance(a, Pair), isinstance(b, Pair)
-            if not all(isinstance(t, Pair | types.Float) for t in (a, b)):
-                return None
-            return {(True, True): both, (True, False): first, (False, True): second}.get(kinds)
-
-        overload(function)(rule)
-
-    E = getter("e")
-    if mixed:
-        of_pairs(operator.add, lambda a, b: pair(D(a) + D(b), E(a) + E(b)))
-        of_pairs(operator.sub, lambda a, b: pair(D(a) - D(b), E(a) - E(b)))
-        of_pairs(
-            operator.mul,
-            lambda a, b: type(D(a))(0.5) * (D(a) * E(b) + E(a) * D(b)),
-            lambda a, b: pair(D(a) * b, E(a) * b),
-            lambda a, b: pair(a * D(b), a * E(b)),
-        )
-        of_pairs(operator.truediv, None, lambda a, b: pair(D(a) / b, E(a) / b))
-        overload(operator.neg)(
-            lambda a: (lambda a: pair(-D(a), -E(a))) if isinstance(a, Pair) else None,
-        )
-
-    # ---- arithmetic -------------------------------------------------------------------------------
-    def teach(spellings: tuple[Any, ...], rule: Any, **options: Any) -> None:
-        for f in spellings:
-            overload(f, **options)(rule)
-
-    def kind_of(t):
-        if isinstance(t, Jet):
-            return "j"
-        if isinstance(t, Const):
-            return "c"
-        return "n" if isinstance(t, Number | types.Boolean) else ""
-
-    def binary(spellings, jj, jc, cj, cc):
-        """Rules for two Jets, Jet and constant, constant and Jet, two constants, for every spelling."""
-        rules = {"jj": jj, "jc": jc, "jn": jc, "cj": cj, "nj": cj, "cc": cc, "cn": cc, "nc": cc}
-        teach(spellings, lambda a, b: rules.get(kind_of(a) + kind_of(b)))
-
-    binary(
-        (operator.add, operator.iadd, np.add),
-        lambda a, b: jet(V(a) + V(b), D(a) + D(b), H(a) + H(b)),
-        lambda a, b: jet(V(a) + val(b, a), D(a), H(a)),
-        lambda a, b: jet(val(a, b) + V(b), D(b), H(b)),
-        lambda a, b: const(val(a, b) + val(b, a)),
-    )
-    binary(
-        (operator.sub, operator.isub, np.subtract),
-        lambda a, b: jet(V(a) - V(b), D(a) - D(b), H(a) - H(b)),
-        lambda a, b: jet(V(a) - val(b, a), D(a), H(a)),
-        lambda a, b: jet(val(a, b) - V(b), -D(b), -H(b)),
-        lambda a, b: const(val(a, b) - val(b, a)),
-    )
-
-    def times(a, b):
-        cross = D(a) * D(b)
-        return jet(V(a) * V(b), V(a) * D(b) + D(a) * V(b), V(a) * H(b) + H(a) * V(b) + (cross + cross))
-
-    binary(
-        (operator.mul, operator.imul, np.multiply),
-        times,
-        lambda a, b: jet(V(a) * val(b, a), D(a) * val(b, a), H(a) * val(b, a)),
-        lambda a, b: jet(val(a, b) * V(b), val(a, b) * D(b), val(a, b) * H(b)),
-        lambda a, b: const(val(a, b) * val(b, a)),
-    )
-
-    # From q b = a: q' = (a' - q b') / b and q'' = (a'' - 2 q' b' - q b'') / b.
-    def over(a, b):
-        q = V(a) / V(b)
-        d = (D(a) - q * D(b)) / V(b)
-        cross = d * D(b)
-        return jet(q, d, (H(a) - (cross + cross) - q * H(b)) / V(b))
-
-    def over_jet(a, b):
-        q = val(a, b) / V(b)
-        d = -q * D(b) / V(b)
-        cross = d * D(b)
-        return jet(q, d, -((cross + cross) + q * H(b)) / V(b))
-
-    binary(
-        (operator.truediv, operator.itruediv, np.divide, np.true_divide),
-        over,
-        lambda a, b: jet(V(a) / val(b, a), D(a) / val(b, a), H(a) / val(b, a)),
-        over_jet,
-        lambda a, b: const(val(a, b) / val(b, a)),
-    )
-
-    # In second derivatives the outer one multiplies the inner slope twice, and not its square, which may
-    # overflow where it is 0.
-
-    @jit
-    def along(slope, inner):
-        """The chain rule for a slope that may be infinite where the value is finite: 0 where the inner is 0.
-
-        So the square root of a square has slope 0 at 0, and not infinity times 0.
-        """
-        zero = type(inner)(0)
-        return nm.where(inner == zero, zero, slope * inner)
-
-    @jit
-    def along_pair(slope, inner):
-        return pair(along(slope, D(inner)), along(slope, E(inner)))
-
-    along_slope = along_pair if mixed else along
-
-    @jit
-    def three_powers(x, n, n1, n2):
-        return nm.power(x, n), nm.power(x, n1), nm.power(x, n2)
-
-    powers = getattr(target, "powers", three_powers)
-
-    @jit
-    def powered(a, p):
-        """a ** p for a constant p: the slopes stay right at a = 0 for p = 0, 1 and 2, where 0 ** 0 is 1."""
-        n, x, zero = V(p), V(a), V(0 * p)
-        n1, n2 = V(p - 1), V(p - 2)
-        y, y1, y2 = powers(x, n, n1, n2)
-        d1 = zero if n == zero else n * y1
-        d2 = zero if n * n1 == zero else n * n1 * y2
-        return jet(y, along_slope(d1, D(a)), along_slope(d2, D(a)) * D(a) + along(d1, H(a)))
-
-    @jit
-    def power_of_jets(a, b):
-        """a ** b, both of which move: at a = 0 as `powered`, and b's slope is 0 where the power is."""
-        x, n = V(a), V(b)
-        zero, one = type(n)(0), type(n)(1)
-        n1 = n - one
-        y, y1, y2 = powers(x, n, n1, n1 - one)
-        log = nm.log(x)
-        by_a = zero if n == zero else n * y1
-        by_b = nm.where(y == zero, zero, y * log)
-        by_aa = zero if n * n1 == zero else n * n1 * y2
-        by_ab = y1 + n * nm.where(y1 == zero, zero, y1 * log)
-        by_bb = nm.where(y == zero, zero, by_b * log)
-        cross = along(by_ab, D(a) * D(b))
-        h = along_slope(by_aa, D(a)) * D(a) + (cross + cross) + along_slope(by_bb, D(b)) * D(b)
-        d = along_slope(by_a, D(a)) + along_slope(by_b, D(b))
-        return jet(y, d, h + along(by_a, H(a)) + along(by_b, H(b)))
-
-    def power_of_constant(a, b):
-        x = val(a, b)
-        return power_of_jets(jet(x, D(b) - D(b), H(b) - H(b)), b)
-
-    def power_literal(exponent):
-        """Small whole exponents as products: exact, and no power function in the kernel."""
-        return {
-            0: lambda a, b: 0 * a + 1,
-            1: lambda a, b: a + 0,
-            2: lambda a, b: a * a,
-            3: lambda a, b: a * a * a,
-            4: lambda a, b: (a * a) * (a * a),
-            -1: lambda a, b: 1 / a,
-            -2: lambda a, b: 1 / (a * a),
-        }.get(exponent)
-
-    def power_rule(a, b):
-        kinds = kind_of(a) + kind_of(b)
-        if isinstance(b, types.IntegerLiteral) and kinds in ("jn", "cn"):
-            rule = power_literal(b.literal_value)
-            if rule is not None:
-                return rule
-        if kinds in ("jc", "jn"):
-            return lambda a, b: powered(a, const(val(b, a)))
-        if kinds == "jj":
-            return lambda a, b: power_of_jets(a, b)
-        if kinds in ("cj", "nj"):
-            return power_of_constant
-        if kinds in ("cc", "cn", "nc"):
-            return lambda a, b: const(nm.power(val(a, b), val(b, a)))
-        return None
-
-    powers_by_name = operator.pow, operator.ipow, builtins.pow, np.power, _libm.pow, nm.power
-    teach(powers_by_name, power_rule, prefer_literal=True)
-
-    def meet(a, b):
-        """Whether these are two operands of which one at least is a Jet or a Const."""
-        return kind_of(a) + kind_of(b) not in ("", "n", "nn", "j", "c")
-
-    def comparison(compare):
-        def rule(a, b):
-            return (lambda a, b: compare(val(a, b), val(b, a))) if meet(a, b) else None
-
-        overload(compare)(rule)
-
-    for f in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
-        comparison(f)
-
-    overload(bool)(lambda a: (lambda a: V(a) != V(0 * a)) if isinstance(a, Dual) else None)
-
-    def negative(a):
-        return {"j": lambda a: jet(-V(a), -D(a), -H(a)), "c": lambda a: const(-V(a))}.get(kind_of(a))
-
-    teach((operator.neg, np.negative), negative)
-    overload(operator.pos)(lambda a: (lambda a: a + 0) if isinstance(a, Dual) else None)
-
-    def absolute(a):
-        def of_jet(a):
-            s = val(nm.sign(V(a)), a)
-            return jet(abs(V(a)), s * D(a), s * H(a))
-
-        return {"j": of_jet, "c": lambda a: const(abs(V(a)))}.get(kind_of(a))
-
-    teach((builtins.abs, np.abs, _libm.fabs, np.fabs), absolute)
-    teach(
-        (nm.sign, np.sign),
-        lambda a: (lambda a: const(nm.sign(V(a)))) if isinstance(a, Dual) else None,
-    )
-    teach(
-        (nm.isnan, np.isnan, _libm.isnan),
-        lambda a: (lambda a: V(a) != V(a)) if isinstance(a, Dual) else None,
-    )
-
-    def unary(derivatives, spellings):
-        at, function = jit(derivatives), spellings[0]
-
-        def of_jet(a):
-            y, d1, d2 = at(const(V(a)))
-            return jet(V(y), V(d1) * D(a), V(d2) * D(a) * D(a) + V(d1) * H(a))
-
-        def of_steep(a):
-            y, d1, d2 = at(const(V(a)))
-            return jet(V(y), along_slope(V(d1), D(a)), along_slope(V(d2), D(a)) * D(a) + along(V(d1), H(a)))
-
-        def of_exponential(a):
-            y, d, _ = at(const(V(a)))
-            return jet(V(y), V(d) * D(a), V(d) * (D(a) * D(a) + H(a)))
-
-        def of_const(a):
-            return const(function(V(a)))
-
-        rule = of_steep if derivatives in STEEP else of_exponential if derivatives in EXPONENTIAL else of_jet
-        teach(spellings, lambda a: {"j": rule, "c": of_const}.get(kind_of(a)))
-
-    for derivatives, spellings in UNARY.items():
-        unary(derivatives, spellings)
-
-    def slope_only(function):
-        """A function that occurs in derivatives of others, and has none here."""
-        rule = {"c": lambda a: const(function(V(a)))}
-        teach((function,), lambda a: rule.get(kind_of(a)))
-
-    for function in (nm.trigamma, nm.tetragamma, nm.erfc_slope, nm.log_ndtr_slope, nm.log_ndtr_bend):
-        slope_only(function)
-
-    # ---- functions of two variables ----------------------------------------------------------------
-    @intrinsic
-    def still(typingctx, x, like):
-        """A number or a Const as a Jet that does not move."""
-
-        def codegen(context, builder, sig, args):
-            return context.cast(builder, args[0], sig.args[0], sig.return_type)
-
-        return like(x, like), codegen
-
-    def of_two(spellings, rule):
-        at, function = jit(rule), spellings[0]
-        binary(
-            spellings,
-            lambda a, b: at(a, b),
-            lambda a, b: at(a, still(b, a)),
-            lambda a, b: at(still(a, b), b),
-            lambda a, b: const(function(val(a, b), val(b, a))),
-        )
-
-    def logaddexp(a, b):
-        x, y = V(a), V(b)
-        gap = nm.where(x == y, type(x)(0), x - y)  # of two infinities too
-        by_a, by_b, apart = nm.sigmoid(gap), nm.sigmoid(-gap), D(a) - D(b)
-        h = along(by_a * by_b, apart * apart) + along(by_a, H(a)) + along(by_b, H(b))
-        return jet(nm.logaddexp(x, y), along_slope(by_a, D(a)) + along_slope(by_b, D(b)), h)
-
-    def arctan2(a, b):
-        y, x = V(a), V(b)
-        zero, one = type(x)(0), type(x)(1)
-        size = nm.maximum(abs(y), abs(x))  # no square overflows or vanishes
-        no_angle = (size == zero) | (size == type(x)(np.inf))  # no slope there is, or all are 0
-        size = nm.where(no_angle, one, size)
-        u, v = nm.where(no_angle, zero, y) / size, nm.where(no_angle, zero, x) / size
-        square = nm.where(no_angle, one, u * u + v * v)
-        by_a, by_b, fourth = v / square / size, -u / square / size, square * square
-        by_aa = -(u + u) * v / fourth / size / size
-        cross = along((u - v) * (u + v) / fourth / size / size, D(a) * D(b))
-        h = along(by_aa, D(a) * D(a) - D(b) * D(b)) + (cross + cross)
-        d = along_slope(by_a, D(a)) + along_slope(by_b, D(b))
-        return jet(nm.arctan2(y, x), d, h + along(by_a, H(a)) + along(by_b, H(b)))
-
-    of_two((nm.logaddexp, np.logaddexp), logaddexp)
-    of_two((nm.arctan2, np.arctan2, _libm.atan2), arctan2)
-
-    # ---- functions without slopes -------------------------------------------------------------------
-    def flat(spellings, function):
-        teach(spellings, lambda a: (lambda a: const(function(V(a)))) if isinstance(a, Dual) else None)
-
-    flat((nm.floor, np.floor, _libm.floor), nm.floor)
-    flat((nm.stop_gradient,), nm.stop_gradient)
-
-    # ---- choices ----------------------------------------------------------------------------------
-    def extreme(spellings, first):
-        def rule(a, b):
-            if not meet(a, b):
-                return None
-            # A NaN is taken wherever it stands, as NumPy's maximum does.
-            return lambda a, b: choose(first(val(a, b), val(b, a)) | (val(a, b) != val(a, b)), a, b)
-
-        def rule_of_three(a, b, c):
-            if any(isinstance(t, Dual) for t in (a, b, c)):
-                return lambda a, b, c: function(function(a, b), c)
-            return None
-
-        function = spellings[0]
-        teach(spellings, rule)
-        teach(spellings[:1], rule_of_three)
-
-    extreme((builtins.max, nm.maximum, np.maximum), operator.ge)
-    extreme((builtins.min, nm.minimum, np.minimum), operator.le)
-
-    def clip(a, low, high):
-        if any(isinstance(t, Dual) for t in (a, low, high)):
-            return lambda a, low, high: nm.minimum(nm.maximum(a, low), high)
-        return None
-
-    teach((np.clip,), clip)
-
-    def where(condition, a, b):
-        if isinstance(condition, Number | types.Boolean) and meet(a, b):
-            return lambda condition, a, b: choose(condition, a, b)
-        return None
-
-    teach((nm.where, np.where), where)
-
-    def xlogy(a, b):
-        return (lambda a, b: nm.where(a == 0, 0, a * nm.log(b))) if meet(a, b) else None
-
-    overload(nm.xlogy)(xlogy)
+    for spellings, count, rule in RULES:
+        known = OF_NUMBERS[count](taught(rule, chooses=rule is _choose))
+        for function in spellings:
+            target.teach(function, known, prefer_literal=rule is _power)
 
     # ---- what kernels call ------------------------------------------------------------------------
     def seed(arity, variable, absent=()):
@@ -799,7 +805,7 @@ def install(target: Any, mixed: bool = False) -> Any:
     @intrinsic
     def parts(typingctx, y, like):
         """Value, slope and curvature as plain numbers; those of a constant are zero. Of a pair, the first."""
-        if not isinstance(y, Dual | Number | types.Boolean):
+        if not isinstance(y, DualType | Plain | types.Boolean):
             raise target.TypingError(f"value must return one number, not {y}")
 
         def codegen(context, builder, sig, args):
@@ -807,7 +813,7 @@ def install(target: Any, mixed: bool = False) -> Any:
             if isinstance(y_type, Jet):
                 out = [get(context, builder, y_type, args[0], f) for f in "vdh"]
                 if mixed:
-                    out[1] = get(context, builder, Pair(y_type.T), out[1], "d")
+                    out[1] = get(context, builder, PairType(y_type.T), out[1], "d")
             else:
                 zero = context.get_constant(T, 0)
                 out = [number(context, builder, y_type, args[0], T), zero, zero]
@@ -832,7 +838,7 @@ def install(target: Any, mixed: bool = False) -> Any:
                 for k, (type_, value) in enumerate(zip(sig.return_type, values, strict=True)):
                     slopes = [context.get_constant(type_.T, k == variable) for variable in variables]
                     if mixed:
-                        slopes = [build(context, builder, Pair(type_.T), *slopes)]
+                        slopes = [build(context, builder, PairType(type_.T), *slopes)]
                     out.append(build(context, builder, type_, value, *slopes))
                 return context.make_tuple(builder, sig.return_type, out)
 
@@ -914,7 +920,7 @@ def install(target: Any, mixed: bool = False) -> Any:
         @intrinsic
         def parts_of(typingctx, ys, like):
             kinds = tuple(ys) if isinstance(ys, types.BaseTuple) else (ys,)
-            if len(kinds) != count or not all(isinstance(t, Dual | Number) for t in kinds):
+            if len(kinds) != count or not all(isinstance(t, DualType | Plain) for t in kinds):
                 raise target.TypingError(f"terms must return {count} number(s), not {ys}")
             result = types.UniTuple(types.UniTuple(like, count), 3)
 

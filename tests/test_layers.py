@@ -66,7 +66,7 @@ def test_imports_point_downward(module):
 
 
 def test_kernels_of_shared_code_import_no_device():
-    shared = "spec layout chunks counts class_weights math jets bind devices inside"
+    shared = "spec layout chunks counts class_weights math straight jets bind devices inside"
     for module in shared.split():
         assert not [n for n in IMPORTS[f"kernels.{module}"] if n.startswith(("kernels.cpu", "kernels.cuda"))]
 

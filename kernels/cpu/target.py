@@ -1,7 +1,7 @@
 """Numba's CPU target: compile flags, and the parts that `kernels.jets` installs its rules with."""
 
 import os
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +11,8 @@ from numba.core import cgutils, config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing.templates import infer, infer_global, make_intrinsic_template
+from numba.extending import intrinsic, models, register_model
 
 from .. import jets, math
 from ..compiler import Brief, Linked, Part
@@ -208,6 +209,13 @@ def max_of_lanes(typingctx, lanes, count):
     return lanes.dtype(lanes, count), _fold(_larger)
 
 
+def teach(function: Any, known: Any, prefer_literal: bool) -> None:
+    """Let Numba ask `known` for a function's types and code, as it asks an intrinsic."""
+    template = make_intrinsic_template(function, known, function.__name__, prefer_literal=prefer_literal)
+    infer(template)
+    infer_global(function, types.Function(template))
+
+
 @cache
 def derivatives(mixed: bool = False) -> Any:
     """The jets, installed for the CPU when first asked for; those of mixed second derivatives are others."""
@@ -220,9 +228,9 @@ def derivatives(mixed: bool = False) -> Any:
             models=models,
             register_model=register_model,
             lower_cast=lower_cast,
-            overload=partial(overload, jit_options=SCALAR),
+            teach=teach,
+            function=lambda kind, name: math.CPU[kind].get(name),
             jit=njit(**SCALAR | {"pipeline_class": Part}),
-            powers=math.powers,
         ),
         mixed,
     )
