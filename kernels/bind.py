@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from .branches import chosen
+
 HERE = Path(__file__).parent
 
 
@@ -116,7 +118,7 @@ def _copy(
 ) -> Any:
     """A bound copy of a template, and of what it calls."""
     copy = types.FunctionType(
-        template.__code__,
+        chosen(template, scope),
         {**template.__globals__, **scope},
         template.__name__,
         template.__defaults__,

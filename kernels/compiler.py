@@ -5,8 +5,9 @@ anew after most passes where each variable lives, to release it there; here noth
 """
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import partial
 from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
@@ -17,7 +18,12 @@ from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.codegen import CodeLibrary, JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import PassManager, register_pass
-from numba.core.errors import ForceLiteralArg, TypingError
+from numba.core.errors import (  # type: ignore[attr-defined]
+    ForceLiteralArg,
+    LoweringError,
+    TypingError,
+    new_error_context,
+)
 from numba.core.rewrites import rewrite_registry
 from numba.core.typed_passes import (
     AnnotateTypes,
@@ -168,6 +174,24 @@ class Reader(interpreter.Interpreter):
         return super().post_process([look for look in peepholes if look not in UNREAD], func_ir)
 
 
+def names(statement: Any) -> list[str]:
+    """Return the names of a statement's variables, that of an assigned one first."""
+    if type(statement) is not ir.Assign:
+        return [variable.name for variable in statement.list_vars()]
+    found, value = [statement.target.name], statement.value
+    if type(value) is ir.Var:
+        found.append(value.name)
+    elif type(value) is ir.Expr:
+        for part in value._kws.values():
+            if type(part) is ir.Var:
+                found.append(part.name)
+            elif isinstance(part, (list, tuple, dict, ir.Inst)):
+                found += (variable.name for variable in value._rec_list_vars(part))
+    elif isinstance(value, ir.Inst):
+        found += (variable.name for variable in value.list_vars())
+    return found
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class Read(TranslateByteCode):
     """Read a function's bytecode."""
@@ -211,12 +235,26 @@ class Versions(ReconstructSSA):
         blocks = state.func_ir.blocks
         graph = compute_cfg_from_blocks(blocks)
         fronts, used = ssa._iterated_domfronts(graph), ssa._CacheListVars()
-        where = defaultdict(set)
+        assigned_in, used_in, where = defaultdict(list), defaultdict(set), defaultdict(set)
         for label, block in blocks.items():
             for statement in block.body:
-                for variable in statement.list_vars():
-                    where[variable.name].add(label)
-        for name in ssa._find_defs_violators(blocks, graph):
+                target = statement.target.name if type(statement) is ir.Assign else None
+                for name in names(statement):
+                    where[name].add(label)
+                    if name != target:
+                        used_in[name].add(label)
+                if target:
+                    assigned_in[target].append(label)
+        # Those assigned more than once, or used where it is not certain that they are assigned before.
+        before = graph.dominators()
+        several = [name for name, labels in assigned_in.items() if len(labels) > 1]
+        several += (
+            name
+            for name, labels in used_in.items()
+            if len(assigned_in[name]) < 2
+            and not all(before[label].intersection(assigned_in[name]) for label in labels)
+        )
+        for name in several:
             some = {label: block for label, block in blocks.items() if label in where[name]}
             renamed, assigned = ssa._fresh_vars(some, name)
             blocks.update(renamed)
@@ -281,6 +319,29 @@ class Uncounted(lowering.Lower):
             self.incref = self.decref = lambda kind, value: None
         self.operators = {}
 
+    def _find_singly_assigned_variable(self):
+        assigned, where = Counter(), defaultdict(set)
+        for label, block in self.blocks.items():
+            for statement in block.body:
+                for name in names(statement):
+                    where[name].add(label)
+                if type(statement) is ir.Assign:
+                    assigned[statement.target.name] += 1
+        self._singly_assigned_vars = {n for n, k in assigned.items() if k == 1 and len(where[n]) == 1}
+        self._blk_local_varmap = {}
+
+    def lower_block(self, block):
+        self.pre_block(block)
+        try:
+            for inst in block.body:
+                self.loc = inst.loc
+                self.lower_inst(inst)
+        except Exception:
+            wrong = partial(LoweringError, loc=self.loc)
+            with new_error_context('lowering "{inst}" at {loc}', inst=inst, loc=self.loc, errcls_=wrong):
+                raise
+        self.post_block(block)
+
     def alloca_lltype(self, name, lltype, datamodel=None):
         if self.flags.debuginfo:
             return super().alloca_lltype(name, lltype, datamodel)
@@ -290,16 +351,15 @@ class Uncounted(lowering.Lower):
         """Generate an operator's code; its result is of the signature's type."""
         key = op, signature.args
         if key not in self.operators:
-            typing = self.context.typing_context
-            known = typing.resolve_value_type(op)
-            found = known.get_call_type(typing, signature.args, {})
-            self.operators[key] = self.context.get_function(known, found)
-        names = [variable.name for variable in variables]
+            typing = Remembering(self.context.typing_context)
+            found = typing.resolve_function_type(op, signature.args, {})
+            self.operators[key] = found.args, self.context.get_function(typing.resolve_value_type(op), found)
+        kinds, generate = self.operators[key]
         given = [
-            self.context.cast(self.builder, self.loadvar(name), self.typeof(name), kind)
-            for name, kind in zip(names, signature.args, strict=True)
+            self.context.cast(self.builder, self.loadvar(variable.name), self.typeof(variable.name), kind)
+            for variable, kind in zip(variables, kinds, strict=True)
         ]
-        return self.operators[key](self.builder, given)
+        return generate(self.builder, given)
 
     def lower_binop(self, resty, expr, op):
         signature = self.fndesc.calltypes[expr]
@@ -317,6 +377,10 @@ class Uncounted(lowering.Lower):
         return self.context.cast(self.builder, result, signature.return_type, resty)
 
     def lower_inst(self, inst):
+        if isinstance(inst, ir.Assign) and not self.flags.debuginfo and not self._loc_notify_registry:
+            # What Numba does, but for telling debuggers, and for putting the statement in words.
+            name = inst.target.name
+            return self.storevar(self.lower_assign(self.typeof(name), inst), name)
         if not isinstance(inst, (ir.SetItem, ir.StaticSetItem)) or not self.is_pointer(inst.target):
             return super().lower_inst(inst)
         index = inst.index if isinstance(inst, ir.SetItem) else inst.index_var

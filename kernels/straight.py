@@ -57,6 +57,15 @@ def wider(a: Any, b: Any) -> Any:
     return a if a == b else max(a, b, key=lambda kind: kind.bitwidth)
 
 
+def _operator(name: str) -> Callable[[Any, Any], Any]:
+    """Return the method that adds an instruction, of two numbers or of one and a literal."""
+
+    def operate(self: Any, other: Any) -> Any:
+        return self.operate(other, name) if isinstance(other, Number | int | float) else NotImplemented
+
+    return operate
+
+
 def _reflected(operate: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda self, other: operate(self.like(other), self)
 
@@ -87,18 +96,7 @@ class Number:
         a, b = self.cast(common), other.cast(common)
         return code.number(kind or common, lambda: getattr(code.builder, name)(*given, a.value, b.value))
 
-    def __add__(self, other):
-        return self.operate(other, "fadd")
-
-    def __sub__(self, other):
-        return self.operate(other, "fsub")
-
-    def __mul__(self, other):
-        return self.operate(other, "fmul")
-
-    def __truediv__(self, other):
-        return self.operate(other, "fdiv")
-
+    __add__, __sub__, __mul__, __truediv__ = map(_operator, ("fadd", "fsub", "fmul", "fdiv"))
     __radd__, __rsub__, __rmul__, __rtruediv__ = map(_reflected, (__add__, __sub__, __mul__, __truediv__))
 
     def __neg__(self):

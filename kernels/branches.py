@@ -1,0 +1,90 @@
+"""Templates without the branches that their bound constants rule out.
+
+Numba prunes such branches too, after it has read all that they hold, up to half of a template.
+"""
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+
+@cache
+def source(path: str) -> list[str]:
+    """Return a file's lines; none, without the file."""
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+class Chosen(ast.NodeTransformer):
+    """Leave out branches whose conditions are known, by the names of what is true and what is false."""
+
+    def __init__(self, known: Mapping[str, bool]) -> None:
+        self.known = known
+
+    def settle(self, test: ast.expr) -> ast.expr | bool:
+        """Return a condition's value, or what is left to ask; none has an effect."""
+        if isinstance(test, ast.Name):
+            return self.known.get(test.id, test)
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            value = self.settle(test.operand)
+            return not value if isinstance(value, bool) else test
+        if isinstance(test, ast.BoolOp):
+            decides = isinstance(test.op, ast.Or)  # alone; the other value alone does not
+            values = [self.settle(value) for value in test.values]
+            if decides in values:
+                return decides
+            test.values = [value for value in values if not isinstance(value, bool)]
+            return test if test.values[1:] else test.values[0] if test.values else not decides
+        return test
+
+    def visit_If(self, node: ast.If) -> Any:
+        test = self.settle(node.test)
+        if not isinstance(test, bool):
+            node.test = test
+            return self.generic_visit(node)
+        kept: list[ast.stmt] = []
+        for statement in node.body if test else node.orelse:
+            made = self.visit(statement)
+            kept += made if isinstance(made, list) else [made]
+        return kept
+
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        test = self.settle(node.test)
+        if not isinstance(test, bool):
+            node.test = test
+            return self.generic_visit(node)
+        return self.visit(node.body if test else node.orelse)
+
+    def generic_visit(self, node: ast.AST) -> Any:
+        super().generic_visit(node)
+        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node
+
+
+def chosen(template: FunctionType, scope: Mapping[str, Any]) -> CodeType:
+    """Return a template's code without the branches that bound constants rule out.
+
+    A function within another is left as it is, and so is one whose source is not there, or not clear: its last
+    line is that of its last instruction.
+    """
+    code = template.__code__
+    known = {n: scope[n] for n in code.co_names if type(scope.get(n)) is bool and n not in code.co_varnames}
+    if not known or code.co_freevars:
+        return code
+    first, last = code.co_firstlineno, max((end for _, end, _, _ in code.co_positions() if end), default=0)
+    lines = source(code.co_filename)[first - 1 : last]
+    if not lines or not lines[0].startswith("def "):
+        return code
+    try:
+        tree = ast.parse("\n" * (first - 1) + "\n".join(lines))
+    except SyntaxError:
+        return code
+    tree = ast.fix_missing_locations(Chosen(known).visit(tree))
+    made = compile(tree, code.co_filename, "exec", dont_inherit=True)
+    return next(c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == code.co_name)
