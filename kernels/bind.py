@@ -43,8 +43,9 @@ def sources() -> str:
 def undisturbed() -> Iterator[None]:
     """Let a function compile without Python's search for cycles, and with Ctrl-C put off until it is done.
 
-    The search would visit all of Numba's objects hundreds of times, a twelfth of the time. An interrupt in
-    one of LLVM's callbacks is lost or, now and then, the process's end; a function takes a second or two.
+    The search would visit all of Numba's objects hundreds of times, a twelfth of the time; those that stay
+    are old at once, for a search of all to visit. An interrupt in one of LLVM's callbacks is lost or, now and
+    then, the process's end; a function takes a second or two.
     """
     collects = gc.isenabled()
     handler: Any = signal.getsignal(signal.SIGINT)
@@ -57,6 +58,9 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         if collects:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
         if mine:  # last, as an interrupt may be raised from here on
             signal.signal(signal.SIGINT, handler)

@@ -70,8 +70,8 @@ class Chosen(ast.NodeTransformer):
 def chosen(template: FunctionType, scope: Mapping[str, Any]) -> CodeType:
     """Return a template's code without the branches that bound constants rule out.
 
-    A function within another is left as it is, and so is one whose source is not there, or not clear: its last
-    line is that of its last instruction.
+    A function within another is left as it is, and so is one whose source is not there, or goes on after its
+    last instruction.
     """
     code = template.__code__
     known = {n: scope[n] for n in code.co_names if type(scope.get(n)) is bool and n not in code.co_varnames}
