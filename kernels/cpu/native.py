@@ -166,6 +166,19 @@ def larger(typingctx, a, b):
     return types.int64(types.int64, types.int64), codegen
 
 
+@intrinsic
+def over(typingctx, a, b):
+    """The whole part of a quotient of two integers; neither is negative, and the second is not 0.
+
+    Numba's ``//`` is right for all, in fifty instructions.
+    """
+
+    def codegen(context, builder, sig, args):
+        return builder.sdiv(*args)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
 # ---- memory that threads share -----------------------------------------------------------------------------
 
 
@@ -351,10 +364,15 @@ def compile_function(
 
 
 def compile_entry(
-    template: Callable[..., Any], scope: dict[str, Any], name: str, identity: object, signature: Any
+    template: Callable[..., Any],
+    scope: dict[str, Any],
+    name: str,
+    identity: object,
+    signature: Any,
+    **flags: Any,
 ) -> Any:
     """A function to call from Python, past Numba's dispatcher; it is kept on disk."""
-    made = bind(template, scope, name, identity, kept(signature, no_cfunc_wrapper=True, **LOOP))
+    made = bind(template, scope, name, identity, kept(signature, no_cfunc_wrapper=True, **LOOP | flags))
     _kept.append(made)
     return made.overloads[signature.args].entry_point
 

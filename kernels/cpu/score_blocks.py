@@ -30,6 +30,7 @@ from numba.extending import intrinsic
 
 from .. import math, powers
 from ..bind import bind
+from ..compiler import Brief, Plain
 from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
@@ -45,6 +46,7 @@ from .target import (
     plus,
     prefer_widest_vectors,
     raise_lanes,
+    store_lanes,
     sum_of_lanes,
 )
 
@@ -214,21 +216,20 @@ def sum_in_lanes(at, count):
 
 
 def sum_columns(at, step, classes, rows, sums):
-    """Store the rows' sums, of columns `step` bytes apart; they are added up in float64."""
+    """Store the rows' sums at an address, of columns `step` bytes apart; they are added up in float64."""
     if rows < NARROW:
         for i in range(rows):
             total = 0.0
             for c in range(classes):
                 total += at_address(at + c * step, T(0))[i]
-            sums[i] = T(total)
+            at_address(sums, T(0))[i] = T(total)
         return
     for start in range(0, rows, NARROW):  # the last ones overlap those before
         first = smaller(start, rows - NARROW)
         lanes = new_lanes(NARROW, 0.0)
         for c in range(classes):
             add_lanes(lanes, at_address(at + c * step + first * ITEM, T(0)), NARROW)
-        for k in range(NARROW):
-            sums[first + k] = T(lanes[k])
+        store_lanes(at_address(sums + first * ITEM, T(0)), lanes, NARROW)
 
 
 class Exponential(NamedTuple):
@@ -724,7 +725,7 @@ def columns_of_labels(record):
             power = at_address(g_at + (own[i] if live else np.int32(0)) * g_step, zero)
             own_powers[i] = power[i]
             power[i] = zero if live else power[i]
-    sum_columns(g_at, g_step, classes, rows, others)
+    sum_columns(g_at, g_step, classes, rows, scratch + step)  # the others
     # Results take the place of vectors that are done with: LLVM has fewer pointers to tell apart.
     slopes, grad_own, values, asked = m, others, hit, far
     for i in range(rows):
@@ -1102,4 +1103,6 @@ def bound_block(
 def compile_block(functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype) -> int:
     """The address of one definition's block for one request, form and arithmetic dtype."""
     template, scope, identity = bound_block(functions, request, form, dtype)
-    return compile_function(template, scope, functions.name, identity, SIGNATURE)
+    # Loops over lanes are done at once by LLVM; in columns there are none.
+    way = Brief if form is Form.ROWS else Plain
+    return compile_function(template, scope, functions.name, identity, SIGNATURE, pipeline_class=way)

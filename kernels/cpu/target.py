@@ -194,6 +194,23 @@ def raise_lanes(typingctx, tops, x, count):
 
 
 @intrinsic(prefer_literal=True)
+def store_lanes(typingctx, into, lanes, count):
+    """Store lanes, as many as a literal says, where numbers of another width are."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        size = sig.args[2].literal_value
+        x, place = builder.load(_lanes(builder, args[1], size), align=8), _lanes(builder, args[0], size)
+        if sig.args[0] != sig.args[1]:
+            x = builder.fptrunc(x, place.type.pointee)
+        builder.store(x, place, align=sig.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(into, lanes, count), codegen
+
+
+@intrinsic(prefer_literal=True)
 def sum_of_lanes(typingctx, lanes, count):
     """Add up the lanes."""
     if not isinstance(count, types.IntegerLiteral):

@@ -14,6 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from ..bind import bind
+from ..compiler import Plain
 from .native import LINKED, at_address, compile_function, smaller
 
 # ``transpose(source, source_step, into, into_step, rows, columns)``: addresses, and bytes from a row of the
@@ -122,4 +123,4 @@ def transposer(dtype: np.dtype) -> int:
     for name, is_tall in (("tall", True), ("wide", False)):
         sides = dict(TALL=int(is_tall), HIGH=lane << is_tall, WIDE=lane << (not is_tall))
         scope[name] = bind(transpose_squares, scope | sides, dtype.name, (dtype.name, name), njit(**LINKED))
-    return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE)
+    return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE, pipeline_class=Plain)
