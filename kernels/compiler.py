@@ -12,6 +12,7 @@ from types import BuiltinFunctionType
 from typing import Any, ClassVar
 
 from llvmlite import binding as llvm
+from llvmlite.ir import Undefined
 from numba import types
 from numba.core import cgutils, config, interpreter, ir, ir_utils, lowering, ssa, transforms, utils
 from numba.core.analysis import compute_cfg_from_blocks
@@ -315,7 +316,8 @@ class Uncounted(lowering.Lower):
 
     def __init__(self, context, library, fndesc, func_ir, metadata=None):
         super().__init__(context, library, fndesc, func_ir, metadata)
-        if not counts(context, fndesc.typemap):
+        self.uncounted = not counts(context, fndesc.typemap)
+        if self.uncounted:
             self.incref = self.decref = lambda kind, value: None
         self.operators = {}
 
@@ -368,32 +370,63 @@ class Uncounted(lowering.Lower):
         result = self.operate(op, (expr.lhs, expr.rhs), signature)
         return self.context.cast(self.builder, result, signature.return_type, resty)
 
-    def steps_by_one(self, variable):
-        """Whether a variable is a range without a step."""
-        made = ir_utils.guard(ir_utils.get_definition, self.func_ir, variable)
-        if not isinstance(made, ir.Expr) or made.op != "call" or len(made.args) > 2:
-            return False
-        called = ir_utils.guard(ir_utils.get_definition, self.func_ir, made.func)
-        return getattr(called, "value", None) is range and self.typeof(variable.name).dtype.signed
+    def defined(self, variable):
+        """A variable's definition, if it has one only."""
+        return ir_utils.guard(ir_utils.get_definition, self.func_ir, variable)
 
-    def count_up(self, resty, variable):
+    def constant(self, variable):
+        """The object that a variable stands for, if it is known."""
+        found = self.defined(variable)
+        return found.value if isinstance(found, (ir.Const, ir.Global, ir.FreeVar)) else None
+
+    def step_of(self, variable):
+        """The step of a variable that is a range, if that is known and above 0; else None."""
+        made = self.defined(variable)
+        if not isinstance(made, ir.Expr) or made.op != "call" or not self.typeof(variable.name).dtype.signed:
+            return None
+        if self.constant(made.func) is not range:
+            return None
+        step = 1 if len(made.args) < 3 else self.constant(made.args[2])
+        return step if type(step) is int and step > 0 else None
+
+    def count_up(self, resty, variable, step):
         """Generate a range's iterator; Numba's code for any step is a hundred instructions."""
         builder, state = self.builder, self.loadvar(variable.name)
         start, stop = (builder.extract_value(state, k) for k in range(2))
-        zero, turns = start.type(0), builder.sub(stop, start)
-        count = builder.select(builder.icmp_signed(">", turns, zero), turns, zero)
-        iterator = cgutils.create_struct_proxy(resty)(self.context, builder)
-        iterator.stop, iterator.step = stop, start.type(1)
-        for field, x in (("iter", start), ("count", count)):
-            place = cgutils.alloca_once(builder, x.type)
+        whole = start.type
+        far = builder.add(builder.sub(stop, start), whole(step - 1))
+        count = builder.select(builder.icmp_signed(">", far, whole(0)), far, whole(0))
+        if step > 1:
+            count = builder.sdiv(count, whole(step))
+        places = [cgutils.alloca_once(builder, whole) for _ in range(2)]
+        for place, x in zip(places, (start, count), strict=True):
             builder.store(x, place)
-            setattr(iterator, field, place)
-        return iterator._getvalue()
+        return self.together(resty, (places[0], stop, whole(step), places[1]))
+
+    def next_number(self, resty, variable):
+        """Generate the pair of a range's next number, and whether there is one."""
+        builder, iterator = self.builder, self.loadvar(variable.name)
+        place, step, left_at = (builder.extract_value(iterator, k) for k in (0, 2, 3))
+        left, number = builder.load(left_at), builder.load(place)
+        builder.store(builder.sub(left, left.type(1), flags=["nsw"]), left_at)
+        builder.store(builder.add(number, step), place)
+        return self.together(resty, (number, builder.icmp_signed(">", left, left.type(0))))
+
+    def together(self, kind, values):
+        """Generate a structure."""
+        made = self.context.get_value_type(kind)(Undefined)
+        for k, value in enumerate(values):
+            made = self.builder.insert_value(made, value, k)
+        return made
 
     def lower_expr(self, resty, expr):
         ranges = expr.op == "getiter" and isinstance(resty, types.RangeIteratorType)
-        if ranges and self.steps_by_one(expr.value):
-            return self.count_up(resty, expr.value)
+        if ranges and (step := self.step_of(expr.value)):
+            return self.count_up(resty, expr.value, step)
+        if expr.op == "iternext" and isinstance(self.typeof(expr.value.name), types.RangeIteratorType):
+            return self.next_number(resty, expr.value)
+        if expr.op in ("pair_first", "pair_second") and self.uncounted:
+            return self.builder.extract_value(self.loadvar(expr.value.name), int(expr.op == "pair_second"))
         if expr.op not in ("getitem", "static_getitem") or not self.is_pointer(expr.value):
             return super().lower_expr(resty, expr)
         signature = self.fndesc.calltypes[expr]
@@ -405,7 +438,11 @@ class Uncounted(lowering.Lower):
         if isinstance(inst, ir.Assign) and not self.flags.debuginfo and not self._loc_notify_registry:
             # What Numba does, but for telling debuggers, and for putting the statement in words.
             name = inst.target.name
-            return self.storevar(self.lower_assign(self.typeof(name), inst), name)
+            value = self.lower_assign(self.typeof(name), inst)
+            if name in self._singly_assigned_vars or not self.uncounted:
+                return self.storevar(value, name)
+            self._alloca_var(name, self.typeof(name))
+            return self.builder.store(value, self.getvar(name))
         if not isinstance(inst, (ir.SetItem, ir.StaticSetItem)) or not self.is_pointer(inst.target):
             return super().lower_inst(inst)
         index = inst.index if isinstance(inst, ir.SetItem) else inst.index_var

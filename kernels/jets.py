@@ -566,10 +566,10 @@ def install(target: Any, mixed: bool = False) -> Any:
 
     Returns
     -------
-    namespace with ``Jet``, ``Const`` (the types), ``seed``, ``place``, ``options``, ``parts`` (called by
-    kernels), the same for tuples of any length (``vary``, ``alike``, ``join``, ``pick``, ``stretch``,
-    ``split``), ``arithmetic_of`` (numbers' types), and ``jit`` (compiles a definition's function for this
-    target).
+    namespace with ``Jet``, ``Const`` (the types), ``straight``, ``nothing``, ``seed``, ``place``,
+    ``options``, ``parts`` (called by kernels), the same for tuples of any length (``vary``, ``alike``,
+    ``join``, ``pick``, ``stretch``, ``split``), ``arithmetic_of`` (numbers' types), and ``jit`` (compiles a
+    definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
     Plain = types.Number | types.IntEnumMember  # the latter is an integer, but no number to Numba
@@ -711,6 +711,29 @@ def install(target: Any, mixed: bool = False) -> Any:
             return kind_of(result)(*kinds), codegen
 
         return known
+
+    def straight(rule):
+        """An intrinsic: the result of a rule of three numbers of one type, which is of it too."""
+
+        @intrinsic
+        def ruled(typingctx, x, y, z):
+            def codegen(context, builder, sig, args):
+                code = Code(target, context.typing_context, context, builder)
+                return rule(*(Number(code, x, value) for value in args)).value
+
+            return x(x, x, x), codegen
+
+        return ruled
+
+    @intrinsic
+    def nothing(typingctx, numbers, options):
+        """Value, slope and second derivative of 0."""
+        result = types.UniTuple(numbers.dtype, 3)
+
+        def codegen(context, builder, sig, args):
+            return context.get_constant_null(sig.return_type)
+
+        return result(numbers, options), codegen
 
     for spellings, count, rule in RULES:
         known = OF_NUMBERS[count](taught(rule, chooses=rule is _choose))
@@ -942,7 +965,8 @@ def install(target: Any, mixed: bool = False) -> Any:
         return parts_of
 
     return Jets(
-        Jet=Jet, Const=Const, seed=seed, place=place, options=options, parts=parts, jit=jit,
+        Jet=Jet, Const=Const, straight=straight, nothing=nothing, seed=seed, place=place, options=options,
+        parts=parts, jit=jit,
         vary=vary, alike=alike, arithmetic_of=arithmetic_of, join=join, pick=pick, stretch=stretch,
         split=split,
     )  # fmt: skip

@@ -36,6 +36,7 @@ from .spec import (
     Scores,
     VectorFunctions,
 )
+from .straight import Functions, Number
 
 OWN, MIXED, NORM = range(3)  # what moves together
 MOVES = {"log_prob": OWN, "rest": OWN, "cross_entropy": MIXED, "logsumexp": NORM}
@@ -46,6 +47,16 @@ ONE, ZERO, MINUS_P = range(5, 8)
 def moves(functions: ScoreFunctions) -> set[int]:
     """The groups of statistics that a definition depends on."""
     return {MOVES[n] for n in functions.statistics if n in MOVES}
+
+
+def settle(slope: Number, factor: Number, value: Number) -> Number:
+    """Return a slope; 0 in place of an infinite one of a finite value where the factor to come is 0.
+
+    The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
+    finite, the slope grows slower than that.
+    """
+    lost = (factor == 0) & (value - value == 0) & (slope - slope != 0)
+    return Functions.where(lost, 0, slope)
 
 
 @cache
@@ -92,26 +103,12 @@ def lift_scores(functions: ScoreFunctions, jets: Any, second: bool, lse_square: 
 
         return at
 
-    @jit
-    def nothing(numbers, o):
-        zero = type(numbers[0])(0)
-        return zero, zero, zero
-
+    nothing = jets.nothing
     own, mixed, norm = along(OWN), along(MIXED), along(NORM)
     lead = min(asked, default=OWN)
 
     # A slope by `OWN` is multiplied by `rest`, or by less: by probabilities that it is the sum of.
-
-    @jit
-    def settled(slope, factor, value):
-        """Return a slope; 0 in place of an infinite one of a finite value where the factor to come is 0.
-
-        The factor falls to 0 as the variable comes to where the slope is infinite; as long as the value is
-        finite, the slope grows slower than that.
-        """
-        zero = type(slope)(0)
-        lost = (factor == zero) & (value - value == zero) & (slope - slope != zero)
-        return zero if lost else slope
+    settled = jets.straight(settle if OWN in asked else lambda slope, factor, value: slope)
 
     @jit
     def first(log_prob, rest, p, class_weight, cross_entropy, logsumexp, square, o):

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from ..bind import bind
 from ..compiler import Plain
-from .native import LINKED, at_address, compile_function, smaller
+from .native import at_address, compile_function, smaller
 
 # ``transpose(source, source_step, into, into_step, rows, columns)``: addresses, and bytes from a row of the
 # source, or of the result, to the next.
@@ -26,11 +25,7 @@ LANE = 16  # bytes within which a shuffle of AVX costs least
 T: Any = np.float32
 ITEM: Any = 4
 LANES: Any = 4  # elements of a lane
-TALL: Any = 1  # whether the squares lie one below the other; rows and columns of both
-HIGH: Any = 8
-WIDE: Any = 4
-tall: Any = None  # `transpose_squares` of either kind
-wide: Any = None
+TWO: Any = 8  # and of two
 
 
 @intrinsic(prefer_literal=True)
@@ -91,22 +86,22 @@ def transpose_squares_at(typingctx, source, source_step, into, into_step, tall, 
     return types.void(source, source_step, into, into_step, tall, like), codegen
 
 
-def transpose_squares(source, source_step, into, into_step, rows, columns):
-    """Copy rows to columns, at least `HIGH` and `WIDE` of them."""
-    for start in range(0, rows, HIGH):
-        i = smaller(start, rows - HIGH)
-        for c in range(0, columns, WIDE):
-            k = smaller(c, columns - WIDE)
-            a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-            transpose_squares_at(a, source_step, b, into_step, TALL, T(0))
-
-
 def transpose(source, source_step, into, into_step, rows, columns):
     """Copy rows to columns."""
-    if rows >= 2 * LANES and columns >= LANES:
-        tall(source, source_step, into, into_step, rows, columns)
-    elif rows >= LANES and columns >= 2 * LANES:
-        wide(source, source_step, into, into_step, rows, columns)
+    if rows >= TWO and columns >= LANES:
+        for start in range(0, rows, TWO):
+            i = smaller(start, rows - TWO)
+            for c in range(0, columns, LANES):
+                k = smaller(c, columns - LANES)
+                a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
+                transpose_squares_at(a, source_step, b, into_step, 1, T(0))
+    elif rows >= LANES and columns >= TWO:
+        for start in range(0, rows, LANES):
+            i = smaller(start, rows - LANES)
+            for c in range(0, columns, TWO):
+                k = smaller(c, columns - TWO)
+                a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
+                transpose_squares_at(a, source_step, b, into_step, 0, T(0))
     else:
         for c in range(columns):
             column = at_address(into + c * into_step, T(0))
@@ -119,8 +114,5 @@ def transpose(source, source_step, into, into_step, rows, columns):
 def transposer(dtype: np.dtype) -> int:
     """Return the address of `transpose` for a dtype."""
     lane = LANE // dtype.itemsize
-    scope: dict[str, Any] = dict(T=dtype.type, ITEM=dtype.itemsize, LANES=lane)
-    for name, is_tall in (("tall", True), ("wide", False)):
-        sides = dict(TALL=int(is_tall), HIGH=lane << is_tall, WIDE=lane << (not is_tall))
-        scope[name] = bind(transpose_squares, scope | sides, dtype.name, (dtype.name, name), njit(**LINKED))
+    scope = dict(T=dtype.type, ITEM=dtype.itemsize, LANES=lane, TWO=2 * lane)
     return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE, pipeline_class=Plain)
