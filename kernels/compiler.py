@@ -42,6 +42,7 @@ from numba.core.untyped_passes import (
     FindLiterallyCalls,
     GenericRewrites,
     InlineClosureLikes,
+    InlineInlinables,
     IRProcessing,
     LiteralPropagationSubPipelinePass,
     LiteralUnroll,
@@ -147,7 +148,7 @@ class Constraints(ConstraintNetwork):
 # ---- passes ------------------------------------------------------------------------------------------------
 
 # Numba's passes over closures, `with`, errors made of variables, loops over tuples of different types,
-# literals that are asked for, expressions of arrays, and overloads that are inlined by their source; and
+# literals that are asked for, expressions of arrays, and functions that are inlined by their source; and
 # those that look for what Numba does not support, and write types or parallel loops down for people. Kernels
 # have none of these, and each pass looks at every statement.
 NEEDLESS = (
@@ -158,6 +159,7 @@ NEEDLESS = (
     LiteralUnroll,
     FindLiterallyCalls,
     LiteralPropagationSubPipelinePass,
+    InlineInlinables,
     InlineOverloads,
     NopythonRewrites,
     NoPythonSupportedFeatureValidation,
@@ -379,15 +381,27 @@ class Uncounted(lowering.Lower):
         found = self.defined(variable)
         return found.value if isinstance(found, (ir.Const, ir.Global, ir.FreeVar)) else None
 
+    def makes_range(self, made):
+        """Whether an expression is a call that makes a range."""
+        return isinstance(made, ir.Expr) and made.op == "call" and self.constant(made.func) is range
+
     def step_of(self, variable):
         """The step of a variable that is a range, if that is known and above 0; else None."""
         made = self.defined(variable)
-        if not isinstance(made, ir.Expr) or made.op != "call" or not self.typeof(variable.name).dtype.signed:
-            return None
-        if self.constant(made.func) is not range:
+        if not self.makes_range(made) or not self.typeof(variable.name).dtype.signed:
             return None
         step = 1 if len(made.args) < 3 else self.constant(made.args[2])
         return step if type(step) is int and step > 0 else None
+
+    def range_of(self, resty, arguments):
+        """Generate a range of one, two or three numbers."""
+        whole = self.context.get_value_type(resty.dtype)
+        given = [
+            self.context.cast(self.builder, self.loadvar(a.name), self.typeof(a.name), resty.dtype)
+            for a in arguments
+        ]
+        given = given if given[1:] else [whole(0), *given]
+        return self.together(resty, given if given[2:] else [*given, whole(1)])
 
     def count_up(self, resty, variable, step):
         """Generate a range's iterator; Numba's code for any step is a hundred instructions."""
@@ -420,6 +434,8 @@ class Uncounted(lowering.Lower):
         return made
 
     def lower_expr(self, resty, expr):
+        if self.makes_range(expr) and not expr.kws and not expr.vararg:
+            return self.range_of(resty, expr.args)
         ranges = expr.op == "getiter" and isinstance(resty, types.RangeIteratorType)
         if ranges and (step := self.step_of(expr.value)):
             return self.count_up(resty, expr.value, step)

@@ -35,7 +35,7 @@ from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
-from .native import LINKED, at_address, compile_function, smaller
+from .native import HELPER, LINKED, at_address, compile_function, smaller
 from .target import (
     WIDTH,
     add_lanes,
@@ -135,7 +135,7 @@ def prefetch(typingctx, address):
     return types.void(types.int64), codegen
 
 
-@njit(inline="always")
+@njit(**HELPER)
 def fetch_next(row, classes, item, start, stop, first, count):
     """Prefetch the part of the next row that goes with elements start..stop of a long one.
 
@@ -149,7 +149,7 @@ def fetch_next(row, classes, item, start, stop, first, count):
             at += LINE
 
 
-@njit(inline="always")
+@njit(**HELPER)
 def fetch_next_tile(column, step, size):
     """Prefetch what follows a tile's part of a column, as many bytes; `step` is from a column to the next."""
     if step >= 2 * size:
