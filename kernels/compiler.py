@@ -382,8 +382,9 @@ class Uncounted(lowering.Lower):
         return found.value if isinstance(found, (ir.Const, ir.Global, ir.FreeVar)) else None
 
     def makes_range(self, made):
-        """Whether an expression is a call that makes a range."""
-        return isinstance(made, ir.Expr) and made.op == "call" and self.constant(made.func) is range
+        """Whether an expression is a call that makes a range, of arguments that are there one by one."""
+        calls = isinstance(made, ir.Expr) and made.op == "call" and not made.kws and not made.vararg
+        return calls and self.constant(made.func) is range
 
     def step_of(self, variable):
         """The step of a variable that is a range, if that is known and above 0; else None."""
@@ -434,7 +435,7 @@ class Uncounted(lowering.Lower):
         return made
 
     def lower_expr(self, resty, expr):
-        if self.makes_range(expr) and not expr.kws and not expr.vararg:
+        if self.makes_range(expr):
             return self.range_of(resty, expr.args)
         ranges = expr.op == "getiter" and isinstance(resty, types.RangeIteratorType)
         if ranges and (step := self.step_of(expr.value)):
@@ -533,7 +534,8 @@ def link(module: Any, libraries: Iterable[CodeLibrary]) -> None:
             continue
         seen.add(library)
         if isinstance(library, Unfinished):
-            module.link_in(llvm.parse_assembly(library.text))
+            for text in library.texts:
+                module.link_in(llvm.parse_assembly(text))
             left.extend(library.linked)
         else:
             module.link_in(library._get_module_for_linking(), preserve=True)
@@ -597,14 +599,14 @@ class Unfinished(CodeLibrary):
 
     def __init__(self, codegen, name):
         super().__init__(codegen, name)
-        self.text = ""
+        self.texts: list[str] = []
         self.linked: dict[CodeLibrary, None] = {}  # in order
 
     def add_ir_module(self, module):
         for function in module.functions:
             if not function.is_declaration:
                 function.linkage = "linkonce_odr"  # there may be others, and none is kept for its own sake
-        self.text = cgutils.normalize_ir_text(str(module))
+        self.texts.append(cgutils.normalize_ir_text(str(module)))
 
     def add_linking_library(self, library):
         library._ensure_finalized()
@@ -616,7 +618,9 @@ class Unfinished(CodeLibrary):
         self._finalized = True
 
     def _get_module_for_linking(self):
-        module = llvm.parse_assembly(self.text)
+        module, *more = map(llvm.parse_assembly, self.texts)  # LLVM links what is called by what is there
+        for other in more:
+            module.link_in(other)
         link(module, self.linked)
         return module
 
@@ -624,7 +628,7 @@ class Unfinished(CodeLibrary):
         return self._get_module_for_linking().get_function(name)
 
     def get_llvm_str(self):
-        return self.text
+        return "\n".join(self.texts)
 
     def get_asm_str(self):
         return ""  # there is none

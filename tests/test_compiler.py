@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numba import njit
 from numba.core.compiler import StateDict, run_frontend
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.core.runtime import _nrt_python, rtsys
 from numba.core.typed_passes import PreLowerStripPhis
 from numba.core.untyped_passes import ReconstructSSA
 
-from numbaloss.kernels.compiler import Brief, Joined, Versions
+from numbaloss.kernels.compiler import Brief, Joined, Linked, Versions
 from numbaloss.kernels.cpu import blocks, ctc, nll, score_blocks, scores
 
 
@@ -109,3 +110,108 @@ def test_operators_of_each_kind():
         return i + x, i * i, i / k, k - x, q, x**2, i**2, x**i, 2.0**x, i % 4 << 2, i >> 1, flag, -x, ~i
 
     assert mixed(7, 2.5) == mixed.py_func(7, 2.5)
+
+
+RANGES = [(5,), (0,), (-3,), (2, 7), (7, 2), (0, 10, 3), (1, 10, 3), (0, 9, 3), (9, 0, 3), (-5, 5, 4)]
+
+
+@pytest.mark.parametrize("given", [*RANGES, (9, 0, -2), (0, 9, -2), (3, 3, -1)], ids=str)
+def test_ranges(given):
+    """With and without a step, that is known or not; changed inside, and looked at after the loop."""
+    step = given[2] if given[2:] else 1
+
+    @njit(pipeline_class=Brief)
+    def known(given):
+        found, last = 0, -99
+        for i in range(given[0], given[1], step):
+            last = i
+            found = 10 * found + i
+            i = 50
+        return found, last
+
+    @njit(pipeline_class=Brief)
+    def unknown(given):
+        found = 0
+        for i in range(*given):
+            for j in range(i):
+                found += 7 * i + j
+        return found
+
+    @njit(pipeline_class=Brief)
+    def one(n):
+        again, total = range(n), 0
+        for i in again:
+            for j in again:
+                total += 10 * i + j
+        return total + len(again)
+
+    whole = given if given[1:] else (0, *given)
+    assert known(whole) == known.py_func(whole)
+    assert unknown(given) == unknown.py_func(given)
+    assert one(given[0]) == one.py_func(given[0])
+
+
+def test_ranges_of_other_integers():
+    """Of small and unsigned ones; their numbers are as wide as Numba has them."""
+
+    @njit(pipeline_class=Brief)
+    def count(n):
+        total = n
+        for i in range(n):
+            total += i
+        return total
+
+    for kind in (np.int8, np.int32, np.uint32, np.uint64):
+        ours, theirs = count(kind(9)), njit(count.py_func)(kind(9))
+        assert ours == theirs
+        assert type(ours) is type(theirs)
+
+
+def test_types_that_grow_in_loops():
+    """A variable whose type is known to be wider only after it has been read."""
+
+    @njit(pipeline_class=Brief)
+    def grows(n):
+        a, b, c = 1, 2, 3
+        for _ in range(n):
+            c = b
+            b = a
+            a = a + 0.5
+        return a, b, c
+
+    assert grows(4) == grows.py_func(4)
+    assert [type(x) for x in grows(1)] == [float] * 3
+
+
+def test_types_that_do_not_fit_are_told():
+    @njit(pipeline_class=Brief)
+    def wrong(n):
+        a = n
+        for _ in range(n):
+            a = (a, n)
+        return a
+
+    with pytest.raises(TypingError, match=r"Cannot unify .* for 'a"):
+        wrong(3)
+
+
+def test_parts_are_linked_once():
+    """Helpers that call helpers, shared by two that are compiled, and by one of Numba's own."""
+
+    @njit(pipeline_class=Linked)
+    def low(x):
+        return 2.0 * x
+
+    @njit(pipeline_class=Linked)
+    def left(x):
+        return low(x) + 1
+
+    @njit(pipeline_class=Linked)
+    def right(x):
+        return low(x) - left(x)
+
+    def both(x):
+        return left(x) * right(x)
+
+    for options in ({"pipeline_class": Brief}, {}):
+        assert njit(**options)(both)(3.5) == 8.0 * -1.0
