@@ -324,6 +324,8 @@ class Uncounted(lowering.Lower):
         self.operators = {}
 
     def _find_singly_assigned_variable(self):
+        if self.generator_info:
+            return super()._find_singly_assigned_variable()
         assigned, where = Counter(), defaultdict(set)
         for label, block in self.blocks.items():
             for statement in block.body:
@@ -333,6 +335,7 @@ class Uncounted(lowering.Lower):
                     assigned[statement.target.name] += 1
         self._singly_assigned_vars = {n for n, k in assigned.items() if k == 1 and len(where[n]) == 1}
         self._blk_local_varmap = {}
+        return None
 
     def lower_block(self, block):
         self.pre_block(block)
@@ -567,7 +570,9 @@ class OnceOptimised(JITCodeLibrary):
         options.loop_vectorization, options.slp_vectorization = True, False
         options.loop_unrolling = options.loop_interleaving = self.turns
         builder = llvm.create_pass_builder(self._codegen._tm, options)
-        builder.getModulePassManager().run(self._final_module, builder)
+        passes = builder.getModulePassManager()
+        passes.add_refprune_pass()  # it tidies, too: without it a loop that is inlined later may stay scalar
+        passes.run(self._final_module, builder)
 
 
 class TurnByTurn(OnceOptimised):

@@ -228,7 +228,7 @@ def test_a_float32_kernel_computes_in_float32(monkeypatch):
     kernel = elementwise.compile_block(scalars, Request(wrt=(0,)), np.dtype(np.float32))
     assembly = kernel._library.get_asm_str()
     vectors = set(re.findall(r"\bv(?:sub|mul|div|fmadd\d*|fmsub\d*)p([sd])\b", assembly))
-    if not vectors:
+    if not re.search(r"\b[yz]mm\d", assembly):
         pytest.skip("not the assembly of an x86 processor with AVX")
     assert vectors == {"s"}
 
