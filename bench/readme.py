@@ -1,7 +1,8 @@
 """The README's claims of speed, from the last reports: python -m numbaloss.bench.readme
 
 Each is PyTorch's time over ours, eager forward and backward, the geometric mean over a report's rows. The
-README's lines between its marks are written anew; a test tells if they are not of the reports.
+README's lines between its marks are written anew, and those of first calls; a test tells if they are not of
+the reports.
 """
 
 import re
@@ -12,7 +13,6 @@ from .report import markdown, read_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "bench" / "results", ROOT / "README.md"
-MARKS = re.compile("(?s)(?<=<!-- speed -->\n).*(?=<!-- /speed -->)")
 # A report, the beginning of a section's heading, the column of the ratio, and the words for it.
 CLAIMS = (
     ("speed.md", "value_and_grad, 10 million", "torch / out", "10 million elements, into a buffer"),
@@ -41,8 +41,28 @@ def claims() -> str:
     return markdown(["machine", "float32", "PyTorch's time / ours", "least", "of"], lines)
 
 
+def first_calls() -> str:
+    """The table of first calls, and where and when it was measured."""
+    text = (RESULTS / "first_calls.md").read_text()
+    ((_, rows),) = read_tables(text)
+    return f"{text.splitlines()[0]}\n\n" + markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+BLOCKS = {"speed": claims, "first calls": first_calls}
+
+
+def between(name: str) -> re.Pattern[str]:
+    """The pattern of the README's lines between two marks."""
+    return re.compile(f"(?s)(?<=<!-- {name} -->\n).*(?=<!-- /{name} -->)")
+
+
 def main() -> None:
-    README.write_text(MARKS.sub(lambda _: claims(), README.read_text()))
+    text = README.read_text()
+    for name, made in BLOCKS.items():
+        found = between(name).search(text)
+        assert found, name
+        text = text[: found.start()] + made() + text[found.end() :]
+    README.write_text(text)
 
 
 if __name__ == "__main__":

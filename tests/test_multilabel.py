@@ -1,5 +1,6 @@
 """Margin losses of one class or several for each row, against PyTorch and the float64 reference."""
 
+import math
 import pickle
 
 import numba
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from numbaloss import reference
+from numbaloss.kernels.cpu.arithmetic import mean_of_rows
 from numbaloss.losses.multilabel import (
     MultiLabelMarginLoss,
     MultiLabelSoftMarginLoss,
@@ -462,3 +464,16 @@ print("done")
 def test_nothing_is_indexed_out_of_bounds(python, tmp_path):
     environment = dict(NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert python(ADVERSARIAL, **environment) == ["done"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(7, 3), (2, 3, 16), (4, 37), (1, 1000), (5,), (0, 4), (3, 0)], ids=str)
+def test_means_of_rows(shape, dtype):
+    array = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    rows = [array[index] for index in np.ndindex(shape[:-1])]
+    exact = [math.fsum(row) / len(row) if len(row) else np.nan for row in rows]
+    for laid in (array, np.asfortranarray(array), array.astype(array.dtype.newbyteorder())):
+        means = mean_of_rows(laid)
+        assert means.shape == shape[:-1]
+        assert means.dtype.name == dtype
+        np.testing.assert_allclose(np.ravel(means), exact, rtol=4 * np.finfo(dtype).eps, atol=1e-15)

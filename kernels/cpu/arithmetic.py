@@ -6,14 +6,24 @@ theirs.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import types
 
 from ..counts import rows_of
 from ..layout import overlaps_itself
 from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting, bad_index
 from . import memory
+from .native import at_address, compile_entry, data_of, held, rank_of, shape_of
+from .target import add_lanes, new_lanes, sum_of_lanes
+
+LANES = 16  # numbers that are added up side by side
+
+# Bound by `means_of`: a dtype's type, and its bytes.
+T: Any = np.float32
+ITEM: Any = 4
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -110,10 +120,40 @@ def sum_of_products(pairs: Sequence[tuple[Any, Any]], dtype: np.dtype) -> np.nda
     return total
 
 
-@np.errstate(all="ignore")
 def mean_of_rows(array: np.ndarray) -> np.ndarray:
     """Return the mean over the last axis."""
-    return (np.add.reduce(array, axis=-1, dtype=DOUBLE) / array.shape[-1]).astype(array.dtype)
+    if array.dtype.char not in "fd" or not array.dtype.isnative or not array.flags.carray:
+        with np.errstate(all="ignore"):
+            return (np.add.reduce(array, axis=-1, dtype=DOUBLE) / array.shape[-1]).astype(array.dtype)
+    means = np.empty(array.shape[:-1], array.dtype)
+    means_of(array.dtype)(array, means)
+    return means[()]
+
+
+def fill_means(array, means):
+    """Store the means of the rows of an array in C order; they are added up in float64, in a fixed order."""
+    rank, shape, rows = rank_of(array), at_address(shape_of(array), 0), 1
+    for k in range(rank - 1):
+        rows *= shape[k]
+    columns, at = shape[rank - 1], data_of(array)
+    whole = columns - columns % LANES
+    for i in range(rows):
+        lanes, x = new_lanes(LANES, 0.0), at_address(at, T(0))
+        for start in range(0, whole, LANES):
+            add_lanes(lanes, at_address(at + start * ITEM, T(0)), LANES)
+        total = sum_of_lanes(lanes, LANES)
+        for k in range(whole, columns):
+            total += x[k]
+        at_address(data_of(means), T(0))[i] = T(total / columns)
+        at += columns * ITEM
+    return 0
+
+
+@cache
+def means_of(dtype: np.dtype) -> Any:
+    """Return `fill_means`, compiled for a dtype."""
+    scope = dict(T=dtype.type, ITEM=dtype.itemsize)
+    return compile_entry(fill_means, scope, "rows", dtype.name, types.int64(held, held))
 
 
 @np.errstate(all="ignore")
