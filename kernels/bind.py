@@ -43,9 +43,10 @@ def sources() -> str:
 def undisturbed() -> Iterator[None]:
     """Let a function compile without Python's search for cycles, and with Ctrl-C put off until it is done.
 
-    The search would visit all of Numba's objects hundreds of times, a twelfth of the time. It has to come once,
-    after: errors that Numba caught on its way hold their callers' frames, and the arrays in them. An interrupt
-    in one of LLVM's callbacks is lost or, now and then, the process's end; a function takes a second or two.
+    The search would visit all of Numba's objects hundreds of times, a twelfth of the time. It has to come
+    once, after: errors that Numba caught on its way hold their callers' frames, and the arrays in them. An
+    interrupt in one of LLVM's callbacks is lost or, now and then, the process's end; a function takes a
+    second or two.
     """
     collects = gc.isenabled()
     handler: Any = signal.getsignal(signal.SIGINT)
