@@ -7,7 +7,7 @@ import ast
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 
@@ -70,8 +70,8 @@ class Chosen(ast.NodeTransformer):
 def chosen(template: FunctionType, scope: Mapping[str, Any]) -> CodeType:
     """Return a template's code without the branches that bound constants rule out.
 
-    A function within another is left as it is, and so is one whose source is not there, or goes on after its
-    last instruction.
+    A function within another is left as it is, and so is one whose source is not there, is another by now, or
+    goes on after its last instruction.
     """
     code = template.__code__
     known = {n: scope[n] for n in code.co_names if type(scope.get(n)) is bool and n not in code.co_varnames}
@@ -81,10 +81,20 @@ def chosen(template: FunctionType, scope: Mapping[str, Any]) -> CodeType:
     lines = source(code.co_filename)[first - 1 : last]
     if not lines or not lines[0].startswith("def "):
         return code
+    # Python compiles a call of an imported module's function in a way of its own.
+    modules = [n for n in code.co_names if isinstance(template.__globals__.get(n), ModuleType)]
+    head = "import " + ", ".join(modules) if modules else ""
     try:
-        tree = ast.parse("\n" * (first - 1) + "\n".join(lines))
+        tree = ast.parse(head + "\n" * (first - 1) + "\n".join(lines))
     except SyntaxError:
         return code
-    tree = ast.fix_missing_locations(Chosen(known).visit(tree))
+    if function_of(tree, code) != code:
+        return code
+    return function_of(ast.fix_missing_locations(Chosen(known).visit(tree)), code) or code
+
+
+def function_of(tree: ast.Module, code: CodeType) -> CodeType | None:
+    """Compile a tree, and return the function of the same name as another, if there is one."""
     made = compile(tree, code.co_filename, "exec", dont_inherit=True)
-    return next(c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == code.co_name)
+    found = (c for c in made.co_consts if isinstance(c, CodeType) and c.co_name == code.co_name)
+    return next(found, None)

@@ -1,6 +1,7 @@
 """Straight-line code: rules that plain Python states, and the templates' branches that constants rule out."""
 
 import ast
+import importlib
 import math as libm
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from numba import njit, types
 
 from numbaloss.kernels import branches, jets
+from numbaloss.kernels.cpu import ctc, elementwise, margins, score_blocks
 from numbaloss.kernels.cpu.target import derivatives
 from numbaloss.kernels.straight import Functions, Number
 
@@ -135,6 +137,39 @@ def test_code_whose_source_is_not_clear_stays():
     assert branches.chosen(made["made"], {"YES": True}) is made["made"].__code__
     assert branches.chosen(template, {}) is template.__code__
     assert branches.chosen(template, {"SIZE": 5}) is template.__code__
+
+
+def test_a_file_that_is_edited_later_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "edited.py").write_text("YES = True\n\n\ndef made(x):\n    return 1 if YES else x\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = importlib.import_module("edited").made
+    scope = {"YES": True}
+    assert "YES" not in branches.chosen(made, scope).co_names
+    branches.source.cache_clear()
+    (tmp_path / "edited.py").write_text("YES = True\n\n\ndef made(x):\n    return 2 if YES else x\n")
+    assert branches.chosen(made, scope) is made.__code__
+    branches.source.cache_clear()
+    (tmp_path / "edited.py").write_text("YES = True\n\n\ndef other(x):\n    return x\n")
+    assert branches.chosen(made, scope) is made.__code__
+    branches.source.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        score_blocks.columns_of_labels,
+        score_blocks.rows_of_labels,
+        elementwise.loop,
+        margins.one_label,
+        ctc.read,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_templates_are_read_in_part(function):
+    """Their source is found, and is theirs."""
+    flags = {n: False for n, value in function.__globals__.items() if type(value) is bool}
+    code = branches.chosen(function, flags)
+    assert len(code.co_code) < len(function.__code__.co_code)
 
 
 def test_conditions():
