@@ -261,11 +261,12 @@ def arguments_of(p: Linear) -> Arguments:
     return p.input, p.linear_weight, p.target, p.linear_bias, p.weight, p.weighting.sample_weight
 
 
-def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Arguments, dict], Any] | None:
+def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[..., Any] | None:
     """Return a function that computes problems like this one, of one chunk; None where it cannot be.
 
-    ``whole(arguments, outputs)`` writes the outputs and returns the value, or the terms; `MISSING` where
-    there are more chunks, rows that count nothing, or anything wrong: then nothing is written.
+    ``whole(arguments, outputs, new)`` writes the outputs, of which those named in `new` share no memory with
+    anything, and returns the value, or the terms; `MISSING` where there are more chunks, rows that count
+    nothing, or anything wrong: then nothing is written.
     """
     known = {"input", "linear_weight", "linear_bias"}
     if p.has_probabilities or p.weighting.upstream is not None or outputs.keys() - known:
@@ -289,7 +290,7 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
     # What is returned holds no array: see `launch.repeat`.
     ignored, chunking, to = p.ignore_index, p.chunking, p.dtype
 
-    def whole(arguments: Arguments, outputs: dict[str, np.ndarray]) -> Any:
+    def whole(arguments: Arguments, outputs: dict[str, np.ndarray], new: Container[str] = ()) -> Any:
         x, w, target, bias, weight, sample_weight = arguments
         if not x.ndim == w.ndim == 2 or x.shape[1] != w.shape[1] or target.shape != x.shape[:1]:
             return MISSING
@@ -298,7 +299,9 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
             return MISSING
         if bias is not None and bias.shape != (classes,):
             return MISSING
-        if (target == ignored).any() or any(a is not None and not np.all(a) for a in (weight, sample_weight)):
+        if np.count_nonzero(target == ignored):
+            return MISSING
+        if any(a is not None and np.count_nonzero(a) < a.size for a in (weight, sample_weight)):
             return MISSING
         x = x if x.dtype == dtype else x.astype(dtype)
         w = w if w.dtype == dtype and is_matrix(w) else np.ascontiguousarray(w, dtype)
@@ -313,11 +316,11 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[[Argumen
             made: list[tuple[np.ndarray, np.ndarray]] = []
             for n, out in outputs.items():
                 if n == "linear_bias":
-                    made.append((out, g.sum(axis=0)))
+                    made.append((out, np.add.reduce(g, axis=0)))
                     continue
                 pair = (g, w) if n == "input" else (g.T, x)
                 direct = out.dtype == dtype and out.flags.c_contiguous
-                if direct and not (np.may_share_memory(out, w) or np.may_share_memory(out, x)):
+                if direct and (n in new or not (np.may_share_memory(out, w) or np.may_share_memory(out, x))):
                     np.matmul(*pair, out=out)
                 else:
                     made.append((out, np.matmul(*pair)))
@@ -347,7 +350,7 @@ def repeat(
         found = pick((*values, None))
         arguments, own = found[:count], iter(found[count:])
         new = {n: np.empty_like(arguments[like[n]], dtypes[n], subok=False) for n in made}
-        result = whole(arguments, {n: new[n] if n in new else next(own) for n in names})
+        result = whole(arguments, {n: new[n] if n in new else next(own) for n in names}, made)
         return MISSING if result is MISSING else (result, tuple(new.values()))
 
     return again
