@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Container, Iterator
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -252,6 +253,8 @@ def _run(p: Linear, outputs: dict[str, np.ndarray]) -> Any:
 
 # ---- small problems -----------------------------------------------------------------------------------
 
+rows_of_chunk = lru_cache(1024)(chunk_rows)  # it takes as long as a small product
+
 # Of a problem, in the order that `in_one_chunk` takes them; then a launch's outputs.
 Arguments = tuple[Any, ...]
 
@@ -295,7 +298,7 @@ def in_one_chunk(p: Linear, outputs: dict[str, np.ndarray]) -> Callable[..., Any
         if not x.ndim == w.ndim == 2 or x.shape[1] != w.shape[1] or target.shape != x.shape[:1]:
             return MISSING
         rows, classes = len(x), len(w)
-        if chunk_rows(rows, classes * dtype.itemsize, *chunking)[0] < rows or not x.size or not classes:
+        if rows_of_chunk(rows, classes * dtype.itemsize, *chunking)[0] < rows or not x.size or not classes:
             return MISSING
         if bias is not None and bias.shape != (classes,):
             return MISSING
