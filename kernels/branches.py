@@ -32,7 +32,10 @@ class Chosen(ast.NodeTransformer):
             return self.known.get(test.id, test)
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             value = self.settle(test.operand)
-            return not value if isinstance(value, bool) else test
+            if isinstance(value, bool):
+                return not value
+            test.operand = value
+            return test
         if isinstance(test, ast.BoolOp):
             decides = isinstance(test.op, ast.Or)  # alone; the other value alone does not
             values = [self.settle(value) for value in test.values]
@@ -42,28 +45,22 @@ class Chosen(ast.NodeTransformer):
             return test if test.values[1:] else test.values[0] if test.values else not decides
         return test
 
-    def visit_If(self, node: ast.If) -> Any:
+    def visit_If(self, node: ast.If | ast.IfExp) -> Any:
         test = self.settle(node.test)
         if not isinstance(test, bool):
             node.test = test
             return self.generic_visit(node)
-        kept: list[ast.stmt] = []
-        for statement in node.body if test else node.orelse:
-            made = self.visit(statement)
-            kept += made if isinstance(made, list) else [made]
-        return kept
+        part = node.body if test else node.orelse
+        if isinstance(part, ast.expr):
+            return self.visit(part)
+        return self.generic_visit(ast.Module(part, [])).body
 
-    def visit_IfExp(self, node: ast.IfExp) -> Any:
-        test = self.settle(node.test)
-        if not isinstance(test, bool):
-            node.test = test
-            return self.generic_visit(node)
-        return self.visit(node.body if test else node.orelse)
+    visit_IfExp = visit_If
 
     def generic_visit(self, node: ast.AST) -> Any:
         super().generic_visit(node)
-        if isinstance(node, ast.stmt) and getattr(node, "body", None) == []:
-            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        if isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.FunctionDef) and not node.body:
+            node.body = [ast.Pass()]
         return node
 
 

@@ -19,7 +19,7 @@ from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.codegen import CodeLibrary, JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import PassManager, register_pass
-from numba.core.errors import (  # type: ignore[attr-defined]
+from numba.core.errors import (  # type: ignore[attr-defined]  # the last is not in Numba's own list
     ForceLiteralArg,
     LoweringError,
     TypingError,
@@ -114,9 +114,9 @@ class Variables(TypeVarMap):
 
 
 class Constraints(ConstraintNetwork):
-    """What a function says of its variables' types, looked at again where a type that it reads has changed.
+    """A function's statements about types, each looked at again where a type that it reads has changed.
 
-    Numba looks at all of it again until nothing changes: at the least twice.
+    Numba looks at all of them again until nothing changes: at the least twice.
     """
 
     def __init__(self) -> None:
@@ -284,12 +284,12 @@ class Typed(NopythonTypeInference):
     """Find the variables' types."""
 
     def run_pass(self, state):
-        function, names = state.func_ir, state.func_ir.arg_names
+        function, arguments = state.func_ir, state.func_ir.arg_names
         infer = TypeInferer(state.typingctx, function, None)
         infer.typevars, infer.constraints = Variables(state.typingctx), Constraints()
         calls = state.typingctx.callstack
         with calls.register(state.targetctx.target, infer, function.func_id, state.args):
-            for index, (name, kind) in enumerate(zip(names, state.args, strict=True)):
+            for index, (name, kind) in enumerate(zip(arguments, state.args, strict=True)):
                 infer.seed_argument(name, index, kind)
             if state.return_type is not None:
                 infer.seed_return(state.return_type)
@@ -343,7 +343,7 @@ class Uncounted(lowering.Lower):
             for inst in block.body:
                 self.loc = inst.loc
                 self.lower_inst(inst)
-        except Exception:
+        except Exception:  # said again, with the statement
             wrong = partial(LoweringError, loc=self.loc)
             with new_error_context('lowering "{inst}" at {loc}', inst=inst, loc=self.loc, errcls_=wrong):
                 raise
@@ -456,7 +456,7 @@ class Uncounted(lowering.Lower):
 
     def lower_inst(self, inst):
         if isinstance(inst, ir.Assign) and not self.flags.debuginfo and not self._loc_notify_registry:
-            # What Numba does, but for telling debuggers, and for putting the statement in words.
+            # As Numba does, but for telling debuggers, and for putting the statement in words.
             name = inst.target.name
             value = self.lower_assign(self.typeof(name), inst)
             if name in self._singly_assigned_vars or not self.uncounted:
@@ -661,7 +661,7 @@ class Linked(Part, Brief):
     """The same in fewer passes."""
 
 
-class Plain(Brief):
+class Rolled(Brief):
     """Compile a kernel whose loops gain nothing if several turns of one are done at once."""
 
     library = TurnByTurn

@@ -557,9 +557,8 @@ def install(target: Any, mixed: bool = False) -> Any:
     Parameters
     ----------
     target : object with ``types, TypingError, cgutils, intrinsic, models, register_model, lower_cast, jit``,
-        the parts of the target's Numba, its type classes and its extension decorators; ``teach(function,
-        known, prefer_literal)``, which lets Numba ask `known` for a function's types and code, as it asks an
-        intrinsic; and ``function(kind, name)``: see `straight.Code`.
+        the parts of the target's Numba, its type classes and its extension decorators; ``templates``, its
+        module of typing templates; and ``function(kind, name)``: see `straight.Code`.
     mixed : bool
         Whether Jets carry slopes by two variables and the mixed second derivative. The rules are the same:
         a slope is then a `Pair`.
@@ -572,6 +571,7 @@ def install(target: Any, mixed: bool = False) -> Any:
     definition's function for this target).
     """
     types, cgutils, intrinsic, jit = target.types, target.cgutils, target.intrinsic, target.jit
+    templates = target.templates
     Plain = types.Number | types.IntEnumMember  # the latter is an integer, but no number to Numba
 
     class DualType(types.Type):  # type: ignore[name-defined]
@@ -737,8 +737,12 @@ def install(target: Any, mixed: bool = False) -> Any:
 
     for spellings, count, rule in RULES:
         known = OF_NUMBERS[count](taught(rule, chooses=rule is _choose))
-        for function in spellings:
-            target.teach(function, known, prefer_literal=rule is _power)
+        for function in spellings:  # Numba asks `known`, as it asks an intrinsic
+            template = templates.make_intrinsic_template(
+                function, known, function.__name__, prefer_literal=rule is _power
+            )
+            templates.infer(template)
+            templates.infer_global(function, types.Function(template))
 
     # ---- what kernels call ------------------------------------------------------------------------
     def seed(arity, variable, absent=()):

@@ -74,7 +74,6 @@ class Number:
     """A float or a bool of code that is being generated; a literal has the type of the number beside it."""
 
     __slots__ = ("code", "kind", "value")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, code: Code, kind: Any, value: Any) -> None:
         self.code, self.kind, self.value = code, kind, value

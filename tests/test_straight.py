@@ -177,7 +177,8 @@ def test_conditions():
     for text, value in {
         "A": True, "not A": False, "A and B": False, "A or x": True, "B and x": False, "B or A": True,
         "B or x": "x", "A and x": "x", "A and x and y": "x and y", "x": "x", "not x": "not x",
-        "not (A and B)": True, "(A or x) and y": "y",
+        "not (A and B)": True, "(A or x) and y": "y", "not (A and x)": "not x",
+        "not (x or B or y)": "not (x or y)",
     }.items():  # fmt: skip
         made = chosen.settle(ast.parse(text, mode="eval").body)
         assert (made if isinstance(made, bool) else ast.unparse(made)) == value, text

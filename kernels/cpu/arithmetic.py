@@ -16,14 +16,13 @@ from ..counts import rows_of
 from ..layout import overlaps_itself
 from ..spec import BY_TERMS, BY_WEIGHTS, DOUBLE, Elements, Weighting, bad_index
 from . import memory
+from .lanes import summer
 from .native import at_address, compile_entry, data_of, held, rank_of, shape_of
-from .target import add_lanes, new_lanes, sum_of_lanes
 
-LANES = 16  # numbers that are added up side by side
-
-# Bound by `means_of`: a dtype's type, and its bytes.
+# Bound by `means_of`: a dtype's type and its bytes; the sum of numbers at an address.
 T: Any = np.float32
 ITEM: Any = 4
+sum_in_lanes: Any = None
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -131,28 +130,20 @@ def mean_of_rows(array: np.ndarray) -> np.ndarray:
 
 
 def fill_means(array, means):
-    """Store the means of the rows of an array in C order; they are added up in float64, in a fixed order."""
+    """Store the means of the rows of an array in C order."""
     rank, shape, rows = rank_of(array), at_address(shape_of(array), 0), 1
     for k in range(rank - 1):
         rows *= shape[k]
-    columns, at = shape[rank - 1], data_of(array)
-    whole = columns - columns % LANES
+    columns, into = shape[rank - 1], at_address(data_of(means), T(0))
     for i in range(rows):
-        lanes, x = new_lanes(LANES, 0.0), at_address(at, T(0))
-        for start in range(0, whole, LANES):
-            add_lanes(lanes, at_address(at + start * ITEM, T(0)), LANES)
-        total = sum_of_lanes(lanes, LANES)
-        for k in range(whole, columns):
-            total += x[k]
-        at_address(data_of(means), T(0))[i] = T(total / columns)
-        at += columns * ITEM
+        into[i] = T(sum_in_lanes(data_of(array) + i * columns * ITEM, columns) / columns)
     return 0
 
 
 @cache
 def means_of(dtype: np.dtype) -> Any:
     """Return `fill_means`, compiled for a dtype."""
-    scope = dict(T=dtype.type, ITEM=dtype.itemsize)
+    scope = dict(T=dtype.type, ITEM=dtype.itemsize, sum_in_lanes=summer(dtype))
     return compile_entry(fill_means, scope, "rows", dtype.name, types.int64(held, held))
 
 

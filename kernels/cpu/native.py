@@ -167,7 +167,7 @@ def larger(typingctx, a, b):
 
 
 @intrinsic
-def over(typingctx, a, b):
+def quotient(typingctx, a, b):
     """The whole part of a quotient of two integers; neither is negative, and the second is not 0.
 
     Numba's ``//`` is right for all, in fifty instructions.

@@ -30,11 +30,12 @@ from numba.extending import intrinsic
 
 from .. import math, powers
 from ..bind import bind
-from ..compiler import Brief, Plain
+from ..compiler import Brief, Rolled
 from ..freeze import fingerprint
 from ..lift import MIXED, NORM, OWN, is_linear, lift_score_curvature, lift_scores, moves
 from ..math import CPU, bits, multiply_add, select, unbits
 from ..spec import ScoreFunctions, ScoreRequest
+from .lanes import lanes_of, summer
 from .native import HELPER, LINKED, at_address, compile_function, smaller
 from .target import (
     WIDTH,
@@ -47,7 +48,6 @@ from .target import (
     prefer_widest_vectors,
     raise_lanes,
     store_lanes,
-    sum_of_lanes,
 )
 
 # Of a record. Addresses of the tile's part of each array, in the order of a call's arrays. Labels are int64,
@@ -89,6 +89,7 @@ NARROW: Any = 16
 exp: Any = None
 reference: Any = None
 plain: Any = None
+sum_in_lanes: Any = None
 log: Any = None
 log1p: Any = None
 tanh: Any = None
@@ -202,17 +203,6 @@ def curvature_of_column(i, g, h, slopes, factors, totals, own, hess_own, c):
     e = g[i]
     of_other = select(slopes[i] == T(0), T(0), factors[i] * e * (totals[i] - e))
     h[i] = select(own[i] == c, hess_own[i], of_other)
-
-
-def sum_in_lanes(at, count):
-    """Return the sum, in float64, of numbers at an address, in an order that no processor changes."""
-    lanes, numbers = new_lanes(NARROW, 0.0), at_address(at, T(0))
-    for start in range(0, count - NARROW + 1, NARROW):
-        add_lanes(lanes, at_address(at + start * ITEM, T(0)), NARROW)
-    total = sum_of_lanes(lanes, NARROW)
-    for i in range(count - count % NARROW, count):
-        total += numbers[i]
-    return total
 
 
 def sum_columns(at, step, classes, rows, sums):
@@ -1030,16 +1020,16 @@ def columns_of_probabilities(record):
 def row_scope(dtype: np.dtype) -> dict[str, Any]:
     """Return what is bound in all blocks of a dtype."""
     size, name = dtype.itemsize, dtype.name
-    scope = dict(T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=WIDTH // 4 // size)
+    scope = dict(
+        T=dtype.type, ITEM=size, WIDE=WIDTH // size, NARROW=lanes_of(dtype), sum_in_lanes=summer(dtype)
+    )
     compiled = njit(**LINKED)
     number = types.float32 if dtype == np.float32 else types.float64
     scope |= EXPONENTIAL[number]._asdict()
     of_columns = exponential_of_column, exponential_but_own, gradient_of_column, curvature_of_column
     for f in (exponential, *of_columns):
         scope[f.__name__] = bind(f, scope, name, name, njit(forceinline=True, **LINKED))
-    return scope | {
-        f.__name__: bind(f, scope, name, name, compiled) for f in (largest, sum_in_lanes, sum_columns)
-    }
+    return scope | {f.__name__: bind(f, scope, name, name, compiled) for f in (largest, sum_columns)}
 
 
 class Form(enum.Enum):
@@ -1103,6 +1093,6 @@ def bound_block(
 def compile_block(functions: ScoreFunctions, request: ScoreRequest, form: Form, dtype: np.dtype) -> int:
     """The address of one definition's block for one request, form and arithmetic dtype."""
     template, scope, identity = bound_block(functions, request, form, dtype)
-    # Loops over lanes are done at once by LLVM; in columns there are none.
-    way = Brief if form is Form.ROWS else Plain
-    return compile_function(template, scope, functions.name, identity, SIGNATURE, pipeline_class=way)
+    # Of rows, some loops are over lanes, which LLVM has to do all at once; of columns none is.
+    compiler = Brief if form is Form.ROWS else Rolled
+    return compile_function(template, scope, functions.name, identity, SIGNATURE, pipeline_class=compiler)

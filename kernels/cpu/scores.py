@@ -28,7 +28,7 @@ from numba import njit, types
 from numba.core.errors import NumbaError
 
 from ..bind import bind
-from ..compiler import Plain
+from ..compiler import Rolled
 from ..errors import at_users_line
 from ..freeze import fingerprint
 from ..layout import class_axis, class_rows
@@ -68,7 +68,7 @@ from .native import (
     flags_of,
     item,
     larger,
-    over,
+    quotient,
     rank_of,
     release,
     run_drive,
@@ -403,8 +403,8 @@ def worker_tiles(context, worker):
     classes, inner, height, pitch, size = c[CLASSES_], c[INNER], c[HEIGHT], c[PITCH_], r[ITEM]
     turned, in_columns, own = c[KIND] == TURNED, c[KIND] == IN_COLUMNS, r[OWN_CODE]
     brings = c[NEEDED] >> BRING & 1
-    tile_bytes = over(classes * larger(height, pitch) * size + 127, 64) * 64
-    line_bytes = over(larger(height, PAD) * size + 127, 64) * 64
+    tile_bytes = quotient(classes * larger(height, pitch) * size + 127, 64) * 64
+    line_bytes = quotient(larger(height, PAD) * size + 127, 64) * 64
     record, memory = stack(8 * 22), stack(8 * 15)
     a, straight, tile_at = at_address(record, 0), at_address(memory, 0), at_address(memory + 8 * 5, 0)
     there = at_address(memory + 8 * 10, 0)
@@ -430,7 +430,7 @@ def worker_tiles(context, worker):
         free += tile_bytes
     labels = free
     if c[LABELS] == 0:
-        free += over(line_bytes, size) * 8
+        free += quotient(line_bytes, size) * 8
     if worker < 0:
         c[SCRATCH_BYTES] = free + (3 + VECTORS) * line_bytes
         return 0
@@ -442,9 +442,9 @@ def worker_tiles(context, worker):
     a[IGNORE] = r[IGNORED]
     a[NUMBERS] = c[NUMBERS_]
     a[CLASS_WEIGHT] = c[CLASS_WEIGHTS]
-    for tile in range(over(worker * c[TILES], c[SHARES]), over((worker + 1) * c[TILES], c[SHARES])):
+    for tile in range(quotient(worker * c[TILES], c[SHARES]), quotient((worker + 1) * c[TILES], c[SHARES])):
         if in_columns:
-            n = over(tile, c[ACROSS])
+            n = quotient(tile, c[ACROSS])
             s = (tile - n * c[ACROSS]) * height
             rows = smaller(height, inner - s)
             start, first = n * classes * inner + s, n * inner + s
@@ -558,19 +558,19 @@ def drive(recipe, numbers, arrays, task, fork):
     across, tile_bytes = batch, TILE
     if in_columns:
         across, tile_bytes = inner, WIDE_TILE
-    height = larger(1, smaller(over(over(tile_bytes, size), larger(classes, 1)), across))
+    height = larger(1, smaller(quotient(quotient(tile_bytes, size), larger(classes, 1)), across))
     if rows * classes >= PARALLEL_FROM:
-        tiles = over(over(across + height - 1, height) + EVEN - 1, EVEN) * EVEN
-        height = over(across + tiles - 1, tiles)
+        tiles = quotient(quotient(across + height - 1, height) + EVEN - 1, EVEN) * EVEN
+        height = quotient(across + tiles - 1, tiles)
     kind, block, pitch, needs = IN_ROWS, ROW_BLOCK, 1, 0
     if in_columns | (classes <= SHORT):
-        height = larger(NARROW, over(height + 15, 16) * 16)
-        kind, block, pitch = IN_COLUMNS, COLUMN_BLOCK, (over(height, 16) | 1) * 16
+        height = larger(NARROW, quotient(height + 15, 16) * 16)
+        kind, block, pitch = IN_COLUMNS, COLUMN_BLOCK, (quotient(height, 16) | 1) * 16
         if classes <= FEW:
             block = FEW_BLOCK
         if not in_columns:
             kind, needs = TURNED, TURN_BIT
-    across = over(across + height - 1, height)
+    across = quotient(across + height - 1, height)
     tiles = across
     if in_columns:
         tiles = batch * across
@@ -607,7 +607,7 @@ def drive(recipe, numbers, arrays, task, fork):
         c[SUMS] = allocate(8 * tiles + 64 + c[SHARES] * c[SCRATCH_BYTES])
         status = select(c[SUMS] != 0, OK, NO_MEMORY)
     if status == OK:
-        c[SCRATCH_AT] = over(c[SUMS] + 8 * tiles, 64) * 64
+        c[SCRATCH_AT] = quotient(c[SUMS] + 8 * tiles, 64) * 64
         if c[SHARES] > 1:
             run_fork(fork, (task, context, c[SHARES]))
         else:
@@ -623,13 +623,13 @@ def drive(recipe, numbers, arrays, task, fork):
 @cache
 def entry() -> Any:
     """Return `drive`, compiled."""
-    return compile_entry(drive, {}, "scores", "scores", ENTRY, pipeline_class=Plain)
+    return compile_entry(drive, {}, "scores", "scores", ENTRY, pipeline_class=Rolled)
 
 
 @cache
 def task_address() -> int:
     """Return the address of `worker_tiles`."""
-    return compile_function(worker_tiles, {}, "scores", "scores", TASK, pipeline_class=Plain)
+    return compile_function(worker_tiles, {}, "scores", "scores", TASK, pipeline_class=Rolled)
 
 
 # ---- a call ------------------------------------------------------------------------------------------------

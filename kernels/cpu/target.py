@@ -11,7 +11,7 @@ from numba.core import cgutils, config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.errors import TypingError
 from numba.core.imputils import lower_cast
-from numba.core.typing.templates import infer, infer_global, make_intrinsic_template
+from numba.core.typing import templates
 from numba.extending import intrinsic, models, register_model
 
 from .. import jets, math
@@ -226,13 +226,6 @@ def max_of_lanes(typingctx, lanes, count):
     return lanes.dtype(lanes, count), _fold(_larger)
 
 
-def teach(function: Any, known: Any, prefer_literal: bool) -> None:
-    """Let Numba ask `known` for a function's types and code, as it asks an intrinsic."""
-    template = make_intrinsic_template(function, known, function.__name__, prefer_literal=prefer_literal)
-    infer(template)
-    infer_global(function, types.Function(template))
-
-
 @cache
 def derivatives(mixed: bool = False) -> Any:
     """The jets, installed for the CPU when first asked for; those of mixed second derivatives are others."""
@@ -245,7 +238,7 @@ def derivatives(mixed: bool = False) -> Any:
             models=models,
             register_model=register_model,
             lower_cast=lower_cast,
-            teach=teach,
+            templates=templates,
             function=lambda kind, name: math.CPU[kind].get(name),
             jit=njit(**SCALAR | {"pipeline_class": Part}),
         ),

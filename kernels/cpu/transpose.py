@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..compiler import Plain
+from ..compiler import Rolled
 from .native import at_address, compile_function, smaller
 
 # ``transpose(source, source_step, into, into_step, rows, columns)``: addresses, and bytes from a row of the
@@ -88,20 +88,18 @@ def transpose_squares_at(typingctx, source, source_step, into, into_step, tall, 
 
 def transpose(source, source_step, into, into_step, rows, columns):
     """Copy rows to columns."""
-    if rows >= TWO and columns >= LANES:
-        for start in range(0, rows, TWO):
-            i = smaller(start, rows - TWO)
-            for c in range(0, columns, LANES):
-                k = smaller(c, columns - LANES)
+    is_tall = rows >= TWO and columns >= LANES
+    if is_tall or (rows >= LANES and columns >= TWO):
+        high, wide = (TWO, LANES) if is_tall else (LANES, TWO)
+        for start in range(0, rows, high):
+            i = smaller(start, rows - high)
+            for c in range(0, columns, wide):
+                k = smaller(c, columns - wide)
                 a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-                transpose_squares_at(a, source_step, b, into_step, 1, T(0))
-    elif rows >= LANES and columns >= TWO:
-        for start in range(0, rows, LANES):
-            i = smaller(start, rows - LANES)
-            for c in range(0, columns, TWO):
-                k = smaller(c, columns - TWO)
-                a, b = source + i * source_step + k * ITEM, into + k * into_step + i * ITEM
-                transpose_squares_at(a, source_step, b, into_step, 0, T(0))
+                if is_tall:
+                    transpose_squares_at(a, source_step, b, into_step, 1, T(0))
+                else:
+                    transpose_squares_at(a, source_step, b, into_step, 0, T(0))
     else:
         for c in range(columns):
             column = at_address(into + c * into_step, T(0))
@@ -115,4 +113,4 @@ def transposer(dtype: np.dtype) -> int:
     """Return the address of `transpose` for a dtype."""
     lane = LANE // dtype.itemsize
     scope = dict(T=dtype.type, ITEM=dtype.itemsize, LANES=lane, TWO=2 * lane)
-    return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE, pipeline_class=Plain)
+    return compile_function(transpose, scope, dtype.name, dtype.name, TRANSPOSE, pipeline_class=Rolled)

@@ -43,7 +43,7 @@ from numba.cuda import libdevice as libdevice  # for `math`
 from numba.cuda.core.errors import RequireLiteralValue, TypingError
 from numba.cuda.extending import intrinsic, lower_cast, register_model
 from numba.cuda.extending import overload as _overload
-from numba.cuda.typing.templates import infer, infer_global, make_intrinsic_template
+from numba.cuda.typing import templates
 
 from .. import jets, math
 from ..bind import Helpers, bind, undisturbed
@@ -183,13 +183,6 @@ def also_for_cuda(dispatcher: Any, function: Any) -> Any:
 overload = partial(_overload, jit_options={"forceinline": True})
 
 
-def teach(function: Any, known: Any, prefer_literal: bool) -> None:
-    """Let numba-cuda ask `known` for a function's types and code, as it asks an intrinsic."""
-    template = make_intrinsic_template(function, known, function.__name__, prefer_literal=prefer_literal)
-    infer(template)
-    infer_global(function, types.Function(template))
-
-
 @cache
 def derivatives(mixed: bool = False) -> Any:
     """The jets, installed for CUDA when first asked for; those of mixed second derivatives are others."""
@@ -202,7 +195,7 @@ def derivatives(mixed: bool = False) -> Any:
             models=models,
             register_model=register_model,
             lower_cast=lower_cast,
-            teach=teach,
+            templates=templates,
             function=lambda kind, name: vars(math).get(name) if name != "powers" else None,
             jit=device,
         ),
