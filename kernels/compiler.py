@@ -408,7 +408,7 @@ class Uncounted(lowering.Lower):
         return self.together(resty, given if given[2:] else [*given, whole(1)])
 
     def count_up(self, resty, variable, step):
-        """Generate a range's iterator; Numba's code for any step is a hundred instructions."""
+        """Generate a range's iterator; Numba's code, for any step, is four times as long."""
         builder, state = self.builder, self.loadvar(variable.name)
         start, stop = (builder.extract_value(state, k) for k in range(2))
         whole = start.type
